@@ -1,0 +1,142 @@
+"""What a step costs: ResNet-50's 161 tensors (25.6 M float32), against the floor and against all-reduce.
+
+    pushsum run -np 4 examples/benchmarks/step.py
+    pushsum run -np 1 examples/benchmarks/step.py
+    pushsum run -np 4 examples/benchmarks/step.py --json step.json --repeat 31
+
+In one run, interleaved, so that a busy machine disturbs all alike:
+
+    bare      the plain SGD step
+    wrapped   the step of PushSumOptimizer around the same SGD: bare + exchange and merge
+    gossip    the exchange and merge alone (one synchronous round, the check for non-finite values included)
+    floor     one flat buffer of the same bytes by Sendrecv, then one in-place lerp_: nothing that mixes moves less
+    gloo      torch's all-reduce of one flat buffer, over gloo
+
+The figures are medians of the slowest rank, in milliseconds; quote the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from mpi4py import MPI
+
+import pushsum_opt as ps
+
+
+def resnet50_shapes() -> list[tuple[int, ...]]:
+    """The shapes of ResNet-50's 161 parameters (He et al. 2016), computed from its plan."""
+    shapes: list[tuple[int, ...]] = [(64, 3, 7, 7), (64,), (64,)]
+    inputs = 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            for shape in ((width, inputs, 1, 1), (width, width, 3, 3), (4 * width, width, 1, 1)):
+                shapes += [shape, shape[:1], shape[:1]]
+            if block == 0:
+                shapes += [(4 * width, inputs, 1, 1), (4 * width,), (4 * width,)]
+            inputs = 4 * width
+    return [*shapes, (1000, 2048), (1000,)]
+
+
+def timed(comm: MPI.Comm, action: Callable[[], object]) -> float:
+    """Return the milliseconds that the slowest rank takes."""
+    comm.Barrier()
+    begin = time.perf_counter()
+    action()
+    mine = time.perf_counter() - begin
+    return 1e3 * float(comm.allreduce(mine, MPI.MAX))
+
+
+def peak_bytes() -> int:
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def gloo_all_reduce(comm: MPI.Comm, flat: torch.Tensor) -> Callable[[], object]:
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ["MASTER_PORT"] = str(comm.bcast(29500 + os.getpid() % 1000))
+    torch.distributed.init_process_group("gloo", rank=comm.rank, world_size=comm.size)
+    return lambda: torch.distributed.all_reduce(flat)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=21, help="timed runs of each (default 21)")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    comm = MPI.COMM_WORLD
+    right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+
+    parameters = [torch.nn.Parameter(torch.randn(shape) * 1e-2) for shape in resnet50_shapes()]
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 1e-6)
+    bare = torch.optim.SGD([p.detach().clone().requires_grad_() for p in parameters], lr=0.1, momentum=0.9)
+    for group in bare.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.full_like(parameter, 1e-6)
+    inner = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+    bare.step()
+    inner.step()
+    nbytes = sum(p.numel() * 4 for p in parameters)
+    before = peak_bytes()
+    # The ring sends what the floor sends: one message to one peer.
+    optimizer = ps.PushSumOptimizer(inner, graph=ps.graphs.Ring())
+    optimizer.gossip()
+    held = int(optimizer.stats()["extra_bytes"])
+    grown = peak_bytes() - before
+
+    flat = torch.ones(nbytes // 4)
+    other = torch.empty_like(flat)
+    sent, received = flat.numpy(), other.numpy()
+
+    def floor() -> None:
+        comm.Sendrecv(sent, right, 0, received, left, 0)
+        flat.lerp_(other, 0.5)
+
+    actions: dict[str, Callable[[], object]] = {"bare": bare.step, "wrapped": optimizer.step}
+    if comm.size > 1:
+        reduced = torch.ones(nbytes // 4)
+        actions |= {"gossip": optimizer.gossip, "floor": floor, "gloo": gloo_all_reduce(comm, reduced)}
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    for turn in range(arguments.repeat + 2):
+        for name, action in actions.items():
+            milliseconds = timed(comm, action)
+            if turn >= 2:
+                times[name].append(milliseconds)
+    optimizer.close()
+
+    median = {name: statistics.median(values) for name, values in times.items()}
+    ratios = {"wrapped / bare": median["wrapped"] / median["bare"]}
+    if comm.size > 1:
+        ratios = {
+            "gossip / floor": median["gossip"] / median["floor"],
+            "(wrapped - bare) / floor": (median["wrapped"] - median["bare"]) / median["floor"],
+            "gloo / gossip": median["gloo"] / median["gossip"],
+        }
+    memory = {"held / parameters": held / nbytes, "peak growth / parameters": grown / nbytes}
+    if comm.rank == 0:
+        library = MPI.Get_library_version().split(",")[0].splitlines()[0].strip("\0 ")
+        print(f"{comm.size} ranks, {library}, {nbytes / 1e6:.0f} MB of parameters, {arguments.repeat} runs")
+        for name, values in times.items():
+            quartiles = np.percentile(values, [25, 75])
+            print(f"  {name:8} {median[name]:8.2f} ms   (quartiles {quartiles[0]:.2f} to {quartiles[1]:.2f})")
+        for name, ratio in {**ratios, **memory}.items():
+            print(f"  {name:26} {ratio:6.3f}")
+        if arguments.json:
+            figures = {"ranks": comm.size, "mpi": library, "times_ms": times, "median_ms": median, **ratios, **memory}
+            arguments.json.write_text(json.dumps(figures, indent=1))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

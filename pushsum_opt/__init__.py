@@ -1,0 +1,74 @@
+"""Stochastic Gradient Push for PyTorch: one line wraps an optimizer, and training stops waiting for all-reduce.
+
+::
+
+    import pushsum_opt as ps
+    optimizer = ps.PushSumOptimizer(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), model)
+
+Names are loaded when they are first used: importing this package starts neither MPI nor CUDA and needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import errors, graphs, mixing, testing
+    from .collectives import average, broadcast_object, broadcast_parameters, consensus_distance
+    from .errors import PushSumError
+    from .graphs import Graph
+    from .optimizer import PushSumOptimizer
+    from .push_sum import PushSum
+    from .world import local_rank, local_size, rank, size
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Graph": "graphs",
+    "PushSum": "push_sum",
+    "PushSumError": "errors",
+    "PushSumOptimizer": "optimizer",
+    "average": "collectives",
+    "broadcast_object": "collectives",
+    "broadcast_parameters": "collectives",
+    "consensus_distance": "collectives",
+    "local_rank": "world",
+    "local_size": "world",
+    "rank": "world",
+    "size": "world",
+}
+_MODULES = ("errors", "graphs", "mixing", "testing")
+
+__all__ = [
+    "Graph",
+    "PushSum",
+    "PushSumError",
+    "PushSumOptimizer",
+    "average",
+    "broadcast_object",
+    "broadcast_parameters",
+    "consensus_distance",
+    "errors",
+    "graphs",
+    "local_rank",
+    "local_size",
+    "mixing",
+    "rank",
+    "size",
+    "testing",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
+    if name in _HOMES:
+        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,71 @@
+"""Every private name of torch that the library leans on, in one place. ``tests/test_torch_compat.py`` pins each.
+
+Contracts:
+    * ``Optimizer.__setstate__({})`` makes the hook tables and leaves everything else alone;
+    * the hook tables are dicts of callables under the names below;
+    * a GradScaler always calls ``step()`` of an optimizer with ``_step_supports_amp_scaling``, with ``grad_scale``
+      (None once unscaled) and ``found_inf`` (which may be the int 0) set on it as attributes;
+    * ``Module._parameters`` maps names to the parameters that the module itself holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = [
+    "make_hook_tables",
+    "own_parameter",
+    "run_load_state_dict_post_hooks",
+    "run_load_state_dict_pre_hooks",
+    "run_state_dict_post_hooks",
+    "run_state_dict_pre_hooks",
+    "supports_amp_scaling",
+]
+
+Optimizer = torch.optim.Optimizer
+
+
+def make_hook_tables(optimizer: Optimizer) -> None:
+    """Give an optimizer whose ``__init__`` did not run its hook tables, and its class the hooked ``step``."""
+    Optimizer.__setstate__(optimizer, {})
+
+
+def supports_amp_scaling(optimizer: Optimizer) -> bool:
+    """Tell whether an optimizer takes ``grad_scale`` and ``found_inf`` by itself, as torch's fused ones do."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def run_state_dict_pre_hooks(optimizer: Optimizer) -> None:
+    for hook in optimizer._optimizer_state_dict_pre_hooks.values():
+        hook(optimizer)
+
+
+def run_state_dict_post_hooks(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    return _run(optimizer._optimizer_state_dict_post_hooks, optimizer, state)
+
+
+def run_load_state_dict_pre_hooks(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    return _run(optimizer._optimizer_load_state_dict_pre_hooks, optimizer, state)
+
+
+def run_load_state_dict_post_hooks(optimizer: Optimizer) -> None:
+    for hook in optimizer._optimizer_load_state_dict_post_hooks.values():
+        hook(optimizer)
+
+
+def _run(
+    hooks: dict[int, Callable[..., dict[str, Any] | None]], optimizer: Optimizer, state: dict[str, Any]
+) -> dict[str, Any]:
+    for hook in hooks.values():
+        replaced = hook(optimizer, state)
+        state = state if replaced is None else replaced
+    return state
+
+
+def own_parameter(module: nn.Module, name: str) -> nn.Parameter | None:
+    """Return the parameter that a module itself holds under a name, without the cost of attribute look-up."""
+    return module._parameters.get(name)

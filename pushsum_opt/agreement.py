@@ -1,0 +1,102 @@
+"""What all ranks settle before the first round: that they will exchange the same things, and their data weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+
+import numpy as np
+
+from .errors import ConfigurationError, MismatchError
+from .observe.log import log
+from .transport import Transport
+from .transport.waiting import Waiter
+
+__all__ = ["agree", "gather_objects", "normalised_data_weight", "shared_run"]
+
+def agree(transport: Transport, waiter: Waiter, required: Mapping[str, str], versions: Mapping[str, str]) -> None:
+    """Compare a description of this rank with everyone's. Collective.
+
+    Args:
+        required: what must be equal on all ranks, by a name that a user understands.
+        versions: what had better be equal: a difference is only logged, on rank 0.
+
+    Raises:
+        MismatchError: the same on every rank, naming each item that differs and who holds what.
+    """
+    mine = json.dumps([dict(required), dict(versions)]).encode()
+    ticket, digests = transport.gather(hashlib.blake2b(mine, digest_size=16).digest(), "comparing the set-up")
+    waiter.wait((ticket,), 0)
+    if (digests == digests[0]).all():
+        return
+    everyone = [json.loads(text) for text in gather_objects(transport, waiter, mine, "comparing the set-up")]
+    differences = _differences([rank[0] for rank in everyone])
+    if differences:
+        raise MismatchError(
+            f"rank {transport.rank}: the ranks disagree about what they exchange: "
+            + "; ".join(differences)
+            + ". Build the same model, optimizer and graph on every rank (same code, same arguments)"
+        )
+    if transport.rank == 0:
+        for line in _differences([rank[1] for rank in everyone]):
+            log.warning("the ranks run different versions: %s", line)
+
+
+def _differences(everyone: list[dict[str, str]], most: int = 5) -> list[str]:
+    names = list(dict.fromkeys(name for items in everyone for name in items))
+    lines = []
+    for name in names:
+        holders: dict[str, list[int]] = {}
+        for rank, items in enumerate(everyone):
+            holders.setdefault(items.get(name, "missing"), []).append(rank)
+        if len(holders) > 1:
+            parts = [f"{value} on {_ranks(ranks)}" for value, ranks in holders.items()]
+            lines.append(f"{name} is " + ", ".join(parts[:4]))
+    hidden = len(lines) - most
+    return [*lines[:most], f"and {hidden} more"] if hidden > 0 else lines
+
+
+def _ranks(ranks: list[int]) -> str:
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    shown = ", ".join(map(str, ranks[:6]))
+    return f"ranks {shown}" + (f", ... ({len(ranks)} in all)" if len(ranks) > 6 else "")
+
+
+def gather_objects(transport: Transport, waiter: Waiter, mine: bytes, what: str) -> list[bytes]:
+    """Collect byte strings of different lengths from all ranks, in rank order. Collective."""
+    ticket, lengths = transport.gather(struct.pack("<q", len(mine)), what)
+    waiter.wait((ticket,), 0)
+    counts = [struct.unpack("<q", row.tobytes())[0] for row in lengths]
+    ticket, padded = transport.gather(mine.ljust(max(1, *counts), b"\0"), what)
+    waiter.wait((ticket,), 0)
+    return [row.tobytes()[:count] for row, count in zip(padded, counts, strict=True)]
+
+
+def normalised_data_weight(transport: Transport, waiter: Waiter, data_weight: float) -> float:
+    """Return a_i = n v_i / sum v for this rank's v_i. Collective.
+
+    Raises:
+        ConfigurationError: some rank's data weight is not a finite number above 0; the same on every rank.
+    """
+    ticket, rows = transport.gather(struct.pack("<d", data_weight), "comparing data weights")
+    waiter.wait((ticket,), 0)
+    weights = np.frombuffer(rows.tobytes(), np.float64)
+    bad = [rank for rank, weight in enumerate(weights) if not 0 < weight < float("inf")]
+    if bad:
+        raise ConfigurationError(
+            f"rank {transport.rank}: data_weight={weights[bad[0]]} on {_ranks(bad)}: expected a finite number above 0, "
+            "such as the number of samples of that rank"
+        )
+    if (weights == weights[0]).all():
+        return 1.0
+    return float(transport.size * (data_weight / weights.sum()))
+
+
+def shared_run(transport: Transport, waiter: Waiter, mine: bytes) -> str:
+    """Return rank 0's random bytes in hexadecimal: they name this run. Collective."""
+    buffer = np.frombuffer(bytearray(mine), np.uint8)
+    waiter.wait((transport.broadcast(buffer, 0, "naming the run"),), 0)
+    return buffer.tobytes().hex()

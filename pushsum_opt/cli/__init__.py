@@ -1,0 +1,66 @@
+"""The command ``pushsum``: each subcommand is one module here, and only the one that is called is imported.
+
+A subcommand's module has ``NAME``, ``HELP`` (one line), ``main(args) -> int`` and one of ``add_arguments(parser)`` or,
+where the words on the command line are not all its own to read, ``parse_arguments(argv)``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module, metadata
+from types import ModuleType
+
+from ..errors import PushSumError
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = ("run", "doctor", "graphs")
+"""The subcommands, in the order in which the help lists them; each is the name of a module beside this file."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit code: 0, 1 for an error that was printed, 2 for a call not understood."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not words or words[0] in ("-h", "--help"):
+            print(_help())
+            return 0 if words else 2
+        if words[0] == "--version":
+            print(f"pushsum-opt {metadata.version('pushsum-opt')}")
+            return 0
+        if words[0] not in COMMANDS:
+            print(f"pushsum: no command {words[0]!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+            return 2
+        code = _call(_module(words[0]), words[1:])
+        sys.stdout.flush()
+        return code
+    except PushSumError as error:
+        print(f"pushsum {words[0]}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of `pushsum ... | head` has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _call(module: ModuleType, words: list[str]) -> int:
+    if hasattr(module, "parse_arguments"):
+        arguments = module.parse_arguments(words)
+    else:
+        parser = argparse.ArgumentParser(prog=f"pushsum {module.NAME}", description=module.HELP)
+        module.add_arguments(parser)
+        arguments = parser.parse_args(words)
+    code: int = module.main(arguments)
+    return code
+
+
+def _help() -> str:
+    lines = ["usage: pushsum COMMAND [arguments]", "", "Gossip training with PyTorch over MPI.", ""]
+    lines += [f"  {module.NAME:<10}{module.HELP}" for module in map(_module, COMMANDS)]
+    return "\n".join([*lines, "", "pushsum COMMAND --help says more; pushsum --version"])
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(f"{__name__}.{name}")

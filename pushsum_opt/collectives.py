@@ -1,0 +1,236 @@
+"""What all ranks call together: broadcast, average, consensus distance.
+
+Every function here is collective: all ranks call it, in the same order.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import settings, transport, world
+from .agreement import gather_objects
+from .errors import ConfigurationError
+from .events import Events
+from .observe.stall import StallInspector
+from .push_sum import PushSum
+from .transport import Transport
+from .transport.waiting import Waiter
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["average", "averaged", "broadcast_object", "broadcast_parameters", "broadcast_tensors", "consensus_distance"]
+
+SPAN = 1 << 22  # elements that are summed in float64 at a time: 32 MiB
+
+
+# ---------------------------------------------------------------------- over a communicator
+
+
+def broadcast_parameters(module: nn.Module | Mapping[str, Tensor], *, root: int = 0, comm: Any = None) -> None:
+    """Collective. Copy rank ``root``'s parameters and buffers to every rank, bit for bit, in place.
+
+    Args:
+        module: a torch module, or a mapping from names to tensors such as ``module.state_dict()``.
+        root: the rank whose values win.
+        comm: None for all ranks of the job.
+    """
+    tensors = module.values() if isinstance(module, Mapping) else [*module.parameters(), *module.buffers()]
+    broadcast_tensors(*_channel(comm), tensors, root)
+
+
+def broadcast_object(value: Any, *, root: int = 0, comm: Any = None) -> Any:
+    """Collective. Return rank ``root``'s ``value`` on every rank; anything that pickles.
+
+    >>> from pushsum_opt import testing
+    >>> testing.run(2, lambda comm: broadcast_object({"seed": comm.rank + 7}, comm=comm))
+    [{'seed': 7}, {'seed': 7}]
+    """
+    channel, waiter = _channel(comm)
+    data = broadcast_bytes(channel, waiter, pickle.dumps(value) if channel.rank == root else b"", root)
+    return value if channel.rank == root else pickle.loads(data)
+
+
+def average(value: Any, *, data_weight: float | None = None, comm: Any = None) -> Any:
+    """Collective. Return sum_i v_i x_i / sum_i v_i over ranks, the same on every rank, summed in float64.
+
+    Args:
+        value: x_i: a number (a float comes back), a torch tensor or a numpy array (a new one of its shape and dtype).
+        data_weight: v_i; None: that of the newest wrapped optimizer on this communicator, or 1 if there is none.
+
+    >>> from pushsum_opt import testing
+    >>> testing.run(2, lambda comm: average(float(comm.rank), data_weight=1.0 + 2.0 * comm.rank, comm=comm))
+    [0.75, 0.75]
+    """
+    channel, waiter = _channel(comm)
+    weight = _newest_data_weight(comm) if data_weight is None else float(data_weight)
+    is_tensor = hasattr(value, "detach")
+    array = value.detach().cpu().double().numpy() if is_tensor else np.asarray(value, np.float64)
+    total = np.append(array.reshape(-1) * weight, weight)
+    for start in range(0, total.size, SPAN):
+        waiter.wait((channel.sum(total[start : start + SPAN], "average"),), 0)
+    mean = (total[:-1] / total[-1]).reshape(array.shape)
+    if is_tensor:
+        import torch
+
+        return torch.from_numpy(mean).to(value)
+    return mean.astype(value.dtype) if isinstance(value, np.ndarray) else float(mean)
+
+
+# ---------------------------------------------------------------------- over the ranks of a PushSum
+
+
+def consensus_distance(optimizer: Any) -> float:
+    """Collective. Return the root mean square over ranks of the norm of z_i - mean z.
+
+    Args:
+        optimizer: a :class:`~pushsum_opt.PushSumOptimizer` or a :class:`~pushsum_opt.PushSum`.
+
+    0 when all ranks hold the same parameters.
+    """
+    push_sum = _push_sum_of(optimizer)
+    push_sum.refuse_if_closed()
+    squares = 0.0
+    with push_sum.failing_together():
+        for chunk in push_sum.memory.chunks:
+            own = push_sum.memory.values(chunk)
+            mean = own.copy()
+            push_sum.waiter.wait((push_sum.transport.sum(mean, "consensus_distance"),), push_sum.round)
+            own -= mean / push_sum.size
+            squares += float(own @ own)
+        total = np.array([squares])
+        push_sum.waiter.wait((push_sum.transport.sum(total, "consensus_distance"),), push_sum.round)
+    return float(np.sqrt(total[0] / push_sum.size))
+
+
+@contextmanager
+def averaged(push_sum: PushSum, buffers: Iterable[Tensor] = ()) -> Iterator[None]:
+    """Collective. Inside, tensors and buffers hold the exact weighted average over ranks; afterwards, what they held.
+
+    The average is sum_i x_i / sum_i w_i, mass in flight included, and nothing in flight is merged: the trajectory is
+    the same with and without. Floating buffers are averaged with the data weights.
+    """
+    push_sum.refuse_if_closed()
+    memory = push_sum.memory
+    memory.refresh()
+    kept = [memory.raw(chunk) for chunk in memory.chunks]
+    floating = [buffer for buffer in buffers if buffer.is_floating_point() or buffer.is_complex()]
+    kept_buffers = [buffer.detach().clone() for buffer in floating]
+    push_sum.on_loan = "averaged()"
+    try:
+        with push_sum.failing_together():
+            _assign_average(push_sum)
+            for buffer in floating:
+                _average_buffer(push_sum, buffer)
+        yield
+    finally:
+        push_sum.on_loan = None
+        for chunk, flat in zip(memory.chunks, kept, strict=True):
+            memory.put_raw(chunk, flat)
+        for buffer, old in zip(floating, kept_buffers, strict=True):
+            buffer.detach().copy_(old)
+
+
+def _assign_average(push_sum: PushSum) -> None:
+    weight = np.array([push_sum.push_weight])
+    push_sum.waiter.wait((push_sum.transport.sum(weight, "averaged"),), push_sum.round)
+    for chunk in push_sum.memory.chunks:
+        total = push_sum.memory.numerator(chunk, push_sum.push_weight)
+        push_sum.waiter.wait((push_sum.transport.sum(total, "averaged"),), push_sum.round)
+        push_sum.memory.assign(chunk, total / weight[0])
+
+
+def _average_buffer(push_sum: PushSum, buffer: Tensor) -> None:
+    import torch
+
+    flat = torch.view_as_real(buffer.detach()) if buffer.is_complex() else buffer.detach()
+    total = flat.double().cpu().contiguous().numpy().reshape(-1) * push_sum.data_weight
+    if total.size:
+        push_sum.waiter.wait((push_sum.transport.sum(total, "averaged"),), push_sum.round)
+        flat.copy_(torch.from_numpy(total / push_sum.size).reshape(flat.shape))
+
+
+def _push_sum_of(optimizer: Any) -> PushSum:
+    push_sum = getattr(optimizer, "push_sum", optimizer)
+    if not isinstance(push_sum, PushSum):
+        raise ConfigurationError(f"expected a PushSumOptimizer or a PushSum, got {type(optimizer).__name__}")
+    return push_sum
+
+
+# ---------------------------------------------------------------------- bytes of tensors
+
+
+def broadcast_tensors(channel: Transport, waiter: Waiter, tensors: Iterable[Tensor], root: int) -> None:
+    """Collective. Copy rank ``root``'s tensors, of any dtype, to every rank, in place."""
+    import torch
+
+    with torch.no_grad():
+        staged = []
+        for tensor in tensors:
+            local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+            if local.numel():
+                flat = local.detach().cpu().contiguous()
+                staged.append((local, flat, flat.reshape(-1).view(torch.uint8).numpy()))
+        _broadcast_spans(channel, waiter, [data for _, _, data in staged], root, "broadcast_parameters")
+        for local, flat, _ in staged:
+            if channel.rank != root and flat.data_ptr() != local.data_ptr():
+                local.copy_(flat)
+
+
+def broadcast_bytes(channel: Transport, waiter: Waiter, data: bytes, root: int) -> bytes:
+    """Collective. Return rank ``root``'s bytes on every rank."""
+    length = np.frombuffer(bytearray(struct.pack("<q", len(data))), np.uint8)
+    waiter.wait((channel.broadcast(length, root, "broadcast_object"),), 0)
+    count = struct.unpack("<q", length.tobytes())[0]
+    buffer = np.frombuffer(bytearray(data[:count].ljust(count, b"\0")), np.uint8)
+    _broadcast_spans(channel, waiter, [buffer], root, "broadcast_object")
+    return buffer.tobytes()
+
+
+def _broadcast_spans(channel: Transport, waiter: Waiter, buffers: Iterable[Any], root: int, what: str) -> None:
+    for buffer in buffers:
+        for start in range(0, buffer.size, 8 * SPAN):  # a count on the wire never passes 2^31
+            waiter.wait((channel.broadcast(buffer[start : start + 8 * SPAN], root, what),), 0)
+
+
+def equal_everywhere(channel: Transport, waiter: Waiter, digest: bytes) -> bool:
+    """Collective. Tell whether all ranks passed the same bytes."""
+    return len(set(gather_objects(channel, waiter, digest, "comparing states"))) == 1
+
+
+# ---------------------------------------------------------------------- one private channel per communicator
+
+_mpi_channels: dict[int, tuple[Transport, Waiter]] = {}
+_loopback_channels: weakref.WeakKeyDictionary[Any, tuple[Transport, Waiter]] = weakref.WeakKeyDictionary()
+TIMEOUT = 1800.0
+
+
+def _channel(comm: Any) -> tuple[Transport, Waiter]:
+    """Return the transport that the functions of this module use on a communicator; made at the first call."""
+    if comm is None:
+        comm = world.communicator()
+        world.stop_all_on_error()
+    transport.check(comm)
+    channels: Any = _loopback_channels
+    key = comm
+    if not isinstance(comm, transport.LoopbackComm):
+        channels, key = _mpi_channels, comm.handle
+    if key not in channels:
+        opened = transport.connect(comm)
+        events = Events()
+        events.subscribe(StallInspector(opened.rank))
+        channels[key] = opened, Waiter(opened, events, TIMEOUT, settings.read().stall_seconds)
+    pair: tuple[Transport, Waiter] = channels[key]
+    return pair
+
+
+def _newest_data_weight(comm: Any) -> float:
+    push_sum = PushSum.newest(world.communicator() if comm is None else comm)
+    return 1.0 if push_sum is None else push_sum.data_weight

@@ -1,0 +1,84 @@
+"""The exceptions of pushsum_opt.
+
+::
+
+    PushSumError
+    ├── LaunchError           the ranks were not started as one job
+    ├── ConfigurationError    an argument, or a setting, cannot be used (also a ValueError)
+    │   └── GraphError        a graph breaks one of its promises
+    ├── MismatchError         the ranks disagree about what they exchange
+    ├── LayoutError           the parameters changed in a way that cannot be exchanged
+    ├── NonFiniteError        a message carried inf or nan and ``nonfinite="raise"``
+    ├── PeerError             another rank is the reason that this one stops
+    │   ├── PeerTimeout       nothing came from it before the deadline (also a TimeoutError)
+    │   ├── PeerFinished      it finished after fewer rounds
+    │   └── PeerFailed        it stopped with an error of its own
+    └── ClosedError           used after ``close()``, or after an error ended the exchange
+
+Every message says who (the rank), what (expected and got), when (the round), the likely cause and the fix.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ClosedError",
+    "ConfigurationError",
+    "GraphError",
+    "LaunchError",
+    "LayoutError",
+    "MismatchError",
+    "NonFiniteError",
+    "PeerError",
+    "PeerFailed",
+    "PeerFinished",
+    "PeerTimeout",
+    "PushSumError",
+]
+
+
+class PushSumError(Exception):
+    """The root of every exception that pushsum_opt raises by itself."""
+
+
+class LaunchError(PushSumError):
+    """The ranks were not started as one MPI job."""
+
+
+class ConfigurationError(PushSumError, ValueError):
+    """An argument or a setting has a value that cannot be used."""
+
+
+class GraphError(ConfigurationError):
+    """A graph breaks a promise: peers in range, no self-edge, columns that sum to 1, strongly connected."""
+
+
+class MismatchError(PushSumError):
+    """The ranks disagree about what they exchange: shapes, strides, dtypes, graph or mode."""
+
+
+class LayoutError(PushSumError):
+    """The parameters changed since construction in a way that cannot be exchanged."""
+
+
+class NonFiniteError(PushSumError):
+    """A message carried inf or nan; it was not merged."""
+
+
+class PeerError(PushSumError):
+    """Another rank is the reason that this rank stops."""
+
+
+class PeerTimeout(PeerError, TimeoutError):
+    """Nothing came from a peer before the deadline."""
+
+
+class PeerFinished(PeerError):
+    """A peer finished after fewer rounds than this rank."""
+
+
+class PeerFailed(PeerError):
+    """A peer stopped with an error and told this rank its reason."""
+
+
+class ClosedError(PushSumError):
+    """The object was closed, or an earlier error ended its exchange."""

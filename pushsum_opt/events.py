@@ -1,0 +1,71 @@
+"""The named points of a round. Listeners attach here; the hot path knows none of them."""
+
+from __future__ import annotations
+
+__all__ = ["Events", "Listener"]
+
+
+class Listener:
+    """Does nothing at every point; override what is of interest. Called on the thread that gossips: be quick."""
+
+    def round_begins(self, round: int) -> None:
+        """A round is about to give and merge."""
+
+    def message_posted(self, round: int, peer: int, nbytes: int) -> None:
+        """A message of ``nbytes`` bytes in all was handed to the transport."""
+
+    def message_merged(self, round: int, peer: int, age: int) -> None:
+        """A message that is ``age`` rounds old was folded in."""
+
+    def waited(self, seconds: float) -> None:
+        """This rank stood still for ``seconds`` seconds in all, in one wait."""
+
+    def stalled(self, seconds: float, what: str) -> None:
+        """Nothing has moved for ``seconds`` seconds while waiting for ``what``."""
+
+    def chunk_skipped(self, round: int, peer: int, what: str) -> None:
+        """A non-finite part of a message was not merged, so the mean changed."""
+
+    def round_ends(self, round: int, push_weight: float) -> None:
+        """The round is complete."""
+
+
+class Events(Listener):
+    """Passes every point on to the listeners, in the order in which they subscribed."""
+
+    def __init__(self) -> None:
+        self._listeners: tuple[Listener, ...] = ()
+
+    def subscribe(self, listener: Listener) -> None:
+        self._listeners = (*self._listeners, listener)
+
+    def unsubscribe(self, listener: Listener) -> None:
+        self._listeners = tuple(other for other in self._listeners if other is not listener)
+
+    def round_begins(self, round: int) -> None:
+        for listener in self._listeners:
+            listener.round_begins(round)
+
+    def message_posted(self, round: int, peer: int, nbytes: int) -> None:
+        for listener in self._listeners:
+            listener.message_posted(round, peer, nbytes)
+
+    def message_merged(self, round: int, peer: int, age: int) -> None:
+        for listener in self._listeners:
+            listener.message_merged(round, peer, age)
+
+    def waited(self, seconds: float) -> None:
+        for listener in self._listeners:
+            listener.waited(seconds)
+
+    def stalled(self, seconds: float, what: str) -> None:
+        for listener in self._listeners:
+            listener.stalled(seconds, what)
+
+    def chunk_skipped(self, round: int, peer: int, what: str) -> None:
+        for listener in self._listeners:
+            listener.chunk_skipped(round, peer, what)
+
+    def round_ends(self, round: int, push_weight: float) -> None:
+        for listener in self._listeners:
+            listener.round_ends(round, push_weight)

@@ -1,0 +1,1 @@
+"""Which messages a round merges: one protocol, one module per mode."""

@@ -1,0 +1,46 @@
+"""What stands on the wire: a header of fixed size before the chunks of every message, and the tags of both.
+
+Chunks of one message share a tag: two messages between the same ranks with the same tag arrive in the order in which
+they were posted, so the chunks need no numbers of their own.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+__all__ = ["HEADER_BYTES", "VERSION", "Header", "chunk_tag", "header_tag"]
+
+VERSION = 1
+_FORMAT = struct.Struct("<qd8s8s")
+HEADER_BYTES = _FORMAT.size
+
+ROUNDS = 16  # rounds that tags tell apart: far more than are ever in flight between two ranks
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a message says of itself."""
+
+    round: int
+    mass: float
+    layout: bytes
+    """8 bytes: the hash of the sender's chunks."""
+
+    signature: bytes = bytes(8)
+    """8 bytes about the sender's first local step, zero where there is nothing to say."""
+
+    def pack(self) -> bytearray:
+        return bytearray(_FORMAT.pack(self.round, self.mass, self.layout, self.signature))
+
+    @classmethod
+    def unpack(cls, data: bytearray) -> Header:
+        return cls(*_FORMAT.unpack(data))
+
+
+def header_tag(round: int) -> int:
+    return 2 * (round % ROUNDS)
+
+
+def chunk_tag(round: int) -> int:
+    return 2 * (round % ROUNDS) + 1

@@ -1,0 +1,420 @@
+"""Where the parameters lie, and the arithmetic of push-sum on them.
+
+:class:`Memory` is bound to the tensors of one rank and holds everything that is done to their elements. Subclasses give
+it a handful of primitives for one kind of array; the mathematics stands here, once.
+
+Symbols, as in the rest of the library: z the parameters (what the tensors hold), w the push weight, x = w z the implied
+numerator. Where z is of half precision, merging in it would let the mean walk at random, so a float32 residual r is
+kept with x = w z + r.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ConfigurationError, LayoutError
+from .plan import Chunk, Piece, TensorSpec, WireFormat, layout_hash, plan_chunks
+
+__all__ = ["Memory"]
+
+Array = Any  # a torch tensor or a numpy array: one kind per memory
+Values = npt.NDArray[np.float64]
+
+HALF = ("float16", "bfloat16")
+WIDTH = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
+
+
+class Memory(ABC):
+    """The tensors of one rank as a fixed list of chunks.
+
+    Args:
+        tensors: what is exchanged. They are changed in place, never re-bound, and never multiplied by w.
+        names: one per tensor, for messages.
+        wire_dtype: "bfloat16", "float16", "float32" or "float64": wider values are rounded to it on the wire, narrower
+            ones travel as they are. None: everything travels as it is.
+        chunk_bytes: see :func:`~pushsum_opt.memory.plan.plan_chunks`.
+
+    Raises:
+        ConfigurationError: a tensor cannot be exchanged (not of a floating type, or its elements overlap in memory).
+    """
+
+    name: str
+    """What kind of memory this is, for the start line."""
+
+    chunks: tuple[Chunk, ...]
+    layout: bytes
+    """8 bytes that are equal on two ranks if and only if their messages fit each other."""
+
+    def __init__(
+        self, tensors: Sequence[Array], names: Sequence[str], wire_dtype: str | None, chunk_bytes: int
+    ) -> None:
+        if wire_dtype is not None and wire_dtype not in WIDTH:
+            raise ConfigurationError(f"wire_dtype={wire_dtype!r}: expected None or one of {', '.join(WIDTH)}")
+        self._tensors = list(tensors)
+        self._names = list(names)
+        self._wire_dtype = wire_dtype
+        self._chunk_bytes = chunk_bytes
+        self._places: list[object] = []
+        self._residual: dict[int, Array] = {}
+        self._send_slabs: dict[int, Array] = {}
+        self._before: dict[int, Array] = {}
+        self._slabs: list[Array] = []
+        self._rebuild()
+
+    # ------------------------------------------------------------------ the plan
+
+    def refresh(self) -> None:
+        """Notice that a tensor has moved or changed its strides since the last round, and plan anew.
+
+        Raises:
+            LayoutError: a tensor changed its shape or dtype.
+        """
+        if [self._place(tensor) for tensor in self._tensors] != self._places:
+            self._rebuild()
+
+    def extend(self, tensors: Sequence[Array], names: Sequence[str]) -> None:
+        """Add tensors, behind the ones that are there."""
+        self._tensors += tensors
+        self._names += names
+        self._specs = None
+        self._rebuild()
+
+    _specs: list[TensorSpec] | None = None
+
+    def _rebuild(self) -> None:
+        specs = [self._describe(tensor, name) for tensor, name in zip(self._tensors, self._names, strict=True)]
+        for name, old, new in zip(self._names, self._specs or specs, specs, strict=True):
+            if (old.shape, old.dtype) != (new.shape, new.dtype):
+                raise LayoutError(
+                    f"parameter {name} was {old.dtype}{list(old.shape)} at construction and is "
+                    f"{new.dtype}{list(new.shape)} now. Shapes and dtypes are fixed once the optimizer is wrapped: "
+                    "convert the model first, then make a new optimizer"
+                )
+        self._refuse_overlaps(specs)
+        # Residuals belong to elements, not to chunks: carry them over to the new plan in tensor order.
+        residuals = self._residuals_by_tensor() if self._residual else {}
+        wires = [self._wire_format(spec) for spec in specs]
+        self._specs = specs
+        self.chunks = plan_chunks(specs, wires, self._chunk_bytes)
+        self.layout = layout_hash(specs, wires, self._chunk_bytes)
+        self._views = [[self._piece_view(self._tensors[p.tensor], p) for p in chunk.pieces] for chunk in self.chunks]
+        self._wire_views = {
+            chunk.index: self._wire_bytes(self._views[chunk.index][0]) for chunk in self.chunks if not chunk.packed
+        }
+        self._send_slabs.clear()
+        self._before.clear()
+        self._residual.clear()
+        for chunk in self.chunks:
+            if chunk.dtype in HALF:
+                flat = self._allocate(chunk.numel, "float32", chunk.device)
+                self._copy([flat], [flat * 0])
+                for view, piece in zip(self._cut(flat, chunk), chunk.pieces, strict=True):
+                    if piece.tensor in residuals:
+                        self._copy([view], [residuals[piece.tensor][piece.start : piece.stop]])
+                self._residual[chunk.index] = flat
+        self._places = [self._place(tensor) for tensor in self._tensors]
+
+    def _residuals_by_tensor(self) -> dict[int, Array]:
+        assert self._specs is not None
+        whole: dict[int, Array] = {}
+        for chunk in self.chunks:
+            if chunk.index in self._residual:
+                for view, piece in zip(self._cut(self._residual[chunk.index], chunk), chunk.pieces, strict=True):
+                    if piece.tensor not in whole:
+                        numel = self._specs[piece.tensor].numel
+                        whole[piece.tensor] = self._allocate(numel, "float32", chunk.device)
+                    self._copy([whole[piece.tensor][piece.start : piece.stop]], [view])
+        return whole
+
+    def _wire_format(self, spec: TensorSpec) -> WireFormat:
+        if self._wire_dtype is None or WIDTH[self._wire_dtype] >= spec.itemsize:
+            return WireFormat(spec.dtype, spec.itemsize)
+        return WireFormat(self._wire_dtype, WIDTH[self._wire_dtype])
+
+    def _refuse_overlaps(self, specs: Sequence[TensorSpec]) -> None:
+        spans = []
+        for tensor, name, spec in zip(self._tensors, self._names, specs, strict=True):
+            if spec.numel:
+                reach = sum((extent - 1) * stride for extent, stride in zip(spec.shape, spec.strides, strict=True))
+                if not spec.dense and reach + 1 < spec.numel:
+                    raise ConfigurationError(
+                        f"parameter {name} of shape {list(spec.shape)} has strides {list(spec.strides)}: several of "
+                        "its elements share memory, so a merge would hit them several times. Pass a .contiguous() copy"
+                    )
+                start = self._address(tensor)
+                spans.append((spec.device, start, start + (reach + 1) * spec.itemsize, name))
+        spans.sort()
+        for (device, _, stop, name), (other_device, start, _, other) in pairwise(spans):
+            if device == other_device and start < stop:
+                raise ConfigurationError(
+                    f"parameters {name} and {other} overlap in memory without being the same tensor, so a merge would "
+                    "hit the shared part twice. Exchange one of them, or the tensor that both are views of"
+                )
+
+    def described(self) -> dict[str, str]:
+        """Return dtype, shape and strides of every tensor, by name: what ranks compare."""
+        specs = zip(self._names, self._specs or [], strict=True)
+        return {name: f"{spec.dtype}{list(spec.shape)} strides {list(spec.strides)}" for name, spec in specs}
+
+    def describe(self, chunk: Chunk) -> str:
+        """Name the tensors of a chunk, for messages."""
+        names = [self._names[piece.tensor] for piece in chunk.pieces]
+        return names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}"
+
+    # ------------------------------------------------------------------ slabs and the wire
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one whole message, its header left out."""
+        return sum(chunk.nbytes for chunk in self.chunks)
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest chunk on the wire."""
+        return max((chunk.nbytes for chunk in self.chunks), default=0)
+
+    @property
+    def extra_bytes(self) -> int:
+        """Bytes held beside the parameters: slabs, residuals, the snapshot before a scaled step."""
+        held = [*self._residual.values(), *self._send_slabs.values(), *self._before.values(), *self._slabs]
+        return sum(int(array.nbytes) for array in held)
+
+    def new_slab(self, nbytes: int, device: str = "cpu") -> Array:
+        """Allocate ``nbytes`` bytes to receive into; they live as long as this memory."""
+        slab = self._allocate(nbytes, "uint8", device)
+        self._slabs.append(slab)
+        return slab
+
+    def wire_buffer(self, slab: Array, nbytes: int) -> Any:
+        """Return the first ``nbytes`` bytes of a slab as what a transport takes."""
+        return self._wire_bytes(slab[:nbytes])
+
+    def outgoing(self, chunk: Chunk, copy: bool = False) -> Any:
+        """Return the bytes of a chunk as they go on the wire: packed and cast where the chunk, or ``copy``, asks."""
+        if not (chunk.packed or copy):
+            return self._wire_views[chunk.index]
+        slab = self._send_slabs.get(chunk.index)
+        if slab is None:
+            slab = self._allocate(chunk.numel, chunk.wire.dtype, chunk.device)
+            self._send_slabs[chunk.index] = slab
+        self._copy(self._cut(slab, chunk), self._views[chunk.index])
+        return self._wire_bytes(slab)
+
+    # ------------------------------------------------------------------ the mathematics
+
+    def keep_rounding(self, chunk: Chunk, weight: float, given: float) -> None:
+        """Take back what rounding on the wire took away: z <- z + (M / w)(z - q), q = cast(z) as it was sent.
+
+        With w the push weight after giving and M the mass given, w z + M q is what it was before, so the mean over
+        ranks is exact. Called after :meth:`outgoing` of the same chunk, in the same round.
+        """
+        sent = self._widen(self._send_slabs[chunk.index], self._work_dtype(chunk))
+        z = self._gather(chunk, self._work_dtype(chunk))
+        if chunk.index in self._residual:
+            self._residual[chunk.index] += given * (z - sent)
+        else:
+            self._scatter(chunk, z + (given / weight) * (z - sent))
+
+    def merge(self, chunk: Chunk, slab: Array, weight: float, mass: float) -> None:
+        """Fold a received chunk in: z <- z + (m / (w + m)) (z_j - z), one convex pass.
+
+        Args:
+            slab: what was received, as :meth:`new_slab` gave it.
+            weight: w before this merge.
+            mass: m, what the message carries.
+        """
+        theirs = self._received(chunk, slab)
+        if chunk.index in self._residual:
+            wide = self._gather(chunk, "float32")
+            theirs = self._widen(theirs, "float32")
+            self._settle(chunk, weight * wide + self._residual[chunk.index] + mass * theirs, weight + mass)
+        else:
+            self._lerp(self._views[chunk.index], self._cut(theirs, chunk), mass / (weight + mass))
+
+    def received_is_finite(self, chunk: Chunk, slab: Array) -> bool:
+        """Tell whether a received chunk holds no inf and no nan."""
+        return self._all_finite(self._received(chunk, slab))
+
+    def heal(self, chunk: Chunk, slab: Array) -> bool:
+        """Copy a finite received chunk over the non-finite elements of ours; tell whether there were any."""
+        if all(self._all_finite(view) for view in self._views[chunk.index]):
+            return False
+        mine = self._gather(chunk, self._work_dtype(chunk))
+        theirs = self._widen(self._received(chunk, slab), self._work_dtype(chunk))
+        self._scatter(chunk, self._choose_finite(mine, theirs))
+        if chunk.index in self._residual:
+            residual = self._residual[chunk.index]
+            self._copy([residual], [self._choose_finite(residual, residual * 0)])
+        return True
+
+    def snapshot(self) -> None:
+        """Remember z, for :meth:`scale_step`."""
+        for chunk in self.chunks:
+            before = self._before.get(chunk.index)
+            if before is None:
+                before = self._before[chunk.index] = self._allocate(chunk.numel, chunk.dtype, chunk.device)
+            self._copy(self._cut(before, chunk), self._views[chunk.index])
+
+    def scale_step(self, weight: float, data_weight: float) -> None:
+        """Scale the local step since :meth:`snapshot`: z <- z_before + (a / w)(z_after - z_before).
+
+        So x moves by a dz, as in the paper, where the update is applied to the numerator.
+        """
+        for chunk in self.chunks:
+            before = self._before[chunk.index]
+            if chunk.index in self._residual:
+                wide = self._widen(before, "float32")
+                moved = self._gather(chunk, "float32") - wide
+                self._settle(chunk, weight * wide + self._residual[chunk.index] + data_weight * moved, weight)
+            else:
+                self._lerp(self._views[chunk.index], self._cut(before, chunk), 1.0 - data_weight / weight)
+
+    def _settle(self, chunk: Chunk, numerator: Array, weight: float) -> None:
+        # z is the half-precision value nearest to x / w; what it misses stays in r, so nothing is lost.
+        estimate = numerator / weight
+        self._scatter(chunk, estimate)
+        self._copy([self._residual[chunk.index]], [weight * (estimate - self._gather(chunk, "float32"))])
+
+    # ------------------------------------------------------------------ whole-model values, in float64
+
+    def numerator(self, chunk: Chunk, weight: float) -> Values:
+        """Return x = w z (+ r) of a chunk: float64, shape (chunk.numel,), on the host."""
+        values = self._to_numpy(self._gather(chunk, "float64")) * weight
+        if chunk.index in self._residual:
+            values += self._to_numpy(self._widen(self._residual[chunk.index], "float64"))
+        return values
+
+    def values(self, chunk: Chunk) -> Values:
+        """Return z of a chunk: float64, shape (chunk.numel,), on the host."""
+        return self._to_numpy(self._gather(chunk, "float64"))
+
+    def assign(self, chunk: Chunk, values: Values) -> None:
+        """Set z of a chunk to float64 values, rounded to its dtype. Residuals stay."""
+        self._scatter(chunk, self._from_numpy(values, chunk.device))
+
+    def raw(self, chunk: Chunk) -> Any:
+        """Return the bytes of z of a chunk as a new buffer, in its own dtype."""
+        flat = self._allocate(chunk.numel, chunk.dtype, chunk.device)
+        self._copy(self._cut(flat, chunk), self._views[chunk.index])
+        return flat
+
+    def put_raw(self, chunk: Chunk, flat: Any) -> None:
+        """Write back what :meth:`raw` returned, bit for bit."""
+        self._copy(self._views[chunk.index], self._cut(flat, chunk))
+
+    def raw_bytes(self, flat: Any) -> Any:
+        """Return what :meth:`raw` returned as what a transport takes."""
+        return self._wire_bytes(flat)
+
+    def sample(self, chunk: Chunk, nbytes: int) -> Any:
+        """Return up to about ``nbytes`` bytes from the beginning of a chunk's first pieces, as a buffer."""
+        view = self._views[chunk.index][0]
+        flat = self._allocate(min(view.reshape(-1).shape[0], max(1, nbytes // 8)), chunk.dtype, chunk.device)
+        self._copy([flat], [view.reshape(-1)[: flat.shape[0]]])
+        return self._wire_bytes(flat)
+
+    def residual_state(self) -> dict[str, Array]:
+        """Return copies of the residuals by tensor name: float32, flat, in memory order. Empty without half types."""
+        return {self._names[index]: flat for index, flat in self._residuals_by_tensor().items()}
+
+    def load_residual_state(self, state: dict[str, Array]) -> None:
+        """Set the residuals; tensors that ``state`` does not name get none."""
+        for chunk in self.chunks:
+            if chunk.index in self._residual:
+                for view, piece in zip(self._cut(self._residual[chunk.index], chunk), chunk.pieces, strict=True):
+                    flat = state.get(self._names[piece.tensor])
+                    self._copy([view], [view * 0 if flat is None else flat[piece.start : piece.stop]])
+
+    # ------------------------------------------------------------------ shared by the methods above
+
+    def _work_dtype(self, chunk: Chunk) -> str:
+        return "float32" if chunk.dtype in HALF else chunk.dtype
+
+    def _cut(self, flat: Array, chunk: Chunk) -> list[Array]:
+        """Cut a flat array of a chunk's length into views that match the chunk's pieces, shapes included."""
+        if len(chunk.pieces) == 1 and self._views[chunk.index][0].ndim == 1:
+            return [flat]
+        parts = self._split(flat, [piece.numel for piece in chunk.pieces])
+        return [
+            part if own.ndim == 1 else part.reshape(own.shape)
+            for part, own in zip(parts, self._views[chunk.index], strict=True)
+        ]
+
+    def _gather(self, chunk: Chunk, dtype: str) -> Array:
+        flat = self._allocate(chunk.numel, dtype, chunk.device)
+        self._copy(self._cut(flat, chunk), self._views[chunk.index])
+        return flat
+
+    def _scatter(self, chunk: Chunk, flat: Array) -> None:
+        self._copy(self._views[chunk.index], self._cut(flat, chunk))
+
+    def _received(self, chunk: Chunk, slab: Array) -> Array:
+        return self._view_as(slab[: chunk.nbytes], chunk.wire.dtype)
+
+    # ------------------------------------------------------------------ primitives of one kind of array
+
+    @abstractmethod
+    def _describe(self, tensor: Array, name: str) -> TensorSpec:
+        """Return the spec of a tensor, or raise ConfigurationError where it cannot be exchanged."""
+
+    @abstractmethod
+    def _place(self, tensor: Array) -> object:
+        """Return a value that changes when the tensor moves in memory or changes its strides; cheap."""
+
+    @abstractmethod
+    def _address(self, tensor: Array) -> int:
+        """Return the address of the first element."""
+
+    @abstractmethod
+    def _piece_view(self, tensor: Array, piece: Piece) -> Array:
+        """Return a piece of a dense tensor as a flat view; of any other tensor, the tensor itself."""
+
+    @abstractmethod
+    def _allocate(self, count: int, dtype: str, device: str) -> Array:
+        """Return a flat array that is not initialised."""
+
+    @abstractmethod
+    def _split(self, flat: Array, sizes: list[int]) -> Sequence[Array]:
+        """Cut a flat array into flat views of these lengths."""
+
+    @abstractmethod
+    def _wire_bytes(self, flat: Array) -> Any:
+        """Return a flat array as the bytes that a transport takes, without a copy."""
+
+    @abstractmethod
+    def _view_as(self, flat_bytes: Array, dtype: str) -> Array:
+        """Return bytes as a flat array of ``dtype``, without a copy."""
+
+    @abstractmethod
+    def _copy(self, destinations: Sequence[Array], sources: Sequence[Array]) -> None:
+        """Copy each source into its destination, casting."""
+
+    @abstractmethod
+    def _lerp(self, destinations: Sequence[Array], others: Sequence[Array], fraction: float) -> None:
+        """Move each destination by ``fraction`` of the way to the other, casting the other to its dtype."""
+
+    @abstractmethod
+    def _widen(self, array: Array, dtype: str) -> Array:
+        """Return the array in another dtype; a copy only where that is needed."""
+
+    @abstractmethod
+    def _all_finite(self, array: Array) -> bool:
+        """Tell whether no element is inf or nan."""
+
+    @abstractmethod
+    def _choose_finite(self, mine: Array, theirs: Array) -> Array:
+        """Return mine where it is finite and theirs elsewhere."""
+
+    @abstractmethod
+    def _to_numpy(self, array: Array) -> Values:
+        """Return a float64 array as a numpy array on the host that may be written to."""
+
+    @abstractmethod
+    def _from_numpy(self, values: Values, device: str) -> Array:
+        """Return the opposite of :meth:`_to_numpy`."""

@@ -1,0 +1,113 @@
+"""torch tensors in host memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigurationError
+from .base import Memory, Values
+from .plan import Piece, TensorSpec, is_dense
+
+__all__ = ["HostMemory"]
+
+NAMES = {
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.float32: "float32",
+    torch.float64: "float64",
+}
+DTYPES = {name: dtype for dtype, name in NAMES.items()} | {"uint8": torch.uint8}
+COMPLEX = (torch.complex64, torch.complex128)
+
+
+class HostMemory(Memory):
+    """The tensors are torch tensors on the CPU; complex ones take part through their real view."""
+
+    name = "host"
+
+    def _describe(self, tensor: Tensor, name: str) -> TensorSpec:
+        local = _local(tensor)
+        if local.dtype not in NAMES:
+            raise ConfigurationError(
+                f"parameter {name} is of dtype {str(tensor.dtype).removeprefix('torch.')}: only floating and complex "
+                f"types can be averaged ({', '.join(NAMES.values())}, complex64, complex128)"
+            )
+        if local.device.type != "cpu":
+            raise ConfigurationError(
+                f"parameter {name} is on {local.device}: this version exchanges host memory. Keep the model on the CPU"
+            )
+        if local.layout != torch.strided:
+            raise ConfigurationError(f"parameter {name} has layout {local.layout}: expected torch.strided")
+        return TensorSpec(tuple(local.shape), local.stride(), NAMES[local.dtype], local.element_size(), "cpu")
+
+    def _place(self, tensor: Tensor) -> object:
+        local = _storage_of(tensor)
+        return (local.data_ptr(), local.stride(), local.shape, local.dtype)
+
+    def _address(self, tensor: Tensor) -> int:
+        return _local(tensor).data_ptr()
+
+    def _piece_view(self, tensor: Tensor, piece: Piece) -> Tensor:
+        local = _local(tensor)
+        if not is_dense(local.shape, local.stride()):
+            return local
+        flat = local.as_strided((local.numel(),), (1,), local.storage_offset())
+        return flat[piece.start : piece.stop]
+
+    def _allocate(self, count: int, dtype: str, device: str) -> Tensor:
+        return torch.empty(count, dtype=DTYPES[dtype], device=device)
+
+    def _split(self, flat: Tensor, sizes: list[int]) -> Sequence[Tensor]:
+        return torch.split(flat, sizes)
+
+    def _wire_bytes(self, flat: Tensor) -> Any:
+        return flat.view(torch.uint8).numpy()
+
+    def _view_as(self, flat_bytes: Tensor, dtype: str) -> Tensor:
+        return flat_bytes.view(DTYPES[dtype])
+
+    @torch.no_grad()
+    def _copy(self, destinations: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+        torch._foreach_copy_(list(destinations), list(sources))
+
+    @torch.no_grad()
+    def _lerp(self, destinations: Sequence[Tensor], others: Sequence[Tensor], fraction: float) -> None:
+        own = destinations[0].dtype
+        if others[0].dtype != own:
+            others = [other.to(own) for other in others]
+        torch._foreach_lerp_(list(destinations), list(others), fraction)
+
+    def _widen(self, array: Tensor, dtype: str) -> Tensor:
+        return array.to(DTYPES[dtype])
+
+    def _all_finite(self, array: Tensor) -> bool:
+        # A sum reads the data once and is non-finite if any element is; it may also overflow, so then look closely.
+        total = array.sum(dtype=torch.float32 if array.dtype in (torch.float16, torch.bfloat16) else None)
+        return math.isfinite(total.item()) or bool(torch.isfinite(array).all())
+
+    def _choose_finite(self, mine: Tensor, theirs: Tensor) -> Tensor:
+        return torch.where(torch.isfinite(mine), mine, theirs)
+
+    def _to_numpy(self, array: Tensor) -> Values:
+        values: Values = array.numpy()
+        return values
+
+    def _from_numpy(self, values: Values, device: str) -> Tensor:
+        return torch.from_numpy(values).to(device)
+
+
+def _storage_of(tensor: Tensor) -> Tensor:
+    """Return the tensor itself, or this rank's shard of a DTensor: it shares memory with the parameter."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """Return what is exchanged of a parameter: detached, local, real."""
+    local = _storage_of(tensor).detach()
+    return torch.view_as_real(local) if local.dtype in COMPLEX else local

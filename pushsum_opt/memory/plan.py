@@ -1,0 +1,168 @@
+"""How the tensors of a rank are cut into chunks: pure, the same on every rank that holds the same shapes.
+
+A chunk is the unit that is posted, received, checked and merged. It is small enough to be merged while it is still in
+the cache, and holds one dtype on one device. A large dense tensor is sent from where it lies, a piece per chunk; small
+ones, and those that need a cast or are not dense, are packed together into a slab.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+__all__ = ["Chunk", "Piece", "TensorSpec", "WireFormat", "is_dense", "plan_chunks", "layout_hash"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What all ranks must agree on about one tensor. Complex tensors are described by their real view."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # in elements
+    dtype: str
+    itemsize: int
+    device: str = "cpu"
+
+    @property
+    def numel(self) -> int:
+        count = 1
+        for extent in self.shape:
+            count *= extent
+        return count
+
+    @property
+    def dense(self) -> bool:
+        return is_dense(self.shape, self.strides)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Elements [start, stop) of tensor number ``tensor``, counted in the order in which they lie in memory."""
+
+    tensor: int
+    start: int
+    stop: int
+
+    @property
+    def numel(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class WireFormat:
+    """The dtype in which values travel, and the bytes of one of them."""
+
+    dtype: str
+    itemsize: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Pieces of one dtype on one device that travel together."""
+
+    index: int
+    pieces: tuple[Piece, ...]
+    numel: int
+    dtype: str
+    wire: WireFormat
+    device: str
+    packed: bool  # gathered into a slab before it is sent; otherwise sent from where it lies
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the wire."""
+        return self.numel * self.wire.itemsize
+
+    @property
+    def rounded(self) -> bool:
+        """Whether what is sent differs from what is held."""
+        return self.wire.dtype != self.dtype
+
+
+def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Tell whether the elements fill one interval of memory without gap or overlap, in any order of the axes.
+
+    >>> is_dense((2, 3), (3, 1)), is_dense((2, 3), (1, 2)), is_dense((2, 3), (6, 2)), is_dense((2, 3), (0, 1))
+    (True, True, False, False)
+    """
+    if 0 in shape:
+        return True
+    expected = 1
+    for stride, extent in sorted((s, e) for s, e in zip(strides, shape, strict=True) if e != 1):
+        if stride != expected:
+            return False
+        expected *= extent
+    return True
+
+
+def plan_chunks(specs: Sequence[TensorSpec], wires: Sequence[WireFormat], chunk_bytes: int) -> tuple[Chunk, ...]:
+    """Cut tensors into chunks of at most about ``chunk_bytes`` bytes.
+
+    Every element of every tensor is in exactly one piece of one chunk.
+
+    Args:
+        specs: one per tensor.
+        wires: the format in which each tensor travels.
+        chunk_bytes: the largest chunk; a tensor that is not dense is never cut and may exceed it.
+    """
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for index, spec in enumerate(specs):
+        if spec.numel:
+            groups.setdefault((spec.device, spec.dtype, wires[index].dtype), []).append(index)
+    chunks: list[Chunk] = []
+    for (device, dtype, _), members in groups.items():
+        wire = wires[members[0]]
+        in_place = [i for i in members if _sent_in_place(specs[i], wire, chunk_bytes)]
+        packed = [i for i in members if i not in set(in_place)]
+        most = max(1, chunk_bytes // wire.itemsize)
+        for pieces, is_packed in [
+            *(((piece,), False) for piece in _split(in_place, specs, most)),
+            *((run, True) for run in _pack(packed, specs, most)),
+        ]:
+            chunks.append(Chunk(len(chunks), pieces, sum(p.numel for p in pieces), dtype, wire, device, is_packed))
+    return tuple(chunks)
+
+
+def layout_hash(specs: Sequence[TensorSpec], wires: Sequence[WireFormat], chunk_bytes: int) -> bytes:
+    """Return 8 bytes that travel with every message, so that two ranks with different plans notice at once.
+
+    Devices are left out: a rank on the host may exchange with one on a GPU.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for spec, wire in zip(specs, wires, strict=True):
+        digest.update(repr((spec.shape, spec.strides if spec.dense else None, spec.dtype, wire.dtype)).encode())
+    digest.update(str(chunk_bytes).encode())
+    return digest.digest()
+
+
+def _sent_in_place(spec: TensorSpec, wire: WireFormat, chunk_bytes: int) -> bool:
+    # A message costs a few microseconds, a copy about 0.1 per KiB: below a quarter of a chunk packing is cheaper.
+    return spec.dense and wire.dtype == spec.dtype and 4 * spec.numel * spec.itemsize >= chunk_bytes
+
+
+def _split(members: Iterable[int], specs: Sequence[TensorSpec], most: int) -> Iterator[Piece]:
+    for index in members:
+        numel = specs[index].numel
+        count = -(-numel // most)
+        bounds = [numel * part // count for part in range(count + 1)]  # even pieces: no short last message
+        yield from (Piece(index, start, stop) for start, stop in pairwise(bounds))
+
+
+def _pack(members: Iterable[int], specs: Sequence[TensorSpec], most: int) -> Iterator[tuple[Piece, ...]]:
+    run: list[Piece] = []
+    room = most
+    for index in members:
+        numel = specs[index].numel
+        start = 0
+        while start < numel:
+            if run and (room == 0 or (not specs[index].dense and room < numel)):
+                yield tuple(run)
+                run, room = [], most
+            stop = min(numel, start + room) if specs[index].dense else numel
+            run.append(Piece(index, start, stop))
+            room = max(0, room - (stop - start))
+            start = stop
+    if run:
+        yield tuple(run)

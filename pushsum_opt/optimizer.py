@@ -1,0 +1,442 @@
+"""PushSumOptimizer: the contract of a torch optimizer around an optimizer and a push-sum, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import IO, Any, NoReturn, cast
+
+import torch
+from torch import Tensor, nn
+
+from . import _torch_compat, collectives
+from .errors import ConfigurationError, LayoutError
+from .observe import start_line
+from .observe.log import log
+from .push_sum import PushSum
+
+__all__ = ["PushSumOptimizer"]
+
+KEY = "push_sum"
+
+
+class PushSumOptimizer(torch.optim.Optimizer):
+    """Wraps a torch optimizer: every step is a local step, then a round of push-sum gossip.
+
+    Stochastic Gradient Push (Assran et al. 2019, Algorithm 1). Each rank pushes a share of its model to a few peers
+    after every step and merges what its in-peers pushed; no rank waits for all others. The parameters always hold the
+    de-biased estimate z, so evaluation, clipping, weight decay and checkpoints work as they do without it.
+
+    Construction is collective: all ranks compare what they will exchange; then rank 0's parameters, buffers and
+    optimizer state reach every rank.
+
+    Args:
+        optimizer: any ``torch.optim.Optimizer``; it keeps its state, hooks and schedulers. Available as ``.optimizer``.
+        model: the module that holds the parameters. Without it only the optimizer's parameters are known: buffers and
+            frozen parameters stay as they are on each rank.
+        graph: who sends to whom: a :class:`~pushsum_opt.graphs.Graph`, a function ``(rank, size, round) -> peers``, or
+            None for the default of this size.
+        staleness: rounds between posting a message and merging it; 0: synchronous.
+        within_host: how ranks that share a host work together; None: each rank for itself.
+        gossip_every: rounds of gossip once in so many steps; 1: after every step.
+        data_weight: v_i > 0, this rank's part in the average, such as its number of samples.
+        buffers: what happens to floating buffers such as BatchNorm's; "local": each rank keeps its own, and
+            :meth:`averaged` averages them.
+        wire_dtype: round wider values to this dtype on the wire, such as ``torch.bfloat16``. None: send as it is.
+        nonfinite: "raise" when a message holds inf or nan, or "skip" that part of it.
+        comm: an mpi4py communicator, or what :func:`pushsum_opt.testing.run` gives; None for ``MPI.COMM_WORLD``.
+        timeout: seconds without progress after which waiting for a peer is an error.
+
+    Raises:
+        TypeError: ``optimizer`` is no torch optimizer, or ``model`` no module.
+        ConfigurationError: an argument has a value that cannot be used, or not in this version.
+        MismatchError: the ranks disagree about what they exchange.
+        LaunchError: the processes were not started as one MPI job.
+
+    >>> import torch, pushsum_opt as ps
+    >>> def train(comm):
+    ...     model = torch.nn.Linear(2, 1)
+    ...     optimizer = ps.PushSumOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, comm=comm)
+    ...     for _ in range(3):
+    ...         loss = (model(torch.full((4, 2), 1.0 + comm.rank)) - 1.0).square().mean()
+    ...         optimizer.zero_grad()
+    ...         loss.backward()
+    ...         optimizer.step()
+    ...     optimizer.close()
+    ...     return optimizer.round
+    >>> ps.testing.run(2, train)
+    [3, 3]
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        model: nn.Module | None = None,
+        *,
+        graph: Any = None,
+        staleness: int | str = 0,
+        within_host: str | None = None,
+        gossip_every: int = 1,
+        data_weight: float = 1.0,
+        buffers: str = "local",
+        wire_dtype: Any = None,
+        nonfinite: str = "raise",
+        comm: Any = None,
+        timeout: float = 1800.0,
+    ) -> None:
+        _check_arguments(optimizer, model, within_host, gossip_every, buffers)
+        self.optimizer = optimizer
+        self.model = model
+        _torch_compat.make_hook_tables(self)
+        self._homes = _find_homes(model)
+        self.push_sum = PushSum(
+            self._named_parameters(),
+            graph=graph,
+            staleness=staleness,
+            data_weight=data_weight,
+            wire_dtype=wire_dtype,
+            nonfinite=nonfinite,
+            comm=comm,
+            timeout=timeout,
+        )
+        with self.push_sum.failing_together():
+            self._start_alike()
+            hosts = start_line.hosts(self.push_sum.transport, self.push_sum.waiter)
+        if self.push_sum.rank == 0:
+            threads = torch.get_num_threads()
+            log.info("%s", start_line.compose(self.push_sum, hosts, threads, has_model=model is not None))
+            self._warn_about_set_up()
+        if self.push_sum.size > 1:
+            self.push_sum.watch_first_step(self._warn_about_shards)
+
+    # ------------------------------------------------------------------ the algorithm
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One iteration of Stochastic Gradient Push (Assran et al. 2019, Algorithm 1).
+
+        Args:
+            closure: passed on to the wrapped optimizer, once.
+
+        Returns:
+            What the wrapped optimizer returned: the closure's loss, or None.
+
+        Raises:
+            PeerError: a peer did not take part; see :meth:`PushSum.mix` for this and other errors of the round.
+            LayoutError: the model no longer holds the parameters that are optimized.
+        """
+        loss = self._local_step(closure)  # z <- z - gamma u(z) / w, on this rank alone
+        self._gossip_round()  # give shares away, merge what arrived, z = x / w
+        return loss
+
+    def gossip(self) -> None:
+        """A round without an update: for a step that this rank leaves out. Every rank gossips equally often."""
+        self._gossip_round()
+
+    def _local_step(self, closure: Callable[[], Any] | None) -> Any:
+        self._refuse_lost_parameters()
+        with self.push_sum.local_step(), self._amp_scaling() as skip:
+            if skip:
+                return None
+            return self.optimizer.step() if closure is None else self.optimizer.step(closure)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _gossip_round(self) -> None:
+        self.push_sum.mix()
+
+    # ------------------------------------------------------------------ mixed precision
+
+    # An inf is local to one rank, and a rank that skips step() would leave its peers waiting. So the scaler is asked to
+    # call step() always, as it does for torch's fused optimizers, and only the local update is skipped.
+    _step_supports_amp_scaling = True
+
+    @contextmanager
+    def _amp_scaling(self) -> Iterator[bool]:
+        """Deal with what a GradScaler has set on this object; yield whether the local update must be skipped."""
+        found_inf: Any = getattr(self, "found_inf", None)
+        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
+        if not isinstance(found_inf, Tensor):  # no scaler, or the int 0 where no parameter has a gradient
+            yield False
+        elif _torch_compat.supports_amp_scaling(self.optimizer):
+            inner: Any = self.optimizer
+            inner.found_inf, inner.grad_scale = found_inf, grad_scale
+            try:
+                yield False
+            finally:
+                del inner.found_inf, inner.grad_scale
+        elif found_inf.item():
+            yield True
+        else:
+            self._unscale(grad_scale)
+            yield False
+
+    def _unscale(self, grad_scale: Tensor | None) -> None:
+        if grad_scale is None:  # the user has called scaler.unscale_()
+            return
+        inverse = grad_scale.double().reciprocal().float()  # as GradScaler.unscale_ does
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    grad = parameter.grad
+                    (grad._values() if grad.is_sparse else grad).mul_(inverse.to(grad.device))
+
+    # ------------------------------------------------------------------ what a torch optimizer has
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups
+
+    @param_groups.setter
+    def param_groups(self, value: list[dict[str, Any]]) -> None:
+        self.optimizer.param_groups = value
+
+    @property
+    def state(self) -> Any:
+        return self.optimizer.state
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        self.optimizer.state = value
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        return self.optimizer.defaults
+
+    @defaults.setter
+    def defaults(self, value: dict[str, Any]) -> None:
+        self.optimizer.defaults = value
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients, as the wrapped optimizer does."""
+        self.optimizer.zero_grad(set_to_none=set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Collective. Add a group to the wrapped optimizer; rank 0's values of the new tensors reach every rank.
+
+        All ranks call it after the same number of rounds.
+
+        Raises:
+            MismatchError: the ranks add different tensors; none of them is exchanged.
+        """
+        known = {id(parameter) for parameter in self._parameters()}
+        self.optimizer.add_param_group(param_group)
+        self._homes = _find_homes(self.model)
+        new = {name: p for name, p in self._named_parameters().items() if id(p) not in known}
+        self.push_sum.extend(new)
+        with self.push_sum.failing_together():
+            collectives.broadcast_tensors(self.push_sum.transport, self.push_sum.waiter, new.values(), 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the wrapped optimizer's state and, under "push_sum", this rank's mass. Local, without side effects.
+
+        It loads into the plain optimizer too.
+        """
+        _torch_compat.run_state_dict_pre_hooks(self)
+        state = {**self.optimizer.state_dict(), KEY: self.push_sum.state()}
+        return _torch_compat.run_state_dict_post_hooks(self, state)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned, here or on a plain optimizer. Local; do it on every rank.
+
+        Without this rank's own "push_sum" in it, the mass starts anew at w = a_i, with one warning: that is right when
+        every rank also loads the same model.
+        """
+        state_dict = _torch_compat.run_load_state_dict_pre_hooks(self, dict(state_dict))
+        mass = state_dict.pop(KEY, None)
+        self.optimizer.load_state_dict(state_dict)
+        reason = self.push_sum.load_state(mass)
+        if reason is not None:
+            log.warning(
+                "rank %d: the optimizer's state was loaded, but %s: this rank starts with push weight %.6g. Fine if "
+                "every rank loads the same model; to continue a run exactly, save and load one file per rank",
+                self.push_sum.rank,
+                reason,
+                self.push_sum.push_weight,
+            )
+        _torch_compat.run_load_state_dict_post_hooks(self)
+
+    def __repr__(self) -> str:
+        return f"PushSumOptimizer({self.optimizer!r}, graph={self.push_sum.graph!r}, staleness={self.staleness!r})"
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError(
+            "a PushSumOptimizer holds communicators and cannot be pickled or copied: save optimizer.state_dict() and "
+            "wrap a new optimizer"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        self.__getstate__()
+
+    # ------------------------------------------------------------------ what push-sum adds
+
+    @property
+    def push_weight(self) -> float:
+        """w, this rank's push weight, > 0; the sum over ranks is n, mass in flight included."""
+        return self.push_sum.push_weight
+
+    @property
+    def round(self) -> int:
+        """k, the number of gossip rounds completed."""
+        return self.push_sum.round
+
+    @property
+    def staleness(self) -> int | str:
+        """Rounds between posting a message and merging it."""
+        return self.push_sum.staleness
+
+    def stats(self) -> dict[str, float]:
+        """Return plain floats to log; local and cheap. See :meth:`PushSum.stats`."""
+        return self.push_sum.stats()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Collective. A context in which the model holds the exact weighted average over ranks.
+
+        Parameters and floating buffers (of ``model``) are averaged; afterwards they hold, bit for bit, what they held.
+        Nothing in flight is merged: training goes on as if it had not been called.
+        """
+        return collectives.averaged(self.push_sum, [] if self.model is None else self.model.buffers())
+
+    def drain(self) -> None:
+        """Collective. Wait for and merge every message in flight."""
+        self.push_sum.drain()
+
+    def close(self) -> None:
+        """Collective. Bring every message home, wait for all ranks, free what is held. Idempotent."""
+        self.push_sum.close()
+
+    def __enter__(self) -> PushSumOptimizer:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.push_sum.__exit__(*exc)
+
+    # ------------------------------------------------------------------ the start
+
+    def _parameters(self) -> list[Tensor]:
+        """Every parameter of the optimizer, once, in the order of its groups."""
+        seen = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
+        return list(seen.values())
+
+    def _named_parameters(self) -> dict[str, Tensor]:
+        names = {id(p): name for p, (_, _, name) in self._homes.items()}
+        named: dict[str, Tensor] = {}
+        for g, group in enumerate(self.optimizer.param_groups):
+            given = group.get("param_names", ())
+            for index, parameter in enumerate(group["params"]):
+                spare = given[index] if index < len(given) else f"group {g} parameter {index}"
+                name = names.get(id(parameter), spare)
+                while name in named and named[name] is not parameter:
+                    name += "'"
+                named.setdefault(name, parameter)
+        return named
+
+    def _start_alike(self) -> None:
+        """Rank 0's parameters, buffers and optimizer state reach every rank that differs."""
+        channel, waiter = self.push_sum.transport, self.push_sum.waiter
+        tensors = {id(p): p for p in self._parameters()}
+        if self.model is not None:
+            tensors |= {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
+        collectives.broadcast_tensors(channel, waiter, tensors.values(), 0)
+        state = self.optimizer.state_dict()
+        if not collectives.equal_everywhere(channel, waiter, _digest(state)):
+            received = collectives.broadcast_bytes(channel, waiter, _to_bytes(state) if channel.rank == 0 else b"", 0)
+            if channel.rank != 0:
+                self.optimizer.load_state_dict(torch.load(io.BytesIO(received), weights_only=False))
+
+    def _warn_about_set_up(self) -> None:
+        size = self.push_sum.size
+        if size == 1:
+            return
+        if isinstance(self.optimizer, torch.optim.LBFGS):
+            warnings.warn(
+                f"LBFGS on {size} ranks: its curvature pairs see the gossip between steps, which is not the change "
+                "that its gradients explain; prefer a first-order optimizer",
+                stacklevel=4,
+            )
+        if isinstance(self.model, nn.parallel.DistributedDataParallel) and torch.distributed.get_world_size() == size:
+            warnings.warn(
+                f"the model is wrapped in DistributedDataParallel over the same {size} ranks: gradients are averaged "
+                "by all-reduce and parameters again by gossip. Use one of the two",
+                stacklevel=4,
+            )
+
+    def _warn_about_shards(self, peer: int) -> None:
+        log.warning(
+            "rank %d: its first local step and rank %d's are equal, bit for bit: both train on the same data. Give "
+            "each rank its own shard: DistributedSampler(dataset, num_replicas=ps.size(), rank=ps.rank())",
+            self.push_sum.rank,
+            peer,
+        )
+
+    # ------------------------------------------------------------------ parameters that the model has lost
+
+    def _refuse_lost_parameters(self) -> None:
+        for parameter, (module, short, _) in self._homes.items():
+            if _torch_compat.own_parameter(module, short) is not parameter:
+                self._look_again()
+                return
+
+    def _look_again(self) -> None:
+        homes = _find_homes(self.model)
+        optimized = {id(p) for p in self._parameters()}
+        lost = [name for p, (_, _, name) in self._homes.items() if id(p) in optimized and p not in homes]
+        if lost:
+            with self.push_sum.failing_together():
+                raise LayoutError(
+                    f"rank {self.push_sum.rank}, round {self.round}: the model no longer holds the parameters that are "
+                    f"optimized: {', '.join(lost[:5])}{' ...' if len(lost) > 5 else ''}. They were replaced, as "
+                    "load_state_dict(assign=True) does; training would change tensors that nobody uses. Load with "
+                    "assign=False, or make the optimizer and wrap it afterwards"
+                )
+        self._homes = homes
+
+
+def _find_homes(model: nn.Module | None) -> dict[Tensor, tuple[nn.Module, str, str]]:
+    """Map every parameter of a model to the module that holds it, its name there and its full name."""
+    homes: dict[Tensor, tuple[nn.Module, str, str]] = {}
+    for prefix, module in model.named_modules() if model is not None else ():
+        for short, parameter in module.named_parameters(recurse=False):
+            homes.setdefault(parameter, (module, short, f"{prefix}.{short}" if prefix else short))
+    return homes
+
+
+class _Digest(io.RawIOBase):
+    """A file that keeps only the hash of what is written: a state need not fit into memory twice to be compared."""
+
+    def __init__(self) -> None:
+        self.hash = hashlib.blake2b(digest_size=16)
+
+    def write(self, data: Any) -> int:
+        self.hash.update(data)
+        return len(data)
+
+
+def _digest(state: dict[str, Any]) -> bytes:
+    file = _Digest()
+    torch.save(state, cast(IO[bytes], file))
+    return file.hash.digest()
+
+
+def _to_bytes(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _check_arguments(optimizer: Any, model: Any, within_host: Any, gossip_every: Any, buffers: Any) -> None:
+    if isinstance(optimizer, PushSumOptimizer):
+        raise TypeError("optimizer is wrapped already: expected the torch optimizer inside, optimizer.optimizer")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module or None, got {type(model).__name__}")
+    if within_host is not None:
+        raise ConfigurationError(f"within_host={within_host!r}: only None exists in this version")
+    if isinstance(gossip_every, bool) or not isinstance(gossip_every, int) or gossip_every < 1:
+        raise ConfigurationError(f"gossip_every={gossip_every!r}: expected an int of at least 1")
+    if gossip_every != 1:
+        raise ConfigurationError(f"gossip_every={gossip_every!r}: only 1 exists in this version")
+    if buffers != "local":
+        raise ConfigurationError(f"buffers={buffers!r}: only 'local' exists in this version")

@@ -1,0 +1,435 @@
+"""The heart: (z, w) of one rank, and the rounds that mix them.
+
+Push-sum (Kempe, Dobra and Gehrke 2003; Assran et al. 2019, Algorithm 1) in de-biased form: the tensors always hold the
+estimate z, the push weight w is one float64, and the numerator x = w z is implied.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from . import agreement, graphs, settings, world
+from . import memory as memories
+from . import transport as transports
+from .errors import ClosedError, ConfigurationError, PushSumError
+from .events import Events, Listener
+from .gossip.protocol import Gossip
+from .gossip.synchronous import SynchronousGossip
+from .gossip.wire import HEADER_BYTES, VERSION, Header
+from .observe.first_step import NOTHING, FirstStep
+from .observe.stall import StallInspector
+from .observe.statistics import Statistics
+from .transport import Notice
+from .transport.waiting import Waiter
+
+__all__ = ["PushSum"]
+
+EXACT = 1e-12  # |w / a - 1| below this: the local step needs no scaling
+
+
+class PushSum:
+    """Averages tensors over ranks by gossip, and keeps count of the mass.
+
+    Each :meth:`mix` gives a share of this rank's mass to its out-peers and merges what its in-peers gave; with nothing
+    else done to them, the tensors of all ranks tend to sum_i a_i z_i / n. The tensors are changed in place.
+    Construction is collective, as is :meth:`close`.
+
+    Args:
+        tensors: torch tensors or numpy arrays, all of one kind, of floating or complex dtypes; or a mapping from names
+            to them. Same shapes, strides and dtypes on every rank.
+        graph: who sends to whom: a :class:`~pushsum_opt.graphs.Graph`, a function ``(rank, size, round) -> peers``, or
+            None for the default of this size.
+        staleness: rounds between posting a message and merging it. 0: synchronous.
+        data_weight: v_i, this rank's part in the average, such as its number of samples; > 0.
+        wire_dtype: round wider values to this dtype on the wire ("bfloat16", "float16", "float32", or a dtype);
+            the mean over ranks stays exact. None: send as it is.
+        nonfinite: "raise" when a message holds inf or nan, or "skip" that part of it.
+        comm: an mpi4py communicator, or what :func:`pushsum_opt.testing.run` gives; None for ``MPI.COMM_WORLD``.
+        timeout: seconds without progress after which waiting for a peer is an error.
+
+    Raises:
+        ConfigurationError: an argument has a value that cannot be used.
+        MismatchError: the ranks disagree about what they exchange.
+        LaunchError: the processes were not started as one MPI job.
+
+    >>> import numpy as np
+    >>> from pushsum_opt import PushSum, testing
+    >>> def average(comm):
+    ...     z = np.array([float(comm.rank)])
+    ...     with PushSum([z], comm=comm) as push_sum:
+    ...         for _ in range(2):
+    ...             push_sum.mix()
+    ...     return z.item()
+    >>> testing.run(4, average)
+    [1.5, 1.5, 1.5, 1.5]
+    """
+
+    def __init__(
+        self,
+        tensors: Sequence[Any] | Mapping[str, Any],
+        *,
+        graph: Any = None,
+        staleness: int | str = 0,
+        data_weight: float = 1.0,
+        wire_dtype: Any = None,
+        nonfinite: str = "raise",
+        comm: Any = None,
+        timeout: float = 1800.0,
+    ) -> None:
+        if comm is None:
+            comm = world.communicator()
+        world.stop_all_on_error()
+        machine = settings.read()
+        transports.check(comm)
+        if isinstance(tensors, Mapping):
+            names, values = list(tensors), list(tensors.values())
+        else:
+            values = list(tensors)
+            names = [f"tensor {index}" for index in range(len(values))]
+        _check_arguments(staleness, data_weight, nonfinite, timeout)
+        self.memory = memories.bind(values, names, wire_dtype, machine.chunk_bytes)
+        self.graph: graphs.Graph = graphs.resolve(graph, comm.Get_size())
+        self.transport = transports.connect(comm)
+        self._comm = comm
+        self.rank = self.transport.rank
+        self.size = self.transport.size
+        self._events = Events()
+        self._statistics = Statistics()
+        self._events.subscribe(self._statistics)
+        self._events.subscribe(StallInspector(self.rank))
+        self.waiter = Waiter(self.transport, self._events, timeout, machine.stall_seconds)
+        self._staleness = staleness
+        self._nonfinite = nonfinite
+        self._failure: str | None = None
+        self._closed = False
+        self._round = 0
+        self.on_loan: str | None = None
+        """Who holds other values in the tensors for a while, if anybody: rounds and steps are refused meanwhile."""
+        self._partners = self._all_partners()
+        self._first_step: FirstStep | None = None
+        with self.failing_together():
+            agreement.agree(self.transport, self.waiter, self._fingerprint(), _versions(values))
+            self._data_weight = agreement.normalised_data_weight(self.transport, self.waiter, float(data_weight))
+            self.run = agreement.shared_run(self.transport, self.waiter, os.urandom(8))
+        self._weight = self._data_weight
+        self._gossip: Gossip = SynchronousGossip(
+            self.memory,
+            self.transport,
+            self.graph,
+            self.waiter,
+            self._events,
+            nonfinite,
+            signature=self._signature,
+            greet=self._greet,
+        )
+        _register(self)
+
+    @staticmethod
+    def newest(comm: Any) -> PushSum | None:
+        """Return the open PushSum that was made last on a communicator, if any."""
+        return next((one for one in reversed(_still_open()) if one._comm is comm), None)
+
+    # ------------------------------------------------------------------ state
+
+    @property
+    def push_weight(self) -> float:
+        """w, this rank's push weight; w > 0, and the sum over ranks of w held and in flight is n."""
+        return self._weight
+
+    @property
+    def data_weight(self) -> float:
+        """a_i = n v_i / sum v: this rank's part in the average, 1 where all are equal."""
+        return self._data_weight
+
+    @property
+    def round(self) -> int:
+        """k, the number of rounds completed."""
+        return self._round
+
+    @property
+    def staleness(self) -> int | str:
+        """Rounds between posting a message and merging it."""
+        return self._staleness
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def stats(self) -> dict[str, float]:
+        """Return plain floats to log. Local and cheap.
+
+        ``round``, ``push_weight``, ``seconds_waited`` (in all), ``bytes_sent`` (in all), ``worst_age`` (rounds since
+        the last message of the in-peer not heard from for longest), ``chunks_skipped`` (not finite), ``in_flight``
+        (messages), ``extra_bytes`` (held beside the tensors).
+        """
+        return {
+            "round": float(self._round),
+            "push_weight": self._weight,
+            **self._statistics.values(self._round),
+            "in_flight": float(self._gossip.in_flight),
+            "extra_bytes": float(self.memory.extra_bytes),
+        }
+
+    def bytes_per_round(self) -> float:
+        """Bytes that this rank sends in a round, the mean over a period of the graph."""
+        rounds = range(self.graph.window(self.size))
+        messages = sum(len(self.graph.out_peers(self.rank, self.size, k)) for k in rounds)
+        return messages / len(rounds) * (HEADER_BYTES + self.memory.nbytes)
+
+    def subscribe(self, listener: Listener) -> None:
+        """Attach a listener to the named points of every round."""
+        self._events.subscribe(listener)
+
+    # ------------------------------------------------------------------ the algorithm
+
+    def mix(self) -> None:
+        """Gossip once: give shares away, merge what is due, k <- k + 1.
+
+        Raises:
+            PeerTimeout: an in-peer sent nothing within ``timeout`` seconds.
+            PeerFinished: an in-peer or out-peer has finished.
+            PeerFailed: another rank stopped with an error.
+            NonFiniteError: a message holds inf or nan and ``nonfinite="raise"``.
+            MismatchError: a peer's parameters, or its count of rounds, differ.
+            ClosedError: after :meth:`close`, or after any of these errors.
+        """
+        self._refuse_if_on_loan()
+        self._events.round_begins(self._round)
+        with self.failing_together():
+            self._weight = self._gossip.round(self._round, self._weight)
+        self._events.round_ends(self._round, self._weight)
+        self._round += 1
+
+    @contextmanager
+    def local_step(self) -> Iterator[None]:
+        """Scale what happens to the tensors inside by a_i / w, so that x moves by a_i dz as in the paper.
+
+        While w = a_i there is nothing to do; otherwise it costs one copy of the tensors.
+        """
+        self._refuse_if_on_loan()
+        if abs(self._weight / self._data_weight - 1.0) < EXACT:
+            yield
+            return
+        self.memory.refresh()
+        self.memory.snapshot()
+        yield
+        self.memory.scale_step(self._weight, self._data_weight)
+
+    def drain(self) -> None:
+        """Collective. Wait for and merge every message in flight. Nothing to do when synchronous."""
+        self.refuse_if_closed()
+        with self.failing_together():
+            self._weight = self._gossip.drain(self._round, self._weight)
+
+    def extend(self, tensors: Mapping[str, Any]) -> None:
+        """Collective. Exchange more tensors from the next round on, beside those that are there."""
+        self.refuse_if_closed()
+        self.drain()
+        with self.failing_together():
+            self.memory.extend(list(tensors.values()), list(tensors))
+            agreement.agree(self.transport, self.waiter, self._fingerprint(), {})
+
+    # ------------------------------------------------------------------ saving and loading
+
+    def state(self) -> dict[str, Any]:
+        """Return what belongs to this rank: run, rank, size, round, push weight, residuals. Local."""
+        return {
+            "run": self.run,
+            "rank": self.rank,
+            "size": self.size,
+            "round": self._round,
+            "push_weight": self._weight,
+            "residuals": self.memory.residual_state(),
+        }
+
+    def load_state(self, state: Mapping[str, Any] | None) -> str | None:
+        """Continue from what :meth:`state` returned. Local.
+
+        Returns:
+            None; or, where the state is missing or belongs to another rank, why the mass starts anew at w = a_i.
+        """
+        self.refuse_if_closed()
+        self.memory.load_residual_state({})
+        self._weight = self._data_weight
+        if state is None:
+            return "it has no push-sum state (saved without pushsum_opt?)"
+        self._round = int(state["round"])
+        if (state["rank"], state["size"]) != (self.rank, self.size):
+            saved = f"rank {state['rank']} of {state['size']}"
+            return f"it was saved by {saved}, and this is rank {self.rank} of {self.size}"
+        self._weight = float(state["push_weight"])
+        self.memory.load_residual_state(state["residuals"])
+        return None
+
+    # ------------------------------------------------------------------ the end
+
+    def close(self) -> None:
+        """Collective. Bring every message home, wait for all ranks, and free what is held. Idempotent.
+
+        After an error it returns at once: the other ranks have been told.
+        """
+        if self._closed:
+            return
+        try:
+            if self._failure is None:
+                with self.failing_together():
+                    self._weight = self._gossip.drain(self._round, self._weight)
+                    self._leave()
+        finally:
+            self._closed = True
+            self.transport.close()
+
+    def _leave(self) -> None:
+        everyone_left = self.transport.barrier("everyone to close")
+        mine = Notice(self.rank, failed=False, rounds=self._round, collectives=self.transport.collectives)
+        self.transport.tell(self._partners, mine)
+        self.waiter.wait((everyone_left,), self._round)
+        # Each partner has told us as we have told it: take it in, so that nothing is left on the wire.
+        while not self._partners <= self.waiter.finished.keys():
+            self.transport.poll(1.0)
+            self.waiter.hear()
+
+    def __enter__(self) -> PushSum:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and self._failure is None:
+            self._fail(error)
+        self.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"PushSum(rank={self.rank}, size={self.size}, graph={self.graph!r}, staleness={self._staleness!r}, "
+            f"round={self._round}, push_weight={self._weight:.6g})"
+        )
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """Tell the other ranks when this one fails, and refuse to go on afterwards."""
+        try:
+            yield
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def _fail(self, error: BaseException) -> None:
+        if self._failure is not None:
+            return
+        self._failure = f"{type(error).__name__}: {error}"
+        notice = Notice(self.rank, True, self._round, self.transport.collectives, self._failure)
+        self.transport.tell(self._partners, notice)
+        self.transport.poll(0.0)
+
+    def refuse_if_closed(self) -> None:
+        if self._closed:
+            raise ClosedError(f"rank {self.rank}: already closed. Make a new one to exchange again")
+        if self._failure is not None:
+            raise ClosedError(
+                f"rank {self.rank}: an earlier error ended the exchange in round {self._round} ({self._failure}). "
+                "The ranks no longer agree on what was merged: restart from a checkpoint"
+            )
+
+    def _refuse_if_on_loan(self) -> None:
+        self.refuse_if_closed()
+        if self.on_loan is not None:
+            raise ClosedError(
+                f"rank {self.rank}: a step or round inside {self.on_loan}: the tensors hold the average over ranks "
+                "there, and what is done to them is undone at its end. Leave the block first"
+            )
+
+    # ------------------------------------------------------------------ what ranks know of each other
+
+    def _all_partners(self) -> set[int]:
+        partners: set[int] = set()
+        for k in range(self.graph.window(self.size)):
+            partners.update(self.graph.out_peers(self.rank, self.size, k), self.graph.in_peers(self.rank, self.size, k))
+        return partners
+
+    def _fingerprint(self) -> dict[str, str]:
+        described = self.memory.described()
+        return {
+            "the number of tensors": str(len(described)),
+            **described,
+            "graph": f"{self.graph!r} ({self.graph.fingerprint(self.size)[:12]})",
+            "staleness": repr(self._staleness),
+            "nonfinite": repr(self._nonfinite),
+            "the layout of messages": self.memory.layout.hex(),
+            "the version of the wire": str(VERSION),
+        }
+
+    def watch_first_step(self, alike: Callable[[int], None]) -> FirstStep:
+        """Compare this rank's first local step with its in-peers'; ``alike(peer)`` is called where they are equal."""
+        self._first_step = FirstStep(self.memory, alike)
+        return self._first_step
+
+    def _signature(self) -> bytes:
+        return NOTHING if self._first_step is None else self._first_step.signature
+
+    def _greet(self, peer: int, header: Header) -> None:
+        if self._first_step is not None:
+            self._first_step.compare(peer, header.signature)
+
+
+def _check_arguments(staleness: Any, data_weight: Any, nonfinite: Any, timeout: Any) -> None:
+    if isinstance(staleness, bool) or not (isinstance(staleness, int) or staleness == "unbounded"):
+        raise ConfigurationError(f"staleness={staleness!r}: expected an int of at least 0, or 'unbounded'")
+    if isinstance(staleness, int) and staleness < 0:
+        raise ConfigurationError(f"staleness={staleness!r}: expected an int of at least 0, or 'unbounded'")
+    if staleness != 0:
+        raise ConfigurationError(f"staleness={staleness!r}: only synchronous rounds (0) exist in this version")
+    if isinstance(data_weight, bool) or not isinstance(data_weight, int | float | np.number):
+        raise ConfigurationError(f"data_weight={data_weight!r}: expected a number above 0")
+    if nonfinite not in ("raise", "skip"):
+        raise ConfigurationError(f"nonfinite={nonfinite!r}: expected 'raise' or 'skip'")
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
+        raise ConfigurationError(f"timeout={timeout!r}: expected seconds, a finite number above 0")
+
+
+def _versions(values: Sequence[Any]) -> dict[str, str]:
+    import sys
+
+    torch = sys.modules.get("torch")
+    return {
+        "numpy": np.__version__,
+        "torch": str(torch.__version__) if torch is not None else "not loaded",
+    }
+
+
+
+
+# In the order of construction, which is the same on every rank, so that the end of the program closes them in step.
+_made: list[weakref.ref[PushSum]] = []
+_made_lock = threading.Lock()
+
+
+def _register(push_sum: PushSum) -> None:
+    with _made_lock:
+        _made[:] = [ref for ref in _made if (alive := ref()) is not None and not alive.closed]
+        _made.append(weakref.ref(push_sum))
+
+
+def _still_open() -> list[PushSum]:
+    with _made_lock:
+        return [push_sum for ref in _made if (push_sum := ref()) is not None and not push_sum.closed]
+
+
+@atexit.register
+def _close_at_exit() -> None:
+    """Bring messages home before MPI goes away; a rank that still trains is told that this one has finished."""
+    for push_sum in _still_open():
+        if push_sum.transport.name == "mpi":
+            try:
+                push_sum.close()
+            except PushSumError as error:
+                world.abort(error)

@@ -1,0 +1,64 @@
+"""Facts about the machine, read from ``PUSHSUM_*`` environment variables: here, and nowhere else.
+
+Settings of an experiment (graph, staleness, weights) are keyword arguments; what belongs to the machine is a variable,
+so that the same script runs unchanged on a laptop and on a cluster.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from .errors import ConfigurationError
+
+__all__ = ["Settings", "read"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Each field is one environment variable, ``PUSHSUM_`` and its name in capitals."""
+
+    stall_seconds: float = 60.0
+    """Seconds without progress before a waiting rank says whom it waits for; it repeats after the same time."""
+
+    chunk_bytes: int = 1 << 22
+    """Largest piece of a message, in bytes: what is received, checked and merged while it is still in the cache."""
+
+    abort_on_error: bool = True
+    """Whether an uncaught exception on one rank ends the whole MPI job, after its traceback was printed."""
+
+
+def read(environ: dict[str, str] | None = None) -> Settings:
+    """Read every variable from ``environ`` (default: ``os.environ``).
+
+    Raises:
+        ConfigurationError: a variable holds a value that cannot be read; it is named with its value.
+    """
+    variables = os.environ if environ is None else environ
+    return Settings(
+        stall_seconds=_number(variables, "PUSHSUM_STALL_SECONDS", Settings.stall_seconds, least=0.01),
+        chunk_bytes=int(_number(variables, "PUSHSUM_CHUNK_BYTES", Settings.chunk_bytes, least=64)),
+        abort_on_error=_switch(variables, "PUSHSUM_ABORT_ON_ERROR", Settings.abort_on_error),
+    )
+
+
+def _number(variables: os._Environ[str] | dict[str, str], name: str, default: float, least: float) -> float:
+    text = variables.get(name)
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not least <= value < float("inf"):
+        raise ConfigurationError(f"{name}={text!r}: expected a number of at least {least:g} (default {default:g})")
+    return value
+
+
+def _switch(variables: os._Environ[str] | dict[str, str], name: str, default: bool) -> bool:
+    text = variables.get(name)
+    if text is None:
+        return default
+    if text not in ("0", "1"):
+        raise ConfigurationError(f"{name}={text!r}: expected 0 or 1 (default {int(default)})")
+    return text == "1"

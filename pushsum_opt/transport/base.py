@@ -1,0 +1,119 @@
+"""How a message moves: what every transport promises, and what it does not.
+
+A transport carries runs of bytes between ranks, and knows nothing of rounds, mass or tensors.
+
+Promised:
+    * messages between the same two ranks with the same tag arrive in the order in which they were posted;
+    * a posted buffer has been read, and an expected one filled, once its ticket is done, and not before;
+    * collectives complete in the order in which they were begun, which must be the same on every rank.
+
+*Not* promised:
+    * that a send completes before its receive was expected, however small it is;
+    * any order between different peers or different tags;
+    * that anything moves while nobody polls;
+    * that a buffer keeps its old contents, or has its new ones, before its ticket is done.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Notice", "Ticket", "Transport"]
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One transfer under way. The transport keeps the buffer alive and sets ``done``."""
+
+    what: str
+    """What is being waited for, in words: for stall lines and errors."""
+
+    peer: int | None
+    """The other rank; None for a collective."""
+
+    buffer: Any = field(repr=False)
+    sends: bool = False
+    collective: int = 0
+    """For a collective: which one on this transport, counted from 1."""
+    done: bool = False
+    request: Any = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What a rank that stops tells the others, so that nobody waits for it in vain."""
+
+    sender: int
+    failed: bool
+    rounds: int
+    """Rounds that the sender completed."""
+
+    collectives: int
+    """Collectives that the sender began on this transport."""
+
+    reason: str = ""
+
+
+class Transport(ABC):
+    """Point-to-point messages, a few collectives and notices for one group of ranks.
+
+    Every method returns at once, except :meth:`poll` and :meth:`close`.
+    """
+
+    rank: int
+    size: int
+    name: str
+    """What carries the messages, for the start line."""
+
+    collectives: int = 0
+    """Collectives begun so far."""
+
+    @abstractmethod
+    def post(self, buffer: Any, peer: int, tag: int, what: str) -> Ticket:
+        """Begin to send the bytes of ``buffer`` to rank ``peer``; it must not change until the ticket is done."""
+
+    @abstractmethod
+    def expect(self, buffer: Any, peer: int, tag: int, what: str) -> Ticket:
+        """Begin to receive from rank ``peer`` into ``buffer``, which fits the message exactly."""
+
+    @abstractmethod
+    def broadcast(self, buffer: Any, root: int, what: str) -> Ticket:
+        """Begin to copy the bytes of ``buffer`` on rank ``root`` into everyone's. Collective."""
+
+    @abstractmethod
+    def sum(self, values: Any, what: str) -> Ticket:
+        """Begin to replace ``values`` (numpy, float64) by its sum over ranks, equal bits everywhere. Collective."""
+
+    @abstractmethod
+    def gather(self, mine: bytes, what: str) -> tuple[Ticket, Any]:
+        """Begin to collect ``mine`` (same length on every rank). Collective.
+
+        Returns:
+            The ticket, and a uint8 numpy array of shape (size, len(mine)) that is filled once it is done.
+        """
+
+    @abstractmethod
+    def barrier(self, what: str) -> Ticket:
+        """Begin a barrier: done once every rank has begun it. Collective."""
+
+    @abstractmethod
+    def poll(self, seconds: float) -> bool:
+        """Move things along for at most ``seconds``; return early, with True, as soon as a ticket is done.
+
+        Waiting leaves the processor and the interpreter lock to others.
+        """
+
+    @abstractmethod
+    def tell(self, peers: Iterable[int], notice: Notice) -> None:
+        """Send a notice to some ranks, at best effort, without waiting."""
+
+    @abstractmethod
+    def notices(self) -> list[Notice]:
+        """Return the notices that have come since the last call."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the transport holds. All its tickets are done, or given up. Idempotent."""

@@ -1,0 +1,294 @@
+"""n ranks in one process, a thread each: for tests, and for trying things out without an MPI launcher.
+
+As unkind as MPI may be: the bytes of a send are taken when it completes and not when it is posted; nothing larger than
+a header completes before its receive is posted; what is being received holds 0xff bytes (nan) until it is there; and
+with a seed, messages are late and overtake each other between peers.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from ..errors import ClosedError, MismatchError, PeerFailed
+from .base import Notice, Ticket, Transport
+
+__all__ = ["Delays", "LoopbackComm", "LoopbackTransport", "LoopbackWorld"]
+
+EAGER_BYTES = 128  # a message up to this size may complete before it is received,
+EAGER_SLOTS = 8  # as long as no more than this many lie unreceived on its way
+
+Delays = Callable[[int, int, int], float]
+"""Seconds by which a message is late: (sender, receiver, how many it sent before) -> seconds."""
+
+Route = tuple[int, int, int, int]  # context, source, destination, tag
+
+
+class LoopbackWorld:
+    """What the ranks of one process share.
+
+    Args:
+        size: number of ranks.
+        seed: None for messages that arrive at once; otherwise each is late by up to ``spread`` seconds at random.
+        spread: seconds.
+        delays: seconds by which each message is late, prescribed; instead of ``seed``.
+    """
+
+    def __init__(
+        self, size: int, *, seed: int | None = None, spread: float = 2e-3, delays: Delays | None = None
+    ) -> None:
+        self.size = size
+        self.lock = threading.Lock()
+        self.awake = [threading.Condition(self.lock) for _ in range(size)]
+        self.failure: tuple[int, str] | None = None
+        self._delays = delays
+        self._random = None if seed is None else random.Random(seed)
+        self._spread = spread
+        self._sent: dict[tuple[int, int], int] = {}
+        self._posted: dict[Route, deque[_Transfer]] = {}
+        self._expected: dict[Route, deque[_Transfer]] = {}
+        self._last_due: dict[Route, float] = {}
+        self._due: list[list[tuple[float, _Transfer, _Transfer]]] = [[] for _ in range(size)]
+        self._collectives: dict[tuple[int, int], _Collective] = {}
+        self._mailboxes: dict[tuple[int, int], list[Notice]] = {}
+
+    def mailbox(self, context: int, rank: int) -> list[Notice]:
+        return self._mailboxes.setdefault((context, rank), [])
+
+    def comm(self, rank: int) -> LoopbackComm:
+        return LoopbackComm(self, rank)
+
+    def fail(self, rank: int, reason: str) -> None:
+        """Make every rank that waits, now or later, stop with this reason."""
+        with self.lock:
+            if self.failure is None:
+                self.failure = (rank, reason)
+            for awake in self.awake:
+                awake.notify_all()
+
+    def check(self, rank: int) -> None:
+        if self.failure is not None and self.failure[0] != rank:
+            raise PeerFailed(f"rank {rank}: rank {self.failure[0]} stopped: {self.failure[1]}")
+
+    # All methods below are called with the lock held.
+
+    def post(self, route: Route, transfer: _Transfer) -> None:
+        small = transfer.data.size <= EAGER_BYTES
+        queue = self._posted.setdefault(route, deque())
+        if small and sum(other.ticket.done for other in queue) < EAGER_SLOTS:
+            transfer.data = transfer.data.copy()
+            transfer.ticket.done = True
+        queue.append(transfer)
+        self._match(route)
+
+    def expect(self, route: Route, transfer: _Transfer) -> None:
+        transfer.data[:] = 0xFF
+        self._expected.setdefault(route, deque()).append(transfer)
+        self._match(route)
+
+    def _match(self, route: Route) -> None:
+        posted, expected = self._posted.get(route), self._expected.get(route)
+        while posted and expected:
+            send, receive = posted.popleft(), expected.popleft()
+            if send.data.size != receive.data.size:
+                raise MismatchError(
+                    f"a message of {send.data.size} bytes from rank {route[1]} met a receive of {receive.data.size} "
+                    f"bytes on rank {route[2]}: their parameters have other shapes, strides or dtypes"
+                )
+            due = max(time.monotonic() + self._late(route), self._last_due.get(route, 0.0))
+            self._last_due[route] = due
+            self._due[route[2]].append((due, send, receive))
+            self.awake[route[2]].notify_all()
+
+    def _late(self, route: Route) -> float:
+        pair = route[1:3]
+        count = self._sent.get(pair, 0)
+        self._sent[pair] = count + 1
+        if self._delays is not None:
+            return self._delays(*pair, count)
+        return self._random.uniform(0.0, self._spread) if self._random is not None else 0.0
+
+    def deliver(self, rank: int) -> float | None:
+        """Complete what is due to a rank; return the time at which the next is."""
+        now = time.monotonic()
+        waiting = []
+        for item in self._due[rank]:
+            due, send, receive = item
+            if due > now:
+                waiting.append(item)
+                continue
+            receive.data[:] = send.data
+            send.ticket.done = receive.ticket.done = True
+            self.awake[send.rank].notify_all()
+        self._due[rank] = waiting
+        return min((due for due, _, _ in waiting), default=None)
+
+    def join(self, key: tuple[int, int], rank: int, kind: str, value: Any, ticket: Ticket) -> _Collective:
+        collective = self._collectives.setdefault(key, _Collective(kind))
+        if collective.kind != kind:
+            raise ValueError(f"rank {rank} called {kind} where another rank called {collective.kind}")
+        collective.values[rank] = value
+        collective.tickets.append(ticket)
+        if len(collective.values) == self.size:
+            collective.complete(self.size)
+            del self._collectives[key]
+            for awake in self.awake:
+                awake.notify_all()
+        return collective
+
+
+class LoopbackComm:
+    """One rank's communicator in a :class:`LoopbackWorld`; has ``rank`` and ``size`` as an MPI one does."""
+
+    def __init__(self, world: LoopbackWorld, rank: int) -> None:
+        self.world = world
+        self.rank = rank
+        self.size = world.size
+        self._contexts = 0
+
+    def Get_rank(self) -> int:
+        return self.rank
+
+    def Get_size(self) -> int:
+        return self.size
+
+    def next_context(self) -> int:
+        """Number the private duplicates; every rank makes them in the same order, as with MPI."""
+        self._contexts += 1
+        return self._contexts
+
+    def __repr__(self) -> str:
+        return f"LoopbackComm(rank={self.rank}, size={self.size})"
+
+
+class LoopbackTransport(Transport):
+    """The transport of one rank in a :class:`LoopbackWorld`."""
+
+    name = "loopback"
+
+    def __init__(self, comm: LoopbackComm) -> None:
+        self._world = comm.world
+        self._context = comm.next_context()
+        self._active: list[Ticket] = []
+        self._closed = False
+        self.rank = comm.rank
+        self.size = comm.size
+
+    def post(self, buffer: Any, peer: int, tag: int, what: str) -> Ticket:
+        ticket = Ticket(what, peer, buffer, sends=True)
+        with self._open().lock:
+            self._world.post((self._context, self.rank, peer, tag), _Transfer(ticket, _bytes(buffer), self.rank))
+        self._active.append(ticket)
+        return ticket
+
+    def expect(self, buffer: Any, peer: int, tag: int, what: str) -> Ticket:
+        ticket = Ticket(what, peer, buffer)
+        with self._open().lock:
+            self._world.expect((self._context, peer, self.rank, tag), _Transfer(ticket, _bytes(buffer), self.rank))
+        self._active.append(ticket)
+        return ticket
+
+    def broadcast(self, buffer: Any, root: int, what: str) -> Ticket:
+        return self._collective(f"broadcast from {root}", _bytes(buffer), what)
+
+    def sum(self, values: Any, what: str) -> Ticket:
+        return self._collective("sum", values, what)
+
+    def gather(self, mine: bytes, what: str) -> tuple[Ticket, Any]:
+        everyone = np.empty((self.size, len(mine)), np.uint8)
+        return self._collective("gather", (np.frombuffer(mine, np.uint8), everyone), what), everyone
+
+    def barrier(self, what: str) -> Ticket:
+        return self._collective("barrier", None, what)
+
+    def _collective(self, kind: str, value: Any, what: str) -> Ticket:
+        self.collectives += 1
+        ticket = Ticket(what, None, value, collective=self.collectives)
+        with self._open().lock:
+            self._world.join((self._context, self.collectives), self.rank, kind, value, ticket)
+        self._active.append(ticket)
+        return ticket
+
+    def poll(self, seconds: float) -> bool:
+        world = self._world
+        deadline = time.monotonic() + seconds
+        with world.lock:
+            while True:
+                world.check(self.rank)
+                next_due = world.deliver(self.rank)
+                done = [ticket for ticket in self._active if ticket.done]
+                if done:
+                    self._active = [ticket for ticket in self._active if not ticket.done]
+                    return True
+                wait_until = deadline if next_due is None else min(deadline, next_due)
+                left = wait_until - time.monotonic()
+                if world.mailbox(self._context, self.rank) or (left <= 0 and wait_until == deadline):
+                    return False
+                world.awake[self.rank].wait(max(left, 0.0))
+
+    def tell(self, peers: Iterable[int], notice: Notice) -> None:
+        with self._world.lock:
+            for peer in peers:
+                if peer != self.rank:
+                    self._world.mailbox(self._context, peer).append(notice)
+                    self._world.awake[peer].notify_all()
+
+    def notices(self) -> list[Notice]:
+        with self._world.lock:
+            mailbox = self._world.mailbox(self._context, self.rank)
+            notices = list(mailbox)
+            mailbox.clear()
+        return notices
+
+    def close(self) -> None:
+        self._closed = True
+
+    def _open(self) -> LoopbackWorld:
+        if self._closed:
+            raise ClosedError(f"rank {self.rank}: the loopback transport is already closed")
+        return self._world
+
+
+class _Transfer:
+    __slots__ = ("data", "rank", "ticket")
+
+    def __init__(self, ticket: Ticket, data: np.ndarray[Any, np.dtype[np.uint8]], rank: int) -> None:
+        self.ticket = ticket
+        self.data = data
+        self.rank = rank
+
+
+class _Collective:
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.values: dict[int, Any] = {}
+        self.tickets: list[Ticket] = []
+
+    def complete(self, size: int) -> None:
+        values = [self.values[rank] for rank in range(size)]
+        if self.kind == "sum":
+            total = np.sum(np.stack(values), axis=0)
+            for value in values:
+                value[...] = total
+        elif self.kind == "gather":
+            for _, everyone in values:
+                for rank, (own, _) in enumerate(values):
+                    everyone[rank] = own
+        elif self.kind.startswith("broadcast"):
+            root = int(self.kind.split()[-1])
+            for rank, value in enumerate(values):
+                if rank != root:
+                    value[...] = values[root]
+        for ticket in self.tickets:
+            ticket.done = True
+
+
+def _bytes(buffer: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return any contiguous buffer as a flat uint8 array that shares its memory."""
+    return np.frombuffer(buffer, np.uint8) if not isinstance(buffer, np.ndarray) else buffer.reshape(-1).view(np.uint8)

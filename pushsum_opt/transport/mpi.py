@@ -1,0 +1,192 @@
+"""Messages over MPI, through mpi4py, on a private duplicate of the user's communicator."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from ..errors import ClosedError, ConfigurationError, MismatchError
+from .base import Notice, Ticket, Transport
+
+__all__ = ["MpiTransport"]
+
+NOTICE_TAG = 1000
+NOTICE_BYTES = 1024
+NOTICE_HEAD = struct.Struct("<i?qqi")
+HIGHEST_TAG = 32767  # what the standard promises at least; all of ours lie below it
+PATIENCE = 1e-4  # seconds for which a poll only yields the processor, before it naps
+NAP = 50e-6  # seconds
+
+# MPI writes into the buffers of an open transport whether or not anybody still refers to it.
+_alive: set[MpiTransport] = set()
+
+
+class MpiTransport(Transport):
+    """Non-blocking point-to-point messages and collectives, polled. Constructing one is collective.
+
+    Args:
+        comm: the communicator to duplicate; it is not used for anything else.
+    """
+
+    name = "mpi"
+
+    def __init__(self, comm: MPI.Comm) -> None:
+        highest = comm.Get_attr(MPI.TAG_UB)
+        if highest is not None and highest < HIGHEST_TAG:
+            raise ConfigurationError(f"this MPI library allows tags up to {highest}: expected at least {HIGHEST_TAG}")
+        self._comm, request = comm.Idup()
+        while not request.Test():
+            time.sleep(NAP)
+        self.rank = comm.Get_rank()
+        self.size = comm.Get_size()
+        self._requests: list[MPI.Request] = []
+        self._tickets: list[Ticket] = []
+        self._inbox: list[Notice] = []
+        self._notice = bytearray(NOTICE_BYTES)
+        self._listening: Ticket | None = None
+        self._closed = False
+        _alive.add(self)
+        if self.size > 1:
+            self._listen()
+
+    # ------------------------------------------------------------------ messages
+
+    def post(self, buffer: Any, peer: int, tag: int, what: str) -> Ticket:
+        request = self._open().Isend([buffer, MPI.BYTE], peer, tag)
+        return self._track(Ticket(what, peer, buffer, sends=True, request=request))
+
+    def expect(self, buffer: Any, peer: int, tag: int, what: str) -> Ticket:
+        request = self._open().Irecv([buffer, MPI.BYTE], peer, tag)
+        return self._track(Ticket(what, peer, buffer, request=request))
+
+    # ------------------------------------------------------------------ collectives
+
+    def broadcast(self, buffer: Any, root: int, what: str) -> Ticket:
+        return self._collective(self._open().Ibcast([buffer, MPI.BYTE], root), buffer, what)
+
+    def sum(self, values: Any, what: str) -> Ticket:
+        request = self._open().Iallreduce(MPI.IN_PLACE, [values, MPI.DOUBLE], MPI.SUM)
+        return self._collective(request, values, what)
+
+    def gather(self, mine: bytes, what: str) -> tuple[Ticket, Any]:
+        everyone = np.empty((self.size, len(mine)), np.uint8)
+        own = np.frombuffer(mine, np.uint8)
+        request = self._open().Iallgather([own, MPI.BYTE], [everyone, MPI.BYTE])
+        return self._collective(request, (own, everyone), what), everyone
+
+    def barrier(self, what: str) -> Ticket:
+        return self._collective(self._open().Ibarrier(), None, what)
+
+    def _collective(self, request: MPI.Request, buffer: Any, what: str) -> Ticket:
+        self.collectives += 1
+        return self._track(Ticket(what, None, buffer, collective=self.collectives, request=request))
+
+    # ------------------------------------------------------------------ progress
+
+    def poll(self, seconds: float) -> bool:
+        begin = time.monotonic()
+        while True:
+            if self._advance():
+                return True
+            waited = time.monotonic() - begin
+            if self._inbox or waited >= seconds:
+                return False
+            # A blocked MPI call would spin and starve the ranks that compute. While a transfer is under way the next
+            # piece is microseconds off, so only yield; a peer that computes takes longer, so nap.
+            if waited < PATIENCE:
+                os.sched_yield()
+            else:
+                time.sleep(NAP)
+
+    def _advance(self) -> bool:
+        if not self._requests:
+            return False
+        try:
+            finished = MPI.Request.Testsome(self._requests)
+        except MPI.Exception as error:
+            raise self._explain(error) from error
+        if not finished:
+            return False
+        for index in finished:
+            ticket = self._tickets[index]
+            ticket.done = True
+            ticket.request = ticket.buffer = None
+        left = [index for index, ticket in enumerate(self._tickets) if not ticket.done]
+        self._requests = [self._requests[index] for index in left]
+        self._tickets = [self._tickets[index] for index in left]
+        if self._listening is not None and self._listening.done:
+            self._hear()
+            return len(finished) > 1
+        return True
+
+    def _explain(self, error: MPI.Exception) -> Exception:
+        if "trunc" in str(error).lower() or error.Get_error_class() in (MPI.ERR_TRUNCATE, MPI.ERR_IN_STATUS):
+            peers = sorted({t.peer for t in self._tickets if t.peer is not None and not t.sends})
+            return MismatchError(
+                f"rank {self.rank}: a message from one of the ranks {peers} does not fit what was expected "
+                f"({str(error).strip()}): its parameters have other shapes, strides or dtypes than on this rank, or "
+                "that rank has died"
+            )
+        return error
+
+    def _track(self, ticket: Ticket) -> Ticket:
+        self._requests.append(ticket.request)
+        self._tickets.append(ticket)
+        return ticket
+
+    # ------------------------------------------------------------------ notices
+
+    def tell(self, peers: Iterable[int], notice: Notice) -> None:
+        comm = self._open()
+        message = bytearray(NOTICE_BYTES)
+        reason = notice.reason.encode("utf-8", "replace")[: NOTICE_BYTES - NOTICE_HEAD.size]
+        head = (notice.sender, notice.failed, notice.rounds, notice.collectives, len(reason))
+        NOTICE_HEAD.pack_into(message, 0, *head)
+        message[NOTICE_HEAD.size : NOTICE_HEAD.size + len(reason)] = reason
+        for peer in peers:
+            if peer != self.rank:
+                request = comm.Isend([message, MPI.BYTE], peer, NOTICE_TAG)
+                self._track(Ticket("a notice to be taken", peer, message, sends=True, request=request))
+
+    def notices(self) -> list[Notice]:
+        inbox, self._inbox = self._inbox, []
+        return inbox
+
+    def _listen(self) -> None:
+        request = self._comm.Irecv([self._notice, MPI.BYTE], MPI.ANY_SOURCE, NOTICE_TAG)
+        self._listening = self._track(Ticket("a notice", None, self._notice, request=request))
+
+    def _hear(self) -> None:
+        sender, failed, rounds, collectives, length = NOTICE_HEAD.unpack_from(self._notice)
+        reason = bytes(self._notice[NOTICE_HEAD.size : NOTICE_HEAD.size + length]).decode("utf-8", "replace")
+        self._inbox.append(Notice(sender, failed, rounds, collectives, reason))
+        self._listen()
+
+    # ------------------------------------------------------------------ the end
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        _alive.discard(self)
+        if MPI.Is_finalized():
+            return
+        if self._listening is not None:
+            request = self._listening.request
+            self._requests.remove(request)
+            request.Cancel()
+            request.Wait()
+        if not self._requests:
+            # With transfers left over (after an error), freeing could wait for a peer that is gone: then let it be.
+            self._comm.Free()
+
+    def _open(self) -> MPI.Comm:
+        if self._closed:
+            raise ClosedError(f"rank {self.rank}: the MPI transport is already closed")
+        return self._comm

