@@ -197,7 +197,7 @@ def _given(options: Sequence[str], names: Sequence[str]) -> bool:
 def _value(options: Sequence[str], names: Sequence[str]) -> str | None:
     """Return the value of the last of these options, written as ``--name value`` or ``--name=value``."""
     value = None
-    for word, following in zip(options, [*options[1:], ""], strict=True):
+    for word, following in zip(options, [*options, ""][1:], strict=True):
         name, equals, text = word.partition("=")
         if name in names:
             value = text if equals else following

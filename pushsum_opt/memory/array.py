@@ -65,6 +65,9 @@ class ArrayMemory(Memory):
     def _split(self, flat: Array, sizes: list[int]) -> Sequence[Array]:
         return np.split(flat, np.cumsum(sizes)[:-1])
 
+    def _permute(self, array: Array, axes: list[int]) -> Array:
+        return array.transpose(axes)
+
     def _wire_bytes(self, flat: Array) -> Array:
         return flat.view(np.uint8)
 

