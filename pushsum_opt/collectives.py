@@ -139,10 +139,14 @@ def averaged(push_sum: PushSum, buffers: Iterable[Tensor] = ()) -> Iterator[None
 
 
 def _assign_average(push_sum: PushSum) -> None:
-    weight = np.array([push_sum.push_weight])
+    push_sum.settle()
+    in_flight = list(push_sum.gossip.in_flight())
+    weight = np.array([push_sum.push_weight + sum(mass for mass, _ in in_flight)])
     push_sum.waiter.wait((push_sum.transport.sum(weight, "averaged"),), push_sum.round)
     for chunk in push_sum.memory.chunks:
         total = push_sum.memory.numerator(chunk, push_sum.push_weight)
+        for mass, slabs in in_flight:
+            total += mass * push_sum.memory.received_values(chunk, slabs[chunk.index])
         push_sum.waiter.wait((push_sum.transport.sum(total, "averaged"),), push_sum.round)
         push_sum.memory.assign(chunk, total / weight[0])
 

@@ -104,10 +104,9 @@ class PushSumOptimizer(torch.optim.Optimizer):
         )
         with self.push_sum.failing_together():
             self._start_alike()
-            hosts = start_line.hosts(self.push_sum.transport, self.push_sum.waiter)
+            hosts = start_line.hosts(self.push_sum.transport, self.push_sum.waiter, torch.get_num_threads())
         if self.push_sum.rank == 0:
-            threads = torch.get_num_threads()
-            log.info("%s", start_line.compose(self.push_sum, hosts, threads, has_model=model is not None))
+            log.info("%s", start_line.compose(self.push_sum, hosts, has_model=model is not None))
             self._warn_about_set_up()
         if self.push_sum.size > 1:
             self.push_sum.watch_first_step(self._warn_about_shards)

@@ -22,7 +22,9 @@ from . import memory as memories
 from . import transport as transports
 from .errors import ClosedError, ConfigurationError, PushSumError
 from .events import Events, Listener
-from .gossip.protocol import Gossip
+from .gossip.merging import Merger
+from .gossip.overlapped import OverlappedGossip
+from .gossip.protocol import Exchange, Gossip
 from .gossip.synchronous import SynchronousGossip
 from .gossip.wire import HEADER_BYTES, VERSION, Header
 from .observe.first_step import NOTHING, FirstStep
@@ -98,7 +100,7 @@ class PushSum:
         _check_arguments(staleness, data_weight, nonfinite, timeout)
         self.memory = memories.bind(values, names, wire_dtype, machine.chunk_bytes)
         self.graph: graphs.Graph = graphs.resolve(graph, comm.Get_size())
-        self.transport = transports.connect(comm)
+        self.transport = transports.connect(comm, background=staleness != 0)
         self._comm = comm
         self.rank = self.transport.rank
         self.size = self.transport.size
@@ -121,15 +123,14 @@ class PushSum:
             self._data_weight = agreement.normalised_data_weight(self.transport, self.waiter, float(data_weight))
             self.run = agreement.shared_run(self.transport, self.waiter, os.urandom(8))
         self._weight = self._data_weight
-        self._gossip: Gossip = SynchronousGossip(
-            self.memory,
-            self.transport,
-            self.graph,
-            self.waiter,
-            self._events,
-            nonfinite,
-            signature=self._signature,
-            greet=self._greet,
+        merger = Merger(self.memory, self._events, self.rank, nonfinite, self._greet)
+        exchange = Exchange(
+            self.memory, self.transport, self.graph, self.waiter, self._events, merger, self._data_weight
+        )
+        self.gossip: Gossip = (
+            SynchronousGossip(exchange, self._signature)
+            if isinstance(staleness, str) or staleness == 0
+            else OverlappedGossip(exchange, staleness, self._signature)
         )
         _register(self)
 
@@ -175,8 +176,8 @@ class PushSum:
             "round": float(self._round),
             "push_weight": self._weight,
             **self._statistics.values(self._round),
-            "in_flight": float(self._gossip.in_flight),
-            "extra_bytes": float(self.memory.extra_bytes),
+            "in_flight": float(sum(1 for _ in self.gossip.in_flight())),
+            "extra_bytes": float(self.memory.extra_bytes + self.gossip.extra_bytes()),
         }
 
     def bytes_per_round(self) -> float:
@@ -205,7 +206,7 @@ class PushSum:
         self._refuse_if_on_loan()
         self._events.round_begins(self._round)
         with self.failing_together():
-            self._weight = self._gossip.round(self._round, self._weight)
+            self._weight = self.gossip.round(self._round, self._weight)
         self._events.round_ends(self._round, self._weight)
         self._round += 1
 
@@ -228,7 +229,13 @@ class PushSum:
         """Collective. Wait for and merge every message in flight. Nothing to do when synchronous."""
         self.refuse_if_closed()
         with self.failing_together():
-            self._weight = self._gossip.drain(self._round, self._weight)
+            self._weight = self.gossip.drain(self._round, self._weight)
+
+    def settle(self) -> None:
+        """Collective. Wait until every message in flight has come, so that it can be counted without merging it."""
+        self.refuse_if_closed()
+        with self.failing_together():
+            self._weight = self.gossip.settle(self._round, self._weight)
 
     def extend(self, tensors: Mapping[str, Any]) -> None:
         """Collective. Exchange more tensors from the next round on, beside those that are there."""
@@ -282,7 +289,7 @@ class PushSum:
         try:
             if self._failure is None:
                 with self.failing_together():
-                    self._weight = self._gossip.drain(self._round, self._weight)
+                    self._weight = self.gossip.drain(self._round, self._weight)
                     self._leave()
         finally:
             self._closed = True
@@ -386,8 +393,8 @@ def _check_arguments(staleness: Any, data_weight: Any, nonfinite: Any, timeout: 
         raise ConfigurationError(f"staleness={staleness!r}: expected an int of at least 0, or 'unbounded'")
     if isinstance(staleness, int) and staleness < 0:
         raise ConfigurationError(f"staleness={staleness!r}: expected an int of at least 0, or 'unbounded'")
-    if staleness != 0:
-        raise ConfigurationError(f"staleness={staleness!r}: only synchronous rounds (0) exist in this version")
+    if staleness == "unbounded":
+        raise ConfigurationError("staleness='unbounded': only bounded staleness exists in this version")
     if isinstance(data_weight, bool) or not isinstance(data_weight, int | float | np.number):
         raise ConfigurationError(f"data_weight={data_weight!r}: expected a number above 0")
     if nonfinite not in ("raise", "skip"):

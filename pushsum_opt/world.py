@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from . import settings
 from .errors import LaunchError, PeerFailed
@@ -109,13 +109,18 @@ def hostname() -> str:
     return socket.gethostname()
 
 
-def abort(error: BaseException) -> None:
+def abort(error: BaseException) -> NoReturn:
     """End the whole job because of an error that can no longer be raised, after printing it."""
     mpi = sys.modules["mpi4py.MPI"]
     print(f"pushsum_opt: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     if isinstance(error, PeerFailed):
         time.sleep(FIRST_SPEAKS)
-    mpi.COMM_WORLD.Abort(1)
+    _end_all(mpi, 1)
+
+
+def _end_all(mpi: Any, code: int) -> NoReturn:
+    mpi.COMM_WORLD.Abort(code)
+    os._exit(code)  # with MPICH, Abort may return while the launcher is still ending the ranks
 
 
 _hooked = False
@@ -140,9 +145,9 @@ def stop_all_on_error() -> None:
             time.sleep(FIRST_SPEAKS)
         if issubclass(kind, KeyboardInterrupt):
             print(f"pushsum_opt: rank {me} interrupted", file=sys.stderr, flush=True)
-            mpi.COMM_WORLD.Abort(INTERRUPTED)
+            _end_all(mpi, INTERRUPTED)
         previous(kind, error, trace)
         print(f"pushsum_opt: rank {me} failed with the error above; ending all ranks", file=sys.stderr, flush=True)
-        mpi.COMM_WORLD.Abort(1)
+        _end_all(mpi, 1)
 
     sys.excepthook = report_and_abort

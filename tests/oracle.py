@@ -77,3 +77,46 @@ def irregular_column_stochastic(n: int, round: int, seed: int) -> tuple[list[lis
         for j, share in zip(sorted(chosen), shares[1:], strict=True):
             matrix[j, i] = share
     return peers, matrix
+
+
+def overlapped_push(
+    z0: Matrix,
+    data_weights: Matrix,
+    matrices: Callable[[int], Matrix],
+    gradient: Callable[[int, int, Matrix], Matrix],
+    learning_rate: float,
+    rounds: int,
+    staleness: int,
+    *,
+    biased: bool = False,
+) -> Trajectory:
+    """Run Algorithm 2 with a message in every round: what is given in round k arrives in round k + staleness.
+
+    While fewer than ``staleness`` rounds are in flight, a rank with d out-peers gives a d / (1 + d + staleness d) in all.
+    With ``biased`` the weights are left out: z is taken to be x, as if w were 1.
+    """
+    n = len(z0)
+    a = n * data_weights / data_weights.sum()
+    w = a.copy()
+    x = z0 * w[:, None]
+    z = x / w[:, None]
+    in_flight: dict[int, tuple[Matrix, Matrix]] = {}
+    history_z, history_w = [z], [w]
+    for k in range(rounds):
+        x = x - learning_rate * a[:, None] * np.stack([gradient(i, k, z[i]) for i in range(n)])
+        p = matrices(k).copy()
+        given = p - np.diag(np.diag(p))
+        if k < staleness:
+            degree = (given > 0).sum(0)
+            budget = a * degree / (1 + degree + staleness * degree)
+            total = given.sum(0)
+            given = given * np.where(total > 0, budget / np.where(total > 0, total, 1) / w, 0.0)
+        kept = 1 - given.sum(0)
+        in_flight[k] = (given @ x, given @ w)
+        arrived_x, arrived_w = in_flight.pop(k - staleness, (0.0, 0.0))
+        x = kept[:, None] * x + arrived_x
+        w = kept * w + arrived_w
+        z = x if biased else x / w[:, None]
+        history_z.append(z)
+        history_w.append(w)
+    return Trajectory(np.stack(history_z), np.stack(history_w))

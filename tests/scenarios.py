@@ -19,7 +19,7 @@ def shift(rank, size, round):
     return (first, second) if size > 3 and rank % 3 == 0 else (first,)
 
 
-def numpy_training(comm, rounds=15, sleepy=None):
+def numpy_training(comm, rounds=15, sleepy=None, staleness=0):
     """Train on quadratics with irregular gossip, large and small arrays; return a digest of all that this rank saw."""
     values = np.random.default_rng(comm.rank)
     naps = None if sleepy is None else np.random.default_rng([sleepy, comm.rank])
@@ -31,7 +31,8 @@ def numpy_training(comm, rounds=15, sleepy=None):
         "empty": np.zeros((0, 3)),
     }
     digest = hashlib.sha256()
-    with ps.PushSum(tensors, graph=shift, data_weight=1.0 + comm.rank, comm=comm) as push_sum:
+    options = {"graph": shift, "staleness": staleness, "data_weight": 1.0 + comm.rank, "comm": comm}
+    with ps.PushSum(tensors, **options) as push_sum:
         for _ in range(rounds):
             if naps is not None:
                 time.sleep(naps.uniform(0, 0.01))

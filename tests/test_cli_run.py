@@ -53,7 +53,7 @@ def added(launcher, options, environ=None, cores=4, is_root=False):
         (["-np", "4", "--", "train.py", "a"], ["-np", "4"], ["py", "train.py", "a"]),
         (["-np", "4", "--", "-m", "mine"], ["-np", "4"], ["py", "-m", "mine"]),
         (["-np", "4", "--", "bash", "-c", "x.py"], ["-np", "4"], ["bash", "-c", "x.py"]),
-        (["-np", "4", "--hostfile", "train.cfg", "train.py"], ["-np", "4", "--hostfile", "train.cfg"], ["py", "train.py"]),
+        (["-n", "4", "--hostfile", "x.cfg", "train.py"], ["-n", "4", "--hostfile", "x.cfg"], ["py", "train.py"]),
     ],
 )
 def test_words_before_the_script_are_mpiruns_and_words_after_it_the_scripts(script, words, options, program):

@@ -1,10 +1,37 @@
-"""What every way of gossiping offers to the push-sum above it."""
+"""What every way of gossiping offers to the push-sum above it, and what it is given to work with."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["Gossip"]
+from ..events import Events
+from ..graphs import Graph
+from ..memory import Memory
+from ..transport import Transport
+from ..transport.waiting import Waiter
+from .merging import Merger
+
+__all__ = ["Exchange", "Gossip", "InFlight"]
+
+InFlight = tuple[float, dict[int, Any]]
+"""A message that has come and is not merged: its mass, and a slab by chunk index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Everything that a round works with."""
+
+    memory: Memory
+    transport: Transport
+    graph: Graph
+    waiter: Waiter
+    events: Events
+    merger: Merger
+    data_weight: float
+    """a_i, the mass with which this rank began."""
 
 
 class Gossip(ABC):
@@ -17,7 +44,7 @@ class Gossip(ABC):
         """Give, and merge what is due.
 
         Args:
-            round: k, counted from 0, the same on every rank.
+            round: k, counted from 0; the same on every rank, unless asynchronous.
             push_weight: w before the round.
 
         Returns:
@@ -32,7 +59,21 @@ class Gossip(ABC):
             w afterwards.
         """
 
-    @property
     @abstractmethod
-    def in_flight(self) -> int:
-        """Messages that this rank has received or awaits, and not yet merged."""
+    def settle(self, round: int, push_weight: float) -> float:
+        """Wait until all that is in flight has come, so that it can be counted. Collective.
+
+        Returns:
+            w afterwards: unchanged, unless asynchronous.
+        """
+
+    @abstractmethod
+    def in_flight(self) -> Iterable[InFlight]:
+        """Return the messages that have come and are not merged."""
+
+    def leaves(self) -> None:
+        """This rank is about to close: from now on nobody gives to it. Nothing to do where rounds are in step."""
+
+    def extra_bytes(self) -> int:
+        """Bytes of the slabs that are held."""
+        return 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 __all__ = ["HEADER_BYTES", "VERSION", "Header", "chunk_tag", "header_tag"]
 
 VERSION = 1
-_FORMAT = struct.Struct("<qd8s8s")
+_FORMAT = struct.Struct("<qd8s8si")
 HEADER_BYTES = _FORMAT.size
 
 ROUNDS = 16  # rounds that tags tell apart: far more than are ever in flight between two ranks
@@ -30,8 +30,11 @@ class Header:
     signature: bytes = bytes(8)
     """8 bytes about the sender's first local step, zero where there is nothing to say."""
 
+    sender: int = -1
+    """For receivers that take messages from anybody."""
+
     def pack(self) -> bytearray:
-        return bytearray(_FORMAT.pack(self.round, self.mass, self.layout, self.signature))
+        return bytearray(_FORMAT.pack(self.round, self.mass, self.layout, self.signature, self.sender))
 
     @classmethod
     def unpack(cls, data: bytearray) -> Header:

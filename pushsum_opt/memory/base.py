@@ -62,9 +62,7 @@ class Memory(ABC):
         self._chunk_bytes = chunk_bytes
         self._places: list[object] = []
         self._residual: dict[int, Array] = {}
-        self._send_slabs: dict[int, Array] = {}
         self._before: dict[int, Array] = {}
-        self._slabs: list[Array] = []
         self._rebuild()
 
     # ------------------------------------------------------------------ the plan
@@ -110,7 +108,6 @@ class Memory(ABC):
         self._wire_views = {
             chunk.index: self._wire_bytes(self._views[chunk.index][0]) for chunk in self.chunks if not chunk.packed
         }
-        self._send_slabs.clear()
         self._before.clear()
         self._residual.clear()
         for chunk in self.chunks:
@@ -192,40 +189,37 @@ class Memory(ABC):
 
     @property
     def extra_bytes(self) -> int:
-        """Bytes held beside the parameters: slabs, residuals, the snapshot before a scaled step."""
-        held = [*self._residual.values(), *self._send_slabs.values(), *self._before.values(), *self._slabs]
+        """Bytes held beside the parameters, slabs left out: residuals, and the snapshot before a scaled step."""
+        held = [*self._residual.values(), *self._before.values()]
         return sum(int(array.nbytes) for array in held)
 
     def new_slab(self, nbytes: int, device: str = "cpu") -> Array:
-        """Allocate ``nbytes`` bytes to receive into; they live as long as this memory."""
-        slab = self._allocate(nbytes, "uint8", device)
-        self._slabs.append(slab)
-        return slab
+        """Allocate ``nbytes`` bytes to pack or receive into."""
+        return self._allocate(nbytes, "uint8", device)
 
     def wire_buffer(self, slab: Array, nbytes: int) -> Any:
         """Return the first ``nbytes`` bytes of a slab as what a transport takes."""
         return self._wire_bytes(slab[:nbytes])
 
-    def outgoing(self, chunk: Chunk, copy: bool = False) -> Any:
-        """Return the bytes of a chunk as they go on the wire: packed and cast where the chunk, or ``copy``, asks."""
-        if not (chunk.packed or copy):
-            return self._wire_views[chunk.index]
-        slab = self._send_slabs.get(chunk.index)
-        if slab is None:
-            slab = self._allocate(chunk.numel, chunk.wire.dtype, chunk.device)
-            self._send_slabs[chunk.index] = slab
-        self._copy(self._cut(slab, chunk), self._views[chunk.index])
-        return self._wire_bytes(slab)
+    def in_place(self, chunk: Chunk) -> Any:
+        """Return the bytes of a chunk that is not packed, where they lie."""
+        return self._wire_views[chunk.index]
+
+    def pack(self, chunk: Chunk, slab: Array) -> Any:
+        """Gather a chunk into a slab, cast to its wire dtype, and return the bytes to send."""
+        sent = self._on_wire(chunk, slab)
+        self._copy(self._cut(sent, chunk), self._views[chunk.index])
+        return self._wire_bytes(sent)
 
     # ------------------------------------------------------------------ the mathematics
 
-    def keep_rounding(self, chunk: Chunk, weight: float, given: float) -> None:
+    def keep_rounding(self, chunk: Chunk, slab: Array, weight: float, given: float) -> None:
         """Take back what rounding on the wire took away: z <- z + (M / w)(z - q), q = cast(z) as it was sent.
 
         With w the push weight after giving and M the mass given, w z + M q is what it was before, so the mean over
-        ranks is exact. Called after :meth:`outgoing` of the same chunk, in the same round.
+        ranks is exact. Called once after :meth:`pack` of the same chunk, with the same slab.
         """
-        sent = self._widen(self._send_slabs[chunk.index], self._work_dtype(chunk))
+        sent = self._widen(self._on_wire(chunk, slab), self._work_dtype(chunk))
         z = self._gather(chunk, self._work_dtype(chunk))
         if chunk.index in self._residual:
             self._residual[chunk.index] += given * (z - sent)
@@ -240,7 +234,7 @@ class Memory(ABC):
             weight: w before this merge.
             mass: m, what the message carries.
         """
-        theirs = self._received(chunk, slab)
+        theirs = self._on_wire(chunk, slab)
         if chunk.index in self._residual:
             wide = self._gather(chunk, "float32")
             theirs = self._widen(theirs, "float32")
@@ -250,14 +244,14 @@ class Memory(ABC):
 
     def received_is_finite(self, chunk: Chunk, slab: Array) -> bool:
         """Tell whether a received chunk holds no inf and no nan."""
-        return self._all_finite(self._received(chunk, slab))
+        return self._all_finite(self._on_wire(chunk, slab))
 
     def heal(self, chunk: Chunk, slab: Array) -> bool:
         """Copy a finite received chunk over the non-finite elements of ours; tell whether there were any."""
         if all(self._all_finite(view) for view in self._views[chunk.index]):
             return False
         mine = self._gather(chunk, self._work_dtype(chunk))
-        theirs = self._widen(self._received(chunk, slab), self._work_dtype(chunk))
+        theirs = self._widen(self._on_wire(chunk, slab), self._work_dtype(chunk))
         self._scatter(chunk, self._choose_finite(mine, theirs))
         if chunk.index in self._residual:
             residual = self._residual[chunk.index]
@@ -306,6 +300,10 @@ class Memory(ABC):
     def values(self, chunk: Chunk) -> Values:
         """Return z of a chunk: float64, shape (chunk.numel,), on the host."""
         return self._to_numpy(self._gather(chunk, "float64"))
+
+    def received_values(self, chunk: Chunk, slab: Array) -> Values:
+        """Return z_j of a received chunk: float64, shape (chunk.numel,), on the host."""
+        return self._to_numpy(self._widen(self._on_wire(chunk, slab), "float64"))
 
     def assign(self, chunk: Chunk, values: Values) -> None:
         """Set z of a chunk to float64 values, rounded to its dtype. Residuals stay."""
@@ -370,7 +368,7 @@ class Memory(ABC):
     def _scatter(self, chunk: Chunk, flat: Array) -> None:
         self._copy(self._views[chunk.index], self._cut(flat, chunk))
 
-    def _received(self, chunk: Chunk, slab: Array) -> Array:
+    def _on_wire(self, chunk: Chunk, slab: Array) -> Array:
         return self._view_as(slab[: chunk.nbytes], chunk.wire.dtype)
 
     # ------------------------------------------------------------------ primitives of one kind of array

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
-from collections import Counter
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..agreement import gather_objects
@@ -12,7 +13,7 @@ from ..memory import Memory
 from ..transport import Transport
 from ..transport.waiting import Waiter
 
-__all__ = ["compose", "hosts"]
+__all__ = ["Host", "compose", "hosts"]
 
 
 class Exchange(Protocol):
@@ -32,36 +33,57 @@ class Exchange(Protocol):
     def bytes_per_round(self) -> float: ...
 
 
-def hosts(transport: Transport, waiter: Waiter) -> Counter[str]:
-    """Count the ranks on each host. Collective."""
-    names = gather_objects(transport, waiter, socket.gethostname().encode(), "counting hosts")
-    return Counter(name.decode() for name in names)
+@dataclass
+class Host:
+    """One host of the job."""
+
+    ranks: int = 0
+    threads: int = 0
+    cores: set[int] = field(default_factory=set)
+    """The cores on which at least one rank may run: a launcher that binds ranks gives each a part of them."""
 
 
-def compose(exchange: Exchange, ranks_by_host: Counter[str], threads: int, *, has_model: bool) -> str:
+def hosts(transport: Transport, waiter: Waiter, threads: int) -> list[Host]:
+    """Collective. Return the hosts of the job, rank 0's first; ``threads`` is this rank's number of threads."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    mine = json.dumps([socket.gethostname(), threads, sorted(cores)]).encode()
+    found: dict[str, Host] = {}
+    for row in gather_objects(transport, waiter, mine, "counting hosts"):
+        name, its_threads, its_cores = json.loads(row)
+        host = found.setdefault(name, Host())
+        host.ranks += 1
+        host.threads += its_threads
+        host.cores.update(its_cores)
+    return list(found.values())
+
+
+def compose(exchange: Exchange, hosts: list[Host], *, has_model: bool) -> str:
     """Return the line for rank 0.
 
     Args:
-        threads: threads per rank.
+        hosts: what :func:`hosts` returned.
         has_model: whether buffers and frozen parameters are known.
     """
-    hosts_text = _count(len(ranks_by_host), "host")
     mode = {0: "synchronous", "unbounded": "asynchronous"}.get(exchange.staleness, f"staleness {exchange.staleness}")
     parts = [
-        f"{_count(exchange.size, 'rank')} on {hosts_text}",
+        f"{_count(exchange.size, 'rank')} on {_count(len(hosts), 'host')}",
         f"graph {exchange.graph!r}",
         mode,
         f"{exchange.memory.name} memory over {exchange.transport.name}",
         f"{_bytes(exchange.bytes_per_round())} sent per rank and step",
     ]
-    crowded = max(ranks_by_host.values(), default=1) * threads
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if exchange.transport.name == "mpi" and crowded > cores and exchange.size > 1:
-        fewer = max(1, cores // max(ranks_by_host.values()))
-        parts.append(f"{crowded} threads on {cores} cores per host: set OMP_NUM_THREADS={fewer}")
+    crowded = max(hosts, key=lambda host: host.threads / len(host.cores))
+    if exchange.transport.name == "mpi" and exchange.size > 1 and crowded.threads > len(crowded.cores):
+        parts.append(_crowd(crowded))
     if not has_model:
         parts.append("no model given: buffers and frozen parameters stay as they are on each rank")
     return "; ".join(parts)
+
+
+def _crowd(host: Host) -> str:
+    text = f"{host.ranks} ranks with {host.threads} threads on {_count(len(host.cores), 'core')} of one host"
+    fewer = max(1, len(host.cores) // host.ranks)
+    return text + (f": set OMP_NUM_THREADS={fewer}" if host.threads > host.ranks * fewer else "")
 
 
 def _count(number: int, noun: str) -> str:

@@ -6,22 +6,30 @@ import sys
 from typing import Any
 
 from ..errors import ConfigurationError
+from .background import Background
 from .base import Notice, Ticket, Transport
 from .loopback import LoopbackComm, LoopbackTransport
 
 __all__ = ["LoopbackComm", "Notice", "Ticket", "Transport", "check", "connect"]
 
 
-def connect(comm: Any) -> Transport:
+def connect(comm: Any, *, background: bool = False) -> Transport:
     """Open a private transport over a communicator. Collective over its ranks.
 
     Args:
         comm: an mpi4py communicator, or what :func:`pushsum_opt.testing.run` hands to each rank.
+        background: let a thread move messages while the caller computes, where the MPI library allows threads;
+            elsewhere they move whenever the caller polls.
 
     Raises:
         ConfigurationError: ``comm`` is neither.
     """
     check(comm)
+    transport = _open(comm)
+    return Background(transport) if background and transport.threaded and transport.size > 1 else transport
+
+
+def _open(comm: Any) -> Transport:
     if isinstance(comm, LoopbackComm):
         return LoopbackTransport(comm)
     from .mpi import MpiTransport

@@ -21,7 +21,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Notice", "Ticket", "Transport"]
+__all__ = ["ANY", "Notice", "Ticket", "Transport"]
+
+
+ANY = -1
+"""As a peer of :meth:`Transport.expect`: whoever sends first."""
 
 
 @dataclass(slots=True, eq=False)
@@ -71,13 +75,24 @@ class Transport(ABC):
     collectives: int = 0
     """Collectives begun so far."""
 
+    threaded: bool = False
+    """Whether a thread other than the main one may call, as long as no two do at the same time."""
+
+    @property
     @abstractmethod
-    def post(self, buffer: Any, peer: int, tag: int, what: str) -> Ticket:
-        """Begin to send the bytes of ``buffer`` to rank ``peer``; it must not change until the ticket is done."""
+    def under_way(self) -> int:
+        """Transfers begun and not yet done."""
+
+    @abstractmethod
+    def post(self, buffer: Any, peer: int, tag: int, what: str, matched: bool = False) -> Ticket:
+        """Begin to send the bytes of ``buffer`` to rank ``peer``; it must not change until the ticket is done.
+
+        With ``matched``, the ticket is done only once the peer has begun to receive.
+        """
 
     @abstractmethod
     def expect(self, buffer: Any, peer: int, tag: int, what: str) -> Ticket:
-        """Begin to receive from rank ``peer`` into ``buffer``, which fits the message exactly."""
+        """Begin to receive from rank ``peer``, or from :data:`ANY`, into ``buffer``, which fits the message exactly."""
 
     @abstractmethod
     def broadcast(self, buffer: Any, root: int, what: str) -> Ticket:

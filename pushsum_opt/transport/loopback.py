@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ClosedError, MismatchError, PeerFailed
-from .base import Notice, Ticket, Transport
+from .base import ANY, Notice, Ticket, Transport
 
 __all__ = ["Delays", "LoopbackComm", "LoopbackTransport", "LoopbackWorld"]
 
@@ -79,7 +79,7 @@ class LoopbackWorld:
     # All methods below are called with the lock held.
 
     def post(self, route: Route, transfer: _Transfer) -> None:
-        small = transfer.data.size <= EAGER_BYTES
+        small = transfer.data.size <= EAGER_BYTES and not transfer.matched
         queue = self._posted.setdefault(route, deque())
         if small and sum(other.ticket.done for other in queue) < EAGER_SLOTS:
             transfer.data = transfer.data.copy()
@@ -90,11 +90,15 @@ class LoopbackWorld:
     def expect(self, route: Route, transfer: _Transfer) -> None:
         transfer.data[:] = 0xFF
         self._expected.setdefault(route, deque()).append(transfer)
-        self._match(route)
+        if route[1] != ANY:
+            self._match(route)
+            return
+        for source in range(self.size):
+            self._match((route[0], source, *route[2:]))
 
     def _match(self, route: Route) -> None:
-        posted, expected = self._posted.get(route), self._expected.get(route)
-        while posted and expected:
+        posted = self._posted.get(route)
+        while posted and (expected := self._expected.get(route) or self._expected.get((route[0], ANY, *route[2:]))):
             send, receive = posted.popleft(), expected.popleft()
             if send.data.size != receive.data.size:
                 raise MismatchError(
@@ -171,6 +175,7 @@ class LoopbackTransport(Transport):
     """The transport of one rank in a :class:`LoopbackWorld`."""
 
     name = "loopback"
+    threaded = True
 
     def __init__(self, comm: LoopbackComm) -> None:
         self._world = comm.world
@@ -180,10 +185,15 @@ class LoopbackTransport(Transport):
         self.rank = comm.rank
         self.size = comm.size
 
-    def post(self, buffer: Any, peer: int, tag: int, what: str) -> Ticket:
+    @property
+    def under_way(self) -> int:
+        return sum(not ticket.done for ticket in self._active)
+
+    def post(self, buffer: Any, peer: int, tag: int, what: str, matched: bool = False) -> Ticket:
         ticket = Ticket(what, peer, buffer, sends=True)
+        transfer = _Transfer(ticket, _bytes(buffer), self.rank, matched)
         with self._open().lock:
-            self._world.post((self._context, self.rank, peer, tag), _Transfer(ticket, _bytes(buffer), self.rank))
+            self._world.post((self._context, self.rank, peer, tag), transfer)
         self._active.append(ticket)
         return ticket
 
@@ -256,10 +266,13 @@ class LoopbackTransport(Transport):
 
 
 class _Transfer:
-    __slots__ = ("data", "rank", "ticket")
+    __slots__ = ("data", "matched", "rank", "ticket")
 
-    def __init__(self, ticket: Ticket, data: np.ndarray[Any, np.dtype[np.uint8]], rank: int) -> None:
+    def __init__(
+        self, ticket: Ticket, data: np.ndarray[Any, np.dtype[np.uint8]], rank: int, matched: bool = False
+    ) -> None:
         self.ticket = ticket
+        self.matched = matched
         self.data = data
         self.rank = rank
 

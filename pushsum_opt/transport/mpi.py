@@ -12,7 +12,7 @@ import numpy as np
 from mpi4py import MPI
 
 from ..errors import ClosedError, ConfigurationError, MismatchError
-from .base import Notice, Ticket, Transport
+from .base import ANY, Notice, Ticket, Transport
 
 __all__ = ["MpiTransport"]
 
@@ -51,18 +51,19 @@ class MpiTransport(Transport):
         self._notice = bytearray(NOTICE_BYTES)
         self._listening: Ticket | None = None
         self._closed = False
+        self.threaded = MPI.Query_thread() >= MPI.THREAD_SERIALIZED
         _alive.add(self)
         if self.size > 1:
             self._listen()
 
     # ------------------------------------------------------------------ messages
 
-    def post(self, buffer: Any, peer: int, tag: int, what: str) -> Ticket:
-        request = self._open().Isend([buffer, MPI.BYTE], peer, tag)
-        return self._track(Ticket(what, peer, buffer, sends=True, request=request))
+    def post(self, buffer: Any, peer: int, tag: int, what: str, matched: bool = False) -> Ticket:
+        send = self._open().Issend if matched else self._open().Isend
+        return self._track(Ticket(what, peer, buffer, sends=True, request=send([buffer, MPI.BYTE], peer, tag)))
 
     def expect(self, buffer: Any, peer: int, tag: int, what: str) -> Ticket:
-        request = self._open().Irecv([buffer, MPI.BYTE], peer, tag)
+        request = self._open().Irecv([buffer, MPI.BYTE], MPI.ANY_SOURCE if peer == ANY else peer, tag)
         return self._track(Ticket(what, peer, buffer, request=request))
 
     # ------------------------------------------------------------------ collectives
@@ -88,6 +89,10 @@ class MpiTransport(Transport):
         return self._track(Ticket(what, None, buffer, collective=self.collectives, request=request))
 
     # ------------------------------------------------------------------ progress
+
+    @property
+    def under_way(self) -> int:
+        return len(self._tickets) - (self._listening is not None)
 
     def poll(self, seconds: float) -> bool:
         begin = time.monotonic()
@@ -127,7 +132,7 @@ class MpiTransport(Transport):
 
     def _explain(self, error: MPI.Exception) -> Exception:
         if "trunc" in str(error).lower() or error.Get_error_class() in (MPI.ERR_TRUNCATE, MPI.ERR_IN_STATUS):
-            peers = sorted({t.peer for t in self._tickets if t.peer is not None and not t.sends})
+            peers = sorted({t.peer for t in self._tickets if t.peer not in (None, ANY) and not t.sends})
             return MismatchError(
                 f"rank {self.rank}: a message from one of the ranks {peers} does not fit what was expected "
                 f"({str(error).strip()}): its parameters have other shapes, strides or dtypes than on this rank, or "

@@ -16,7 +16,7 @@ import pytest
 pytestmark = pytest.mark.mpi
 
 RANKS = 3
-SECONDS = 30
+SECONDS = 60
 
 # Each rank writes down its process id when all have started, and then does what the test asks for.
 SCRIPT = """

@@ -1,0 +1,128 @@
+"""Whole messages under way, each in slabs of its own: what the modes that do not wait in a round are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..memory import Chunk, Memory
+from ..transport import Ticket
+from .protocol import Exchange
+from .wire import HEADER_BYTES, Header, chunk_tag, header_tag
+
+__all__ = ["Incoming", "Outgoing", "Slabs"]
+
+
+class Slabs:
+    """Sets of slabs, one slab per chunk, that are used over and over."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._layout = memory.layout
+        self._free: list[dict[int, Any]] = []
+        self.made = 0
+        """Sets that exist, free or not."""
+
+    def take(self) -> dict[int, Any]:
+        if self._layout != self._memory.layout:
+            self._layout, self._free, self.made = self._memory.layout, [], 0
+        if self._free:
+            return self._free.pop()
+        self.made += 1
+        return {chunk.index: self._memory.new_slab(chunk.nbytes, chunk.device) for chunk in self._memory.chunks}
+
+    def put_back(self, slabs: dict[int, Any]) -> None:
+        if len(slabs) == len(self._memory.chunks):
+            self._free.append(slabs)
+
+    @property
+    def nbytes(self) -> int:
+        return self.made * self._memory.nbytes
+
+
+class Outgoing:
+    """The message of one round to all out-peers: z as it was when it was given.
+
+    Args:
+        masses: (out-peer, mass) pairs.
+        left: w after giving; what rounding on the wire takes away goes back into it.
+        matched: the tickets are done only once the peers have begun to receive.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        slabs: dict[int, Any],
+        round: int,
+        masses: list[tuple[int, float]],
+        left: float,
+        signature: bytes,
+        matched: bool = False,
+    ) -> None:
+        memory, post = exchange.memory, exchange.transport.post
+        self.slabs = slabs
+        self.tickets: list[Ticket] = []
+        for peer, mass in masses:
+            header = Header(round, mass, memory.layout, signature, exchange.transport.rank).pack()
+            what = f"it to take the header of round {round}"
+            self.tickets.append(post(header, peer, header_tag(round), what, matched))
+            exchange.events.message_posted(round, peer, HEADER_BYTES + memory.nbytes)
+        given = sum(mass for _, mass in masses)
+        for chunk in memory.chunks:
+            buffer = memory.pack(chunk, slabs[chunk.index])
+            what = f"it to take chunk {chunk.index} of round {round}"
+            self.tickets += [post(buffer, peer, chunk_tag(round), what) for peer, _ in masses]
+            if chunk.rounded:
+                memory.keep_rounding(chunk, slabs[chunk.index], left, given)
+
+    @property
+    def done(self) -> bool:
+        return all(ticket.done for ticket in self.tickets)
+
+
+class Incoming:
+    """The message of one in-peer and round, on its way into slabs."""
+
+    def __init__(self, exchange: Exchange, slabs: dict[int, Any], peer: int, round: int) -> None:
+        self.peer = peer
+        self.round = round
+        self.slabs = slabs
+        self._exchange = exchange
+        self._header_buffer = bytearray(HEADER_BYTES)
+        what = f"its message of round {round}"
+        expect = exchange.transport.expect
+        self.header = expect(self._header_buffer, peer, header_tag(round), what)
+        self._chunks = _expect_chunks(exchange, slabs, peer, round)
+
+    @property
+    def done(self) -> bool:
+        return self.header.done and all(ticket.done for ticket in self._chunks)
+
+    @property
+    def tickets(self) -> list[Ticket]:
+        return [self.header, *self._chunks]
+
+    def open(self) -> float:
+        """Return its mass, the header checked."""
+        return self._exchange.merger.open(Header.unpack(self._header_buffer), self.peer, self.round)
+
+    def merge(self, weight: float, now: int) -> float:
+        """Wait for it, fold it in, and return w afterwards."""
+        exchange = self._exchange
+        exchange.waiter.wait((self.header,), self.round)
+        mass = self.open()
+        for chunk, ticket in zip(exchange.memory.chunks, self._chunks, strict=True):
+            exchange.waiter.wait((ticket,), self.round)
+            exchange.merger.merge(chunk, self.slabs[chunk.index], self.peer, self.round, weight, mass)
+        exchange.events.message_merged(now, self.peer, now - self.round)
+        return weight + mass
+
+
+def _expect_chunks(exchange: Exchange, slabs: dict[int, Any], peer: int, round: int) -> list[Ticket]:
+    memory = exchange.memory
+
+    def expect(chunk: Chunk) -> Ticket:
+        buffer = memory.wire_buffer(slabs[chunk.index], chunk.nbytes)
+        what = f"chunk {chunk.index} of its message of round {round}"
+        return exchange.transport.expect(buffer, peer, chunk_tag(round), what)
+
+    return [expect(chunk) for chunk in memory.chunks]

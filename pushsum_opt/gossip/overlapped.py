@@ -1,0 +1,127 @@
+"""Overlapped rounds: round k merges exactly the messages of round k - tau, which moved during tau steps of computing.
+
+Algorithm 2 of Assran et al. (2019), with a message in every round. Nothing is left to chance: which message is merged
+when does not depend on how fast anything was, so two runs give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from ..errors import LayoutError
+from .messages import Incoming, Outgoing, Slabs
+from .protocol import Exchange, Gossip, InFlight
+
+__all__ = ["OverlappedGossip"]
+
+
+class OverlappedGossip(Gossip):
+    """Give now, merge ``staleness`` rounds later.
+
+    With one out-peer, w settles at 2 / (2 + tau): the rest of the mass is in flight.
+
+    Args:
+        staleness: tau >= 1.
+        signature: 8 bytes that the next header carries, asked for each round.
+    """
+
+    def __init__(self, exchange: Exchange, staleness: int, signature: Callable[[], bytes]) -> None:
+        self.staleness = staleness
+        self._tau = staleness
+        self._exchange = exchange
+        self._signature = signature
+        self._sent_slabs = Slabs(exchange.memory)
+        self._received_slabs = Slabs(exchange.memory)
+        self._sending: deque[Outgoing] = deque()
+        self._awaited: deque[tuple[int, list[Incoming]]] = deque()  # (round, messages by sender), oldest first
+
+    # ------------------------------------------------------------------ a round
+
+    def round(self, round: int, push_weight: float) -> float:
+        self._follow_the_plan(round)
+        left = self._give(round, push_weight)
+        while self._awaited and self._awaited[0][0] <= round - self._tau:
+            left = self._merge_oldest(left, round)
+        self._await_messages_of(round)
+        return left
+
+    def _give(self, round: int, weight: float) -> float:
+        """Post this round's message; return w - M."""
+        exchange = self._exchange
+        gives = exchange.graph.gives(exchange.transport.rank, exchange.transport.size, round)
+        if not gives:
+            return weight
+        if len(self._awaited) < self._tau:
+            # Nothing comes back yet. Halving w in each of these rounds would reach 2^-tau; so each gives what it gives in
+            # the steady state, and w falls to its steady value and never below.
+            degree = len(gives)
+            budget = exchange.data_weight * degree / (1 + degree + self._tau * degree)
+            total = sum(share for _, share in gives)
+            masses = [(peer, budget * share / total) for peer, share in gives]
+        else:
+            masses = [(peer, weight * share) for peer, share in gives]
+        left = weight - sum(mass for _, mass in masses)
+        slabs = self._free_send_slabs(round)
+        self._sending.append(Outgoing(exchange, slabs, round, masses, left, self._signature()))
+        return left
+
+    def _merge_oldest(self, weight: float, now: int) -> float:
+        _, messages = self._awaited.popleft()
+        for message in messages:
+            weight = message.merge(weight, now)
+            self._received_slabs.put_back(message.slabs)
+        return weight
+
+    def _await_messages_of(self, round: int) -> None:
+        exchange = self._exchange
+        senders = exchange.graph.in_peers(exchange.transport.rank, exchange.transport.size, round)
+        self._awaited.append(
+            (round, [Incoming(exchange, self._received_slabs.take(), sender, round) for sender in senders])
+        )
+
+    def _free_send_slabs(self, round: int) -> dict[int, object]:
+        """Return slabs that nothing reads any more; wait for a peer only when it is far behind."""
+        while self._sending and self._sending[0].done:
+            self._sent_slabs.put_back(self._sending.popleft().slabs)
+        while len(self._sending) > 2 * self._tau + 1:
+            oldest = self._sending.popleft()
+            self._exchange.waiter.wait(oldest.tickets, round)
+            self._sent_slabs.put_back(oldest.slabs)
+        return self._sent_slabs.take()
+
+    def _follow_the_plan(self, round: int) -> None:
+        memory = self._exchange.memory
+        before = memory.layout, memory.chunks
+        memory.refresh()
+        if (memory.layout, memory.chunks) != before and (self._awaited or self._sending):
+            raise LayoutError(
+                f"rank {self._exchange.transport.rank}, round {round}: the parameters changed their strides while "
+                "messages of the old form are in flight. Call drain() on every rank before module.to(...)"
+            )
+
+    # ------------------------------------------------------------------ what is in flight
+
+    def drain(self, round: int, push_weight: float) -> float:
+        while self._awaited:
+            push_weight = self._merge_oldest(push_weight, round)
+        while self._sending:
+            oldest = self._sending.popleft()
+            self._exchange.waiter.wait(oldest.tickets, round - 1)
+            self._sent_slabs.put_back(oldest.slabs)
+        return push_weight
+
+    def settle(self, round: int, push_weight: float) -> float:
+        for sent, messages in self._awaited:
+            for message in messages:
+                self._exchange.waiter.wait(message.tickets, sent)
+        return push_weight
+
+    def in_flight(self) -> Iterable[InFlight]:
+        for _, messages in self._awaited:
+            for message in messages:
+                if message.done:
+                    yield message.open(), message.slabs
+
+    def extra_bytes(self) -> int:
+        return self._sent_slabs.nbytes + self._received_slabs.nbytes
