@@ -96,7 +96,7 @@ def consensus_distance(optimizer: Any) -> float:
     0 when all ranks hold the same parameters.
     """
     push_sum = _push_sum_of(optimizer)
-    push_sum.refuse_if_closed()
+    push_sum.meet("consensus_distance()")
     squares = 0.0
     with push_sum.failing_together():
         for chunk in push_sum.memory.chunks:
@@ -139,7 +139,7 @@ def averaged(push_sum: PushSum, buffers: Iterable[Tensor] = ()) -> Iterator[None
 
 
 def _assign_average(push_sum: PushSum) -> None:
-    push_sum.settle()
+    push_sum.settle("averaged()")
     in_flight = list(push_sum.gossip.in_flight())
     weight = np.array([push_sum.push_weight + sum(mass for mass, _ in in_flight)])
     push_sum.waiter.wait((push_sum.transport.sum(weight, "averaged"),), push_sum.round)

@@ -39,7 +39,8 @@ class PushSumOptimizer(torch.optim.Optimizer):
             frozen parameters stay as they are on each rank.
         graph: who sends to whom: a :class:`~pushsum_opt.graphs.Graph`, a function ``(rank, size, round) -> peers``, or
             None for the default of this size.
-        staleness: rounds between posting a message and merging it; 0: synchronous.
+        staleness: rounds between posting a message and merging it. 0: synchronous. tau >= 1: a thread moves messages
+            during forward and backward. "unbounded": merge whatever has come, and wait for nobody.
         within_host: how ranks that share a host work together; None: each rank for itself.
         gossip_every: rounds of gossip once in so many steps; 1: after every step.
         data_weight: v_i > 0, this rank's part in the average, such as its number of samples.
@@ -49,6 +50,8 @@ class PushSumOptimizer(torch.optim.Optimizer):
         nonfinite: "raise" when a message holds inf or nan, or "skip" that part of it.
         comm: an mpi4py communicator, or what :func:`pushsum_opt.testing.run` gives; None for ``MPI.COMM_WORLD``.
         timeout: seconds without progress after which waiting for a peer is an error.
+        rate_correction: with ``staleness="unbounded"``, scale local steps by this rank's step time over the mean, so that
+            slow ranks count as much as fast ones.
 
     Raises:
         TypeError: ``optimizer`` is no torch optimizer, or ``model`` no module.
@@ -86,6 +89,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         nonfinite: str = "raise",
         comm: Any = None,
         timeout: float = 1800.0,
+        rate_correction: bool = False,
     ) -> None:
         _check_arguments(optimizer, model, within_host, gossip_every, buffers)
         self.optimizer = optimizer
@@ -101,6 +105,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
             nonfinite=nonfinite,
             comm=comm,
             timeout=timeout,
+            rate_correction=rate_correction,
         )
         with self.push_sum.failing_together():
             self._start_alike()

@@ -22,8 +22,10 @@ from . import memory as memories
 from . import transport as transports
 from .errors import ClosedError, ConfigurationError, PushSumError
 from .events import Events, Listener
+from .gossip.asynchronous import AsynchronousGossip
 from .gossip.merging import Merger
 from .gossip.overlapped import OverlappedGossip
+from .gossip.pace import Pace
 from .gossip.protocol import Exchange, Gossip
 from .gossip.synchronous import SynchronousGossip
 from .gossip.wire import HEADER_BYTES, VERSION, Header
@@ -50,13 +52,16 @@ class PushSum:
             to them. Same shapes, strides and dtypes on every rank.
         graph: who sends to whom: a :class:`~pushsum_opt.graphs.Graph`, a function ``(rank, size, round) -> peers``, or
             None for the default of this size.
-        staleness: rounds between posting a message and merging it. 0: synchronous.
+        staleness: rounds between posting a message and merging it. 0: synchronous. tau >= 1: a thread moves messages
+            meanwhile. "unbounded": merge whatever has come, and wait for nobody.
         data_weight: v_i, this rank's part in the average, such as its number of samples; > 0.
         wire_dtype: round wider values to this dtype on the wire ("bfloat16", "float16", "float32", or a dtype);
             the mean over ranks stays exact. None: send as it is.
         nonfinite: "raise" when a message holds inf or nan, or "skip" that part of it.
         comm: an mpi4py communicator, or what :func:`pushsum_opt.testing.run` gives; None for ``MPI.COMM_WORLD``.
         timeout: seconds without progress after which waiting for a peer is an error.
+        rate_correction: with ``staleness="unbounded"``, scale local steps by this rank's step time over the mean, so that
+            slow ranks count as much as fast ones.
 
     Raises:
         ConfigurationError: an argument has a value that cannot be used.
@@ -86,6 +91,7 @@ class PushSum:
         nonfinite: str = "raise",
         comm: Any = None,
         timeout: float = 1800.0,
+        rate_correction: bool = False,
     ) -> None:
         if comm is None:
             comm = world.communicator()
@@ -97,7 +103,7 @@ class PushSum:
         else:
             values = list(tensors)
             names = [f"tensor {index}" for index in range(len(values))]
-        _check_arguments(staleness, data_weight, nonfinite, timeout)
+        _check_arguments(staleness, rate_correction, data_weight, nonfinite, timeout)
         self.memory = memories.bind(values, names, wire_dtype, machine.chunk_bytes)
         self.graph: graphs.Graph = graphs.resolve(graph, comm.Get_size())
         self.transport = transports.connect(comm, background=staleness != 0)
@@ -127,17 +133,20 @@ class PushSum:
         exchange = Exchange(
             self.memory, self.transport, self.graph, self.waiter, self._events, merger, self._data_weight
         )
-        self.gossip: Gossip = (
-            SynchronousGossip(exchange, self._signature)
-            if isinstance(staleness, str) or staleness == 0
-            else OverlappedGossip(exchange, staleness, self._signature)
-        )
+        self.gossip = self._make_gossip(exchange, rate_correction)
         _register(self)
 
     @staticmethod
     def newest(comm: Any) -> PushSum | None:
         """Return the open PushSum that was made last on a communicator, if any."""
         return next((one for one in reversed(_still_open()) if one._comm is comm), None)
+
+    def _make_gossip(self, exchange: Exchange, rate_correction: bool) -> Gossip:
+        if self._staleness == 0:
+            return SynchronousGossip(exchange, self._signature)
+        if isinstance(self._staleness, int):
+            return OverlappedGossip(exchange, self._staleness, self._signature)
+        return AsynchronousGossip(exchange, self._signature, Pace() if rate_correction else None)
 
     # ------------------------------------------------------------------ state
 
@@ -217,30 +226,36 @@ class PushSum:
         While w = a_i there is nothing to do; otherwise it costs one copy of the tensors.
         """
         self._refuse_if_on_loan()
-        if abs(self._weight / self._data_weight - 1.0) < EXACT:
+        scaled = self._data_weight * self.gossip.step_scale()
+        if abs(self._weight / scaled - 1.0) < EXACT:
             yield
             return
         self.memory.refresh()
         self.memory.snapshot()
         yield
-        self.memory.scale_step(self._weight, self._data_weight)
+        self.memory.scale_step(self._weight, scaled)
 
-    def drain(self) -> None:
-        """Collective. Wait for and merge every message in flight. Nothing to do when synchronous."""
+    def drain(self, *, call: str = "drain()") -> None:
+        """Collective. Wait for and merge every message in flight. When synchronous, all that it does is meet."""
         self.refuse_if_closed()
         with self.failing_together():
-            self._weight = self.gossip.drain(self._round, self._weight)
+            self._weight = self.gossip.drain(self._round, self._weight, call)
 
-    def settle(self) -> None:
+    def settle(self, call: str) -> None:
         """Collective. Wait until every message in flight has come, so that it can be counted without merging it."""
         self.refuse_if_closed()
         with self.failing_together():
-            self._weight = self.gossip.settle(self._round, self._weight)
+            self._weight = self.gossip.settle(self._round, self._weight, call)
+
+    def meet(self, call: str) -> None:
+        """Collective. Make sure that every rank makes this call now, and no other."""
+        self.refuse_if_closed()
+        with self.failing_together():
+            self.gossip.meet(self._round, call)
 
     def extend(self, tensors: Mapping[str, Any]) -> None:
         """Collective. Exchange more tensors from the next round on, beside those that are there."""
-        self.refuse_if_closed()
-        self.drain()
+        self.drain(call="add_param_group()")
         with self.failing_together():
             self.memory.extend(list(tensors.values()), list(tensors))
             agreement.agree(self.transport, self.waiter, self._fingerprint(), {})
@@ -289,17 +304,20 @@ class PushSum:
         try:
             if self._failure is None:
                 with self.failing_together():
-                    self._weight = self.gossip.drain(self._round, self._weight)
                     self._leave()
         finally:
             self._closed = True
+            if self._failure is None:
+                self.gossip.close()
             self.transport.close()
 
     def _leave(self) -> None:
-        everyone_left = self.transport.barrier("everyone to close")
+        # First say so: from now on nobody waits for this rank, or gives to it.
         mine = Notice(self.rank, failed=False, rounds=self._round, collectives=self.transport.collectives)
         self.transport.tell(self._partners, mine)
-        self.waiter.wait((everyone_left,), self._round)
+        self.waiter.closing = True
+        self._weight = self.gossip.drain(self._round, self._weight, "close()")
+        self.waiter.wait((self.transport.barrier("everyone to close"),), self._round)
         # Each partner has told us as we have told it: take it in, so that nothing is left on the wire.
         while not self._partners <= self.waiter.finished.keys():
             self.transport.poll(1.0)
@@ -388,13 +406,16 @@ class PushSum:
             self._first_step.compare(peer, header.signature)
 
 
-def _check_arguments(staleness: Any, data_weight: Any, nonfinite: Any, timeout: Any) -> None:
+def _check_arguments(staleness: Any, rate_correction: Any, data_weight: Any, nonfinite: Any, timeout: Any) -> None:
     if isinstance(staleness, bool) or not (isinstance(staleness, int) or staleness == "unbounded"):
         raise ConfigurationError(f"staleness={staleness!r}: expected an int of at least 0, or 'unbounded'")
     if isinstance(staleness, int) and staleness < 0:
         raise ConfigurationError(f"staleness={staleness!r}: expected an int of at least 0, or 'unbounded'")
-    if staleness == "unbounded":
-        raise ConfigurationError("staleness='unbounded': only bounded staleness exists in this version")
+    if rate_correction and staleness != "unbounded":
+        raise ConfigurationError(
+            f"rate_correction=True with staleness={staleness!r}: where rounds are in step, all ranks take equally many "
+            "steps; it is for staleness='unbounded'"
+        )
     if isinstance(data_weight, bool) or not isinstance(data_weight, int | float | np.number):
         raise ConfigurationError(f"data_weight={data_weight!r}: expected a number above 0")
     if nonfinite not in ("raise", "skip"):

@@ -9,7 +9,7 @@ from ..transport import Ticket
 from .protocol import Exchange
 from .wire import HEADER_BYTES, Header, chunk_tag, header_tag
 
-__all__ = ["Incoming", "Outgoing", "Slabs"]
+__all__ = ["Incoming", "Outgoing", "Slabs", "expect_chunks"]
 
 
 class Slabs:
@@ -45,7 +45,9 @@ class Outgoing:
     Args:
         masses: (out-peer, mass) pairs.
         left: w after giving; what rounding on the wire takes away goes back into it.
-        matched: the tickets are done only once the peers have begun to receive.
+        pace: see :class:`~pushsum_opt.gossip.wire.Header`.
+        tagged: the peers know the round, and its tag. Otherwise they take whatever comes, so the message counts as sent
+            only once they have begun to receive it: however small, it cannot pile up at a slow peer.
     """
 
     def __init__(
@@ -56,21 +58,25 @@ class Outgoing:
         masses: list[tuple[int, float]],
         left: float,
         signature: bytes,
-        matched: bool = False,
+        *,
+        pace: float = 0.0,
+        tagged: bool = True,
     ) -> None:
         memory, post = exchange.memory, exchange.transport.post
+        tag_round = round if tagged else 0
         self.slabs = slabs
+        self.peers = {peer for peer, _ in masses}
         self.tickets: list[Ticket] = []
         for peer, mass in masses:
-            header = Header(round, mass, memory.layout, signature, exchange.transport.rank).pack()
+            header = Header(round, mass, memory.layout, signature, exchange.transport.rank, pace).pack()
             what = f"it to take the header of round {round}"
-            self.tickets.append(post(header, peer, header_tag(round), what, matched))
+            self.tickets.append(post(header, peer, header_tag(tag_round), what, not tagged))
             exchange.events.message_posted(round, peer, HEADER_BYTES + memory.nbytes)
         given = sum(mass for _, mass in masses)
         for chunk in memory.chunks:
             buffer = memory.pack(chunk, slabs[chunk.index])
             what = f"it to take chunk {chunk.index} of round {round}"
-            self.tickets += [post(buffer, peer, chunk_tag(round), what) for peer, _ in masses]
+            self.tickets += [post(buffer, peer, chunk_tag(tag_round), what) for peer, _ in masses]
             if chunk.rounded:
                 memory.keep_rounding(chunk, slabs[chunk.index], left, given)
 
@@ -91,7 +97,7 @@ class Incoming:
         what = f"its message of round {round}"
         expect = exchange.transport.expect
         self.header = expect(self._header_buffer, peer, header_tag(round), what)
-        self._chunks = _expect_chunks(exchange, slabs, peer, round)
+        self._chunks = expect_chunks(exchange, slabs, peer, round)
 
     @property
     def done(self) -> bool:
@@ -117,7 +123,8 @@ class Incoming:
         return weight + mass
 
 
-def _expect_chunks(exchange: Exchange, slabs: dict[int, Any], peer: int, round: int) -> list[Ticket]:
+def expect_chunks(exchange: Exchange, slabs: dict[int, Any], peer: int, round: int) -> list[Ticket]:
+    """Begin to receive the chunks of a message, each into its slab."""
     memory = exchange.memory
 
     def expect(chunk: Chunk) -> Ticket:

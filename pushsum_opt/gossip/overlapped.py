@@ -27,9 +27,9 @@ class OverlappedGossip(Gossip):
     """
 
     def __init__(self, exchange: Exchange, staleness: int, signature: Callable[[], bytes]) -> None:
+        super().__init__(exchange)
         self.staleness = staleness
         self._tau = staleness
-        self._exchange = exchange
         self._signature = signature
         self._sent_slabs = Slabs(exchange.memory)
         self._received_slabs = Slabs(exchange.memory)
@@ -102,7 +102,8 @@ class OverlappedGossip(Gossip):
 
     # ------------------------------------------------------------------ what is in flight
 
-    def drain(self, round: int, push_weight: float) -> float:
+    def drain(self, round: int, push_weight: float, call: str) -> float:
+        self.meet(round, call)
         while self._awaited:
             push_weight = self._merge_oldest(push_weight, round)
         while self._sending:
@@ -111,7 +112,8 @@ class OverlappedGossip(Gossip):
             self._sent_slabs.put_back(oldest.slabs)
         return push_weight
 
-    def settle(self, round: int, push_weight: float) -> float:
+    def settle(self, round: int, push_weight: float, call: str) -> float:
+        self.meet(round, call)
         for sent, messages in self._awaited:
             for message in messages:
                 self._exchange.waiter.wait(message.tickets, sent)

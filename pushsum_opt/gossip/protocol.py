@@ -13,6 +13,7 @@ from ..memory import Memory
 from ..transport import Transport
 from ..transport.waiting import Waiter
 from .merging import Merger
+from .together import Together
 
 __all__ = ["Exchange", "Gossip", "InFlight"]
 
@@ -39,6 +40,9 @@ class Gossip(ABC):
 
     staleness: int | str
 
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
     @abstractmethod
     def round(self, round: int, push_weight: float) -> float:
         """Give, and merge what is due.
@@ -52,15 +56,18 @@ class Gossip(ABC):
         """
 
     @abstractmethod
-    def drain(self, round: int, push_weight: float) -> float:
+    def drain(self, round: int, push_weight: float, call: str) -> float:
         """Wait for and merge all that is in flight. Collective.
+
+        Args:
+            call: the name of the call that all ranks make together.
 
         Returns:
             w afterwards.
         """
 
     @abstractmethod
-    def settle(self, round: int, push_weight: float) -> float:
+    def settle(self, round: int, push_weight: float, call: str) -> float:
         """Wait until all that is in flight has come, so that it can be counted. Collective.
 
         Returns:
@@ -71,8 +78,23 @@ class Gossip(ABC):
     def in_flight(self) -> Iterable[InFlight]:
         """Return the messages that have come and are not merged."""
 
-    def leaves(self) -> None:
-        """This rank is about to close: from now on nobody gives to it. Nothing to do where rounds are in step."""
+    def meet(self, round: int, call: str) -> None:
+        """Wait until every rank makes the same call in the same round. Collective.
+
+        Raises:
+            MismatchError: on every rank, when they call different things.
+        """
+        exchange = self._exchange
+        together = Together(exchange.transport, call, round)
+        exchange.waiter.wait((together.ticket,), round)
+        together.check()
+
+    def step_scale(self) -> float:
+        """Return the factor, beside a_i / w, by which the local step is scaled."""
+        return 1.0
+
+    def close(self) -> None:
+        """Take back what still waits for messages; called once, when none are in flight or an error ended all."""
 
     def extra_bytes(self) -> int:
         """Bytes of the slabs that are held."""

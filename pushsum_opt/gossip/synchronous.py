@@ -34,7 +34,7 @@ class SynchronousGossip(Gossip):
     staleness = 0
 
     def __init__(self, exchange: Exchange, signature: Callable[[], bytes]) -> None:
-        self._exchange = exchange
+        super().__init__(exchange)
         self._signature = signature
         self._receive_slabs: list[Any] = []
         self._send_slabs: dict[int, Any] = {}
@@ -66,11 +66,12 @@ class SynchronousGossip(Gossip):
             weight += mass
         return weight
 
-    def drain(self, round: int, push_weight: float) -> float:
+    def drain(self, round: int, push_weight: float, call: str) -> float:
+        self.meet(round, call)
         return push_weight
 
-    def settle(self, round: int, push_weight: float) -> float:
-        return push_weight
+    def settle(self, round: int, push_weight: float, call: str) -> float:
+        return self.drain(round, push_weight, call)
 
     def in_flight(self) -> Iterable[InFlight]:
         return ()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 __all__ = ["HEADER_BYTES", "VERSION", "Header", "chunk_tag", "header_tag"]
 
 VERSION = 1
-_FORMAT = struct.Struct("<qd8s8si")
+_FORMAT = struct.Struct("<qd8s8sid")
 HEADER_BYTES = _FORMAT.size
 
 ROUNDS = 16  # rounds that tags tell apart: far more than are ever in flight between two ranks
@@ -33,8 +33,11 @@ class Header:
     sender: int = -1
     """For receivers that take messages from anybody."""
 
+    pace: float = 0.0
+    """The sender's estimate of the mean over ranks of the seconds that a step takes; 0 where nobody asks."""
+
     def pack(self) -> bytearray:
-        return bytearray(_FORMAT.pack(self.round, self.mass, self.layout, self.signature, self.sender))
+        return bytearray(_FORMAT.pack(self.round, self.mass, self.layout, self.signature, self.sender, self.pace))
 
     @classmethod
     def unpack(cls, data: bytearray) -> Header:

@@ -1,39 +1,53 @@
-"""Who sends to whom: one family per file, pure functions of (rank, size, round)."""
+"""Who sends to whom: one family per file, pure functions of (rank, size, round).
+
+``docs/graphs.md`` says which one to choose; :func:`resolve` makes a checked graph from what a user gives.
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
-from ..errors import GraphError
 from .base import Graph
+from .base_k import BaseK
+from .bipartite import BipartiteExponential
 from .complete import Complete
-from .exponential import OnePeerExponential
+from .default import default
+from .edges import from_edges, from_networkx
+from .equi_dyn import EquiDyn
+from .exponential import KPeerExponential, OnePeerExponential, StaticExponential
+from .families import families
 from .function import from_function
+from .hierarchical import Hierarchical
+from .hypercube import Hypercube
+from .random_matching import RandomMatching
+from .random_peer import RandomPeer
+from .resolve import resolve
 from .ring import Ring
+from .schedule import Schedule
+from .speed import SlowMixingWarning
+from .star import Star
+from .torus import Torus
 
-__all__ = ["Complete", "Graph", "OnePeerExponential", "Ring", "from_function", "resolve"]
-
-
-def resolve(graph: Any, size: int) -> Graph:
-    """Return the graph that an argument stands for, checked.
-
-    Args:
-        graph: None for the default of this size, a :class:`Graph`, or a function ``(rank, size, round) -> out-peers``.
-        size: number of ranks.
-
-    Raises:
-        GraphError: the argument is none of these, or the graph breaks a promise at this size.
-    """
-    if graph is None:
-        graph = OnePeerExponential()
-    elif isinstance(graph, type) and issubclass(graph, Graph):
-        raise GraphError(f"graph={graph.__name__} is a class: expected an instance, {graph.__name__}()")
-    elif not isinstance(graph, Graph):
-        if not callable(graph):
-            raise GraphError(
-                f"graph={graph!r}: expected a Graph, a function (rank, size, round) -> out-peers, or None"
-            )
-        graph = from_function(graph)
-    graph.check(size)
-    resolved: Graph = graph
-    return resolved
+__all__ = [
+    "BaseK",
+    "BipartiteExponential",
+    "Complete",
+    "EquiDyn",
+    "Graph",
+    "Hierarchical",
+    "Hypercube",
+    "KPeerExponential",
+    "OnePeerExponential",
+    "RandomMatching",
+    "RandomPeer",
+    "Ring",
+    "Schedule",
+    "SlowMixingWarning",
+    "Star",
+    "StaticExponential",
+    "Torus",
+    "default",
+    "families",
+    "from_edges",
+    "from_function",
+    "from_networkx",
+    "resolve",
+]

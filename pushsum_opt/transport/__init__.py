@@ -7,10 +7,10 @@ from typing import Any
 
 from ..errors import ConfigurationError
 from .background import Background
-from .base import Notice, Ticket, Transport
+from .base import ANY, Notice, Ticket, Transport
 from .loopback import LoopbackComm, LoopbackTransport
 
-__all__ = ["LoopbackComm", "Notice", "Ticket", "Transport", "check", "connect"]
+__all__ = ["ANY", "LoopbackComm", "Notice", "Ticket", "Transport", "check", "connect"]
 
 
 def connect(comm: Any, *, background: bool = False) -> Transport:

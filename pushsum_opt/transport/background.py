@@ -54,6 +54,10 @@ class Background(Transport):
         with self._turn():
             return self._inner.expect(buffer, peer, tag, what)
 
+    def cancel(self, ticket: Ticket) -> None:
+        with self._turn():
+            self._inner.cancel(ticket)
+
     def broadcast(self, buffer: Any, root: int, what: str) -> Ticket:
         with self._turn():
             return self._inner.broadcast(buffer, root, what)

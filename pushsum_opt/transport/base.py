@@ -95,6 +95,10 @@ class Transport(ABC):
         """Begin to receive from rank ``peer``, or from :data:`ANY`, into ``buffer``, which fits the message exactly."""
 
     @abstractmethod
+    def cancel(self, ticket: Ticket) -> None:
+        """Take back an expectation that no message has met."""
+
+    @abstractmethod
     def broadcast(self, buffer: Any, root: int, what: str) -> Ticket:
         """Begin to copy the bytes of ``buffer`` on rank ``root`` into everyone's. Collective."""
 

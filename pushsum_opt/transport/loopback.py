@@ -96,6 +96,11 @@ class LoopbackWorld:
         for source in range(self.size):
             self._match((route[0], source, *route[2:]))
 
+    def cancel(self, ticket: Ticket) -> None:
+        for queue in self._expected.values():
+            for transfer in [one for one in queue if one.ticket is ticket]:
+                queue.remove(transfer)
+
     def _match(self, route: Route) -> None:
         posted = self._posted.get(route)
         while posted and (expected := self._expected.get(route) or self._expected.get((route[0], ANY, *route[2:]))):
@@ -203,6 +208,11 @@ class LoopbackTransport(Transport):
             self._world.expect((self._context, peer, self.rank, tag), _Transfer(ticket, _bytes(buffer), self.rank))
         self._active.append(ticket)
         return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        with self._world.lock:
+            self._world.cancel(ticket)
+        self._active = [other for other in self._active if other is not ticket]
 
     def broadcast(self, buffer: Any, root: int, what: str) -> Ticket:
         return self._collective(f"broadcast from {root}", _bytes(buffer), what)

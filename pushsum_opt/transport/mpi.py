@@ -66,6 +66,17 @@ class MpiTransport(Transport):
         request = self._open().Irecv([buffer, MPI.BYTE], MPI.ANY_SOURCE if peer == ANY else peer, tag)
         return self._track(Ticket(what, peer, buffer, request=request))
 
+    def cancel(self, ticket: Ticket) -> None:
+        if ticket.request is not None:
+            self._forget(ticket)
+            ticket.request.Cancel()
+            ticket.request.Wait()
+            ticket.request = ticket.buffer = None
+
+    def _forget(self, ticket: Ticket) -> None:
+        index = self._tickets.index(ticket)
+        del self._tickets[index], self._requests[index]
+
     # ------------------------------------------------------------------ collectives
 
     def broadcast(self, buffer: Any, root: int, what: str) -> Ticket:
@@ -183,10 +194,7 @@ class MpiTransport(Transport):
         if MPI.Is_finalized():
             return
         if self._listening is not None:
-            request = self._listening.request
-            self._requests.remove(request)
-            request.Cancel()
-            request.Wait()
+            self.cancel(self._listening)
         if not self._requests:
             # With transfers left over (after an error), freeing could wait for a peer that is gone: then let it be.
             self._comm.Free()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from ..errors import PeerFailed, PeerFinished, PeerTimeout
@@ -37,6 +37,8 @@ class Waiter:
         self._stall_seconds = stall_seconds
         self.finished: dict[int, Notice] = {}
         """The last notice of every rank that has finished."""
+        self.closing = False
+        """This rank finishes too: then it is no error that another one has."""
 
     def wait(self, tickets: Iterable[Ticket], round: int) -> None:
         """Poll until every ticket is done.
@@ -49,7 +51,24 @@ class Waiter:
             PeerFinished: a peer that is waited for has finished.
             PeerFailed: any rank has stopped with an error.
         """
-        pending = [ticket for ticket in tickets if not ticket.done]
+        pending = list(tickets)
+
+        def left() -> list[Ticket]:
+            pending[:] = [ticket for ticket in pending if not ticket.done]
+            return pending
+
+        self.wait_while(left, round)
+
+    def wait_while(self, left: Callable[[], Sequence[Ticket]], round: int, *, patient: bool = False) -> None:
+        """Poll until ``left()`` returns no tickets any more; it may do work of its own each time.
+
+        Args:
+            patient: without a deadline: for a rank that has finished and lets others take all the time they need.
+
+        Raises:
+            As :meth:`wait` does.
+        """
+        pending = left()
         if not pending:
             return
         begin = moved = time.monotonic()
@@ -57,7 +76,7 @@ class Waiter:
         try:
             while True:
                 progress = self._transport.poll(min(1.0, self._timeout, self._stall_seconds))
-                pending = [ticket for ticket in pending if not ticket.done]
+                pending = left()
                 if not pending:
                     return
                 self.hear()
@@ -65,7 +84,7 @@ class Waiter:
                 now = time.monotonic()
                 if progress:
                     moved, said = now, 1
-                elif now - moved >= self._timeout:
+                elif now - moved >= self._timeout and not patient:
                     raise PeerTimeout(self._timeout_message(pending[0], round, now - moved))
                 elif now - moved >= said * self._stall_seconds:
                     said += 1
@@ -85,6 +104,8 @@ class Waiter:
             self.finished[notice.sender] = notice
 
     def _refuse_finished(self, pending: Iterable[Ticket], round: int) -> None:
+        if self.closing:
+            return
         for ticket in pending:
             if ticket.peer is None:
                 gone = [n for n in self.finished.values() if n.collectives < ticket.collective]

@@ -12,7 +12,7 @@ from test_oracle import Irregular, problem
 
 import pushsum_opt as ps
 from pushsum_opt.collectives import averaged
-from pushsum_opt.errors import LayoutError
+from pushsum_opt.errors import LayoutError, PeerFailed
 from pushsum_opt.graphs import OnePeerExponential, Ring
 
 ROUNDS = 14
@@ -167,13 +167,16 @@ def test_an_exception_in_the_thread_surfaces_in_the_next_round_with_its_tracebac
         z = np.zeros(4)
         push_sum = ps.PushSum([z], graph=Ring(), staleness=1, comm=comm)
         push_sum.mix()
-        inner = push_sum.transport._inner
-        broken = OSError("the network card is gone")
+        if comm.rank == 1:
+            with pytest.raises(PeerFailed, match="rank 0 stopped: OSError: the network card is gone"):
+                for _ in range(100):
+                    push_sum.mix()
+            return
 
         def poll(seconds):
-            raise broken
+            raise OSError("the network card is gone")
 
-        inner.poll = poll
+        push_sum.transport._inner.poll = poll
         with pytest.raises(OSError, match="network card") as caught:
             for _ in range(3):
                 push_sum.mix()

@@ -18,6 +18,7 @@ from pushsum_opt.mixing import mixing_matrix
 GRAPHS = [OnePeerExponential(), Ring(), Complete(), ps.graphs.from_function(shift)]
 
 
+@pytest.mark.filterwarnings("ignore::pushsum_opt.graphs.SlowMixingWarning")
 @pytest.mark.parametrize("graph", GRAPHS, ids=repr)
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 8, 16, 33])
 def test_a_round_is_the_mixing_matrix_applied_to_every_element(graph, size):

@@ -11,7 +11,7 @@ how = sys.argv[1]
 rank, size = ps.rank(), ps.size()
 last = size - 1
 z = np.full(300_000, float(rank))
-push_sum = ps.PushSum([z], timeout=60.0 if how != "skips" else 3.0)
+push_sum = ps.PushSum([z], graph=ps.graphs.Ring(), timeout=60.0 if how != "skips" else 3.0)
 for k in range(6):
     if rank == last and k == 3:
         if how == "raises":

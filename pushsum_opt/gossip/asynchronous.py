@@ -1,0 +1,204 @@
+"""Asynchronous rounds (AGP, Assran and Rabbat 2020): merge whatever has come, give to whoever is free, wait for nobody.
+
+Ranks may run at different speeds, take different numbers of steps and finish at different times. Mass is conserved
+whatever happens; which message is merged when depends on the machine, so two runs differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import LayoutError
+from ..transport import ANY, Ticket
+from .messages import Outgoing, Slabs, expect_chunks
+from .pace import Pace
+from .protocol import Exchange, Gossip, InFlight
+from .together import Together
+from .wire import HEADER_BYTES, Header, header_tag
+
+__all__ = ["AsynchronousGossip"]
+
+RECEIVING = 4  # messages on their way to this rank at a time; a further sender stays busy and keeps its mass
+SENDING = 4  # rounds whose messages may be on their way from this rank
+LEAST = 0.5  # of a_i: no give may leave less, or a fast rank would run away with ever larger steps
+
+
+@dataclass
+class _Arrival:
+    """A message whose header has come, on its way into slabs."""
+
+    peer: int
+    header: Header
+    mass: float
+    slabs: dict[int, Any]
+    tickets: list[Ticket]
+
+    @property
+    def done(self) -> bool:
+        return all(ticket.done for ticket in self.tickets)
+
+
+class AsynchronousGossip(Gossip):
+    """Give now, merge whenever it comes.
+
+    Args:
+        signature: 8 bytes that the next header carries, asked for each round.
+        pace: scales local steps so that slow ranks count as much as fast ones; None: they count by their speed.
+    """
+
+    staleness = "unbounded"
+
+    def __init__(self, exchange: Exchange, signature: Callable[[], bytes], pace: Pace | None) -> None:
+        super().__init__(exchange)
+        self._signature = signature
+        self._pace = pace
+        self._sent_slabs = Slabs(exchange.memory)
+        self._received_slabs = Slabs(exchange.memory)
+        self._sending: list[Outgoing] = []
+        self._arriving: list[_Arrival] = []
+        self._header = bytearray(HEADER_BYTES)
+        self._listening: Ticket | None = None
+        if exchange.transport.size > 1:
+            self._listen()
+
+    # ------------------------------------------------------------------ a round
+
+    def round(self, round: int, push_weight: float) -> float:
+        self._follow_the_plan(round)
+        if self._pace is not None:
+            self._pace.step_done(self._exchange.data_weight / push_weight)
+        self._exchange.transport.poll(0.0)
+        self._exchange.waiter.hear()
+        push_weight = self._merge_what_has_come(round, push_weight)
+        return self._give(round, push_weight)
+
+    def _give(self, round: int, weight: float) -> float:
+        exchange = self._exchange
+        self._free_sent_slabs()
+        if len(self._sending) >= SENDING:
+            return weight
+        unable = exchange.waiter.finished.keys() | {peer for sent in self._sending for peer in sent.peers}
+        gives = exchange.graph.gives(exchange.transport.rank, exchange.transport.size, round)
+        masses = [(peer, weight * share) for peer, share in gives if peer not in unable]
+        wanted = sum(mass for _, mass in masses)
+        allowed = weight - LEAST * exchange.data_weight
+        if not masses or allowed <= 1e-9 * weight:
+            return weight
+        if wanted > allowed:
+            masses = [(peer, mass * (allowed / wanted)) for peer, mass in masses]
+        left = weight - sum(mass for _, mass in masses)
+        pace = 0.0 if self._pace is None else self._pace.estimate
+        slabs, signature = self._sent_slabs.take(), self._signature()
+        self._sending.append(Outgoing(exchange, slabs, round, masses, left, signature, pace=pace, tagged=False))
+        return left
+
+    def _free_sent_slabs(self) -> None:
+        for sent in self._sending:
+            if sent.done:
+                self._sent_slabs.put_back(sent.slabs)
+        self._sending = [sent for sent in self._sending if not sent.done]
+
+    def step_scale(self) -> float:
+        return 1.0 if self._pace is None else self._pace.scale
+
+    # ------------------------------------------------------------------ receiving
+
+    def _listen(self) -> None:
+        """Take the next header from anybody, if there is a place for what follows it."""
+        if self._listening is None and len(self._arriving) < RECEIVING:
+            self._listening = self._exchange.transport.expect(self._header, ANY, header_tag(0), "any message")
+
+    def _merge_what_has_come(self, round: int, weight: float) -> float:
+        while self._listening is not None and self._listening.done:
+            self._listening = None
+            self._open(Header.unpack(self._header))
+            self._listen()
+        for arrival in self._arriving:
+            if arrival.done:
+                weight = self._merge(arrival, round, weight)
+        self._arriving = [arrival for arrival in self._arriving if arrival.tickets]
+        self._listen()
+        return weight
+
+    def _open(self, header: Header) -> None:
+        exchange, peer = self._exchange, header.sender
+        mass = exchange.merger.open(header, peer, None)
+        slabs = self._received_slabs.take()
+        # Chunks carry the tag of round 0 as the header does: a rank sends the same peer one message at a time.
+        tickets = expect_chunks(exchange, slabs, peer, 0)
+        self._arriving.append(_Arrival(peer, header, mass, slabs, tickets))
+
+    def _merge(self, arrival: _Arrival, round: int, weight: float) -> float:
+        exchange, sent = self._exchange, arrival.header.round
+        for chunk in exchange.memory.chunks:
+            exchange.merger.merge(chunk, arrival.slabs[chunk.index], arrival.peer, sent, weight, arrival.mass)
+        if self._pace is not None:
+            self._pace.merge(arrival.header.pace, arrival.mass / (weight + arrival.mass))
+        exchange.events.message_merged(round, arrival.peer, max(0, round - sent))
+        self._received_slabs.put_back(arrival.slabs)
+        arrival.tickets = []
+        return weight + arrival.mass
+
+    def _follow_the_plan(self, round: int) -> None:
+        memory = self._exchange.memory
+        before = memory.layout, memory.chunks
+        memory.refresh()
+        if (memory.layout, memory.chunks) != before and (self._arriving or self._sending):
+            raise LayoutError(
+                f"rank {self._exchange.transport.rank}, round {round}: the parameters changed their strides while "
+                "messages of the old form are in flight. Call drain() on every rank before module.to(...)"
+            )
+
+    # ------------------------------------------------------------------ what is in flight
+
+    def drain(self, round: int, push_weight: float, call: str) -> float:
+        """Bring every message home: the non-blocking consensus of Hoefler, Siebert and Lumsdaine (2010).
+
+        A message counts as sent once its receiver has begun to take it. When all of this rank's are, it begins a barrier;
+        when that is done, everybody's are, and only what is already arriving is left. Until then it merges what comes.
+        """
+        waiter, transport = self._exchange.waiter, self._exchange.transport
+        everyone: Together | None = None
+        weight = push_weight
+
+        def left() -> Sequence[Ticket]:
+            nonlocal weight, everyone
+            # In this order: a header that was taken before the barrier was done is opened after it was seen to be.
+            all_sent = everyone is not None and everyone.ticket.done
+            weight = self._merge_what_has_come(round, weight)
+            self._free_sent_slabs()
+            if self._sending:
+                return [ticket for ticket in self._sending[0].tickets if not ticket.done]
+            if everyone is None:
+                everyone = Together(transport, call, -1)
+            return [] if all_sent and not self._arriving else [everyone.ticket, *self._arriving_tickets()]
+
+        waiter.wait_while(left, -1, patient=waiter.closing)
+        assert everyone is not None
+        everyone.check()
+        # Whoever is through may give again at once; nobody merges that before all are through.
+        waiter.wait((transport.barrier(call),), -1)
+        return weight
+
+    def meet(self, round: int, call: str) -> None:
+        super().meet(-1, call)  # ranks may be in different rounds
+
+    def _arriving_tickets(self) -> list[Ticket]:
+        return [ticket for arrival in self._arriving for ticket in arrival.tickets]
+
+    def settle(self, round: int, push_weight: float, call: str) -> float:
+        # What is on its way cannot be counted without taking it in, and taking it in is what any round may do.
+        return self.drain(round, push_weight, call)
+
+    def close(self) -> None:
+        if self._listening is not None:
+            self._exchange.transport.cancel(self._listening)
+            self._listening = None
+
+    def in_flight(self) -> Iterable[InFlight]:
+        return [(arrival.mass, arrival.slabs) for arrival in self._arriving if arrival.done]
+
+    def extra_bytes(self) -> int:
+        return self._sent_slabs.nbytes + self._received_slabs.nbytes

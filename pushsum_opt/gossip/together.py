@@ -1,0 +1,42 @@
+"""Calls that all ranks make together: each says which one it makes, so that two different ones do not meet."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+from ..errors import MismatchError
+from ..transport import Ticket, Transport
+
+__all__ = ["Together"]
+
+_FORMAT = struct.Struct("<24sq")
+
+
+class Together:
+    """A barrier with a name.
+
+    Args:
+        call: the name of the call, up to 24 characters.
+        round: the round in which it is made; -1 where rounds may differ.
+    """
+
+    def __init__(self, transport: Transport, call: str, round: int) -> None:
+        self._transport = transport
+        self._call = call
+        self._round = round
+        self.ticket: Ticket
+        self._rows: Any
+        self.ticket, self._rows = transport.gather(_FORMAT.pack(call.encode(), round), call)
+
+    def check(self) -> None:
+        """Once the ticket is done: raise MismatchError, on every rank, unless all made the same call."""
+        calls = [_FORMAT.unpack(row.tobytes()) for row in self._rows]
+        if len(set(calls)) == 1:
+            return
+        names = [f"{call.rstrip(bytes(1)).decode()}" + (f" in round {k}" if k >= 0 else "") for call, k in calls]
+        other = next(rank for rank, name in enumerate(names) if calls[rank] != calls[self._transport.rank])
+        raise MismatchError(
+            f"rank {self._transport.rank} calls {names[self._transport.rank]} while rank {other} calls {names[other]}. "
+            "All ranks must make the same collective calls in the same order, after the same number of rounds"
+        )

@@ -1,0 +1,223 @@
+"""Free running: nobody waits, ranks differ in speed and in number of steps, and no mass is lost."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scenarios import shift
+
+import pushsum_opt as ps
+from pushsum_opt.collectives import averaged
+from pushsum_opt.errors import ConfigurationError, MismatchError, PeerFinished
+from pushsum_opt.gossip.pace import Pace
+from pushsum_opt.graphs import Complete, OnePeerExponential, Ring
+
+
+def free_run(comm, steps, naps, graph=shift, rate=0.0, centre=0.0, **options):
+    """Run ``steps(rank)`` steps with random naps; return the numerator and weight after close, and the least weight."""
+    random = np.random.default_rng([1, comm.rank])
+    z = np.random.default_rng(comm.rank).normal(size=40)
+    moved = np.zeros(40)
+    push_sum = ps.PushSum([z], graph=graph, staleness="unbounded", comm=comm, **options)
+    least = push_sum.push_weight
+    for _ in range(steps(comm.rank)):
+        time.sleep(random.uniform(0, naps(comm.rank)))
+        before, weight = z.copy(), push_sum.push_weight
+        with push_sum.local_step():
+            z -= rate * (z - centre)
+        moved += weight * (z - before)
+        push_sum.mix()
+        least = min(least, push_sum.push_weight / push_sum.data_weight)
+    push_sum.close()
+    return push_sum.push_weight * z, push_sum.push_weight, least, moved
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    size=st.integers(1, 7),
+    seed=st.integers(0, 50),
+    steps=st.lists(st.integers(0, 25), min_size=7, max_size=7),
+    rate=st.sampled_from([0.0, 0.1]),
+)
+def test_mass_is_conserved_whatever_the_delays_speeds_and_numbers_of_steps(size, seed, steps, rate):
+    results = ps.testing.run(
+        size, lambda comm: free_run(comm, steps.__getitem__, lambda rank: 0.002 * (rank % 3), rate=rate), seed=seed
+    )
+    start = sum(np.random.default_rng(rank).normal(size=40) for rank in range(size))
+    assert sum(weight for _, weight, *_ in results) == pytest.approx(size, rel=1e-12)
+    total = sum(x for x, *_ in results)
+    np.testing.assert_allclose(total, start + sum(moved for *_, moved in results), rtol=0, atol=1e-11)
+    assert all(least >= 0.5 - 1e-12 for _, _, least, _ in results), "no give leaves less than half of a"
+
+
+@pytest.mark.parametrize("graph", [Ring(), OnePeerExponential(), Complete(), shift], ids=repr)
+def test_ranks_come_together(graph):
+    def rank(comm):
+        z = np.full(3, float(comm.rank))
+        with ps.PushSum([z], graph=graph, staleness="unbounded", comm=comm) as push_sum:
+            for _ in range(300):
+                for _ in range(5):
+                    push_sum.mix()
+                push_sum.drain()
+                if ps.consensus_distance(push_sum) < 1e-9:
+                    break
+        return z
+
+    np.testing.assert_allclose(ps.testing.run(5, rank), 2.0, atol=1e-8)
+
+
+def test_a_step_never_waits_for_a_peer_that_stands_still():
+    """Rank 1 sleeps for a second in the middle; rank 0 takes all its steps meanwhile."""
+
+    def rank(comm):
+        z = np.zeros(200_000)
+        with ps.PushSum([z], graph=Ring(), staleness="unbounded", comm=comm) as push_sum:
+            begin = time.monotonic()
+            for k in range(30):
+                if comm.rank == 1 and k == 10:
+                    time.sleep(1.5)
+                push_sum.mix()
+            return time.monotonic() - begin
+
+    quick, slow = ps.testing.run(2, rank)
+    assert slow >= 1.5
+    assert quick < 1.0
+
+
+def test_nobody_gives_to_a_rank_that_has_finished():
+    """Rank 0 leaves at once; what it takes home must not grow while the others go on for long."""
+
+    def rank(comm):
+        z = np.zeros(4)
+        push_sum = ps.PushSum([z], graph=Complete(), staleness="unbounded", comm=comm)
+        for _ in range(0 if comm.rank == 0 else 300):
+            time.sleep(1e-3)
+            push_sum.mix()
+        push_sum.close()
+        return push_sum.push_weight
+
+    weights = ps.testing.run(4, rank)
+    assert sum(weights) == pytest.approx(4, rel=1e-12)
+    assert weights[0] < 2.0, "without the notice the others would end with half a unit each, and it with 2.5"
+
+
+def test_drain_brings_all_mass_home_and_training_goes_on():
+    def rank(comm):
+        z = np.full(10, float(comm.rank))
+        weights = []
+        with ps.PushSum([z], graph=shift, staleness="unbounded", comm=comm) as push_sum:
+            for _ in range(4):
+                for _ in range(10):
+                    push_sum.mix()
+                push_sum.drain()
+                weights.append(push_sum.push_weight)
+        return weights
+
+    for drained in zip(*ps.testing.run(5, rank, seed=2), strict=True):
+        assert sum(drained) == pytest.approx(5, rel=1e-13)
+
+
+def test_averaged_holds_the_exact_mean_and_puts_back_what_was_there():
+    def rank(comm):
+        z = np.full(10, float(comm.rank))
+        with ps.PushSum([z], graph=shift, staleness="unbounded", comm=comm) as push_sum:
+            for _ in range(20):
+                push_sum.mix()
+            with averaged(push_sum):
+                mean = z.copy()
+        return mean
+
+    np.testing.assert_allclose(ps.testing.run(5, rank, seed=4), 2.0, atol=1e-14)
+
+
+def test_a_collective_call_that_a_finished_rank_will_never_make_is_refused_with_its_name():
+    def rank(comm):
+        z = np.zeros(3)
+        push_sum = ps.PushSum([z], graph=Ring(), staleness="unbounded", comm=comm)
+        if comm.rank == 0:
+            push_sum.close()
+            return
+        time.sleep(0.1)
+        push_sum.drain()
+
+    with pytest.raises(ps.testing.RankErrors) as caught:
+        ps.testing.run(2, rank)
+    # Whichever is noticed first: that it has left, or that it calls something else.
+    assert re.search(r"rank 0 finished after 0 rounds|calls drain\(\) while rank 0 calls close\(\)", str(caught.value))
+    assert isinstance(caught.value.errors.get(1, caught.value.errors.get(0)), PeerFinished | MismatchError)
+
+
+def test_rounding_on_the_wire_keeps_the_mean():
+    torch = pytest.importorskip("torch")
+
+    def rank(comm):
+        z = torch.linspace(0, 1, 50, dtype=torch.float64) * (comm.rank + 1.1)
+        push_sum = ps.PushSum([z], graph=shift, staleness="unbounded", wire_dtype="bfloat16", comm=comm)
+        for _ in range(30):
+            push_sum.mix()
+        push_sum.close()
+        return push_sum.push_weight * z.numpy()
+
+    mean = sum(ps.testing.run(4, rank, seed=3)) / 4
+    np.testing.assert_allclose(mean, np.linspace(0, 1, 50) * 2.6, atol=1e-12)
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_pace_scales_steps_by_own_time_over_the_mean():
+    """Two ranks, 1 s and 3 s per step, that exchange their estimates in halves: scales tend to 1/2 and 3/2."""
+    clocks = [Clock(), Clock()]
+    paces = [Pace(clock) for clock in clocks]
+    for _ in range(60):
+        for clock, pace, seconds in zip(clocks, paces, (1.0, 3.0), strict=True):
+            clock.now += seconds
+            pace.step_done(1.0)
+        first, second = (pace.estimate for pace in paces)
+        paces[0].merge(second, 0.5)
+        paces[1].merge(first, 0.5)
+    assert [pace.scale for pace in paces] == [pytest.approx(0.5, rel=1e-6), pytest.approx(1.5, rel=1e-6)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("corrects", [False, True])
+def test_rate_correction_removes_the_bias_towards_fast_ranks(corrects):
+    """Each rank pulls to its own number; rank 0 steps four times as often. The fair limit is the plain mean."""
+
+    def rank(comm):
+        z = np.zeros(1)
+        values = []
+        with ps.PushSum(
+            [z], graph=Complete(), staleness="unbounded", rate_correction=corrects, comm=comm
+        ) as push_sum:
+            end = time.monotonic() + 4.0
+            while time.monotonic() < end:
+                time.sleep(0.004 if comm.rank == 0 else 0.016)
+                with push_sum.local_step():
+                    z -= 0.02 * (z - comm.rank)
+                push_sum.mix()
+                values.append(z[0])
+        return np.mean(values[len(values) // 2 :])
+
+    limit = np.mean(ps.testing.run(4, rank))
+    fair, by_speed = 1.5, (0 * 4 + 1 + 2 + 3) / 7
+    if corrects:
+        assert abs(limit - fair) < 0.15, limit
+    else:
+        assert limit < (fair + by_speed) / 2 + 0.05, limit
+
+
+def test_rate_correction_in_step_is_refused():
+    with pytest.raises(ps.testing.RankErrors, match="rate_correction=True with staleness=0") as caught:
+        ps.testing.run(1, lambda comm: ps.PushSum([np.zeros(1)], rate_correction=True, comm=comm))
+    assert isinstance(caught.value.errors[0], ConfigurationError)
