@@ -124,7 +124,7 @@ class Graph(ABC):
     def fingerprint(self, size: int) -> str:
         """Return a hexadecimal digest of the peers and shares of a window; equal graphs have equal ones.
 
-        Up to 8192 pairs of (rank, round) are all in it, beyond that as many, evenly spread, and at most 2^17 edges.
+        Up to 4096 pairs of (rank, round) are all in it, beyond that as many, evenly spread, and at most 2^17 edges.
         """
         return checks.fingerprint(self, size)
 

@@ -33,7 +33,7 @@ class RandomPeer(Graph):
     >>> [RandomPeer(seed=1).out_peers(0, 100, k) for k in range(3)]
     [(47,), (12,), (6,)]
     >>> [len(RandomPeer(seed=1).in_peers(rank, 100, 0)) for rank in range(12)]
-    [2, 0, 1, 1, 0, 1, 0, 1, 0, 1, 0, 1]
+    [0, 2, 1, 2, 0, 2, 1, 2, 0, 1, 0, 1]
     """
 
     promises_proven = True

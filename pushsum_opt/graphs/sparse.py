@@ -25,6 +25,13 @@ class Gather(NamedTuple):
     sources: Ints
     shares: Floats  # (edges, 1)
 
+    @property
+    def most(self) -> int:
+        """The most edges of a row."""
+        if self.starts is None:
+            return min(1, len(self.rows))
+        return int(np.diff(self.starts, append=len(self.sources)).max())
+
     def add_to(self, result: Floats, x: Floats) -> Floats:
         moved = x[self.sources]
         moved *= self.shares

@@ -10,8 +10,8 @@ from .base import Notice, Ticket, Transport
 
 __all__ = ["Background"]
 
-DUE = 50e-6  # seconds between polls while somebody waits for a message,
-MOVING = 200e-6  # while messages are under way and the caller computes,
+DUE = 140e-6  # seconds between polls while somebody waits for a message,
+MOVING = 1e-3  # while messages are under way and the caller computes: the sockets hold that much,
 IDLE = 20e-3  # and while there is nothing but a peer's notice that could come
 
 

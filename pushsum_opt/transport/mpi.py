@@ -21,7 +21,8 @@ NOTICE_BYTES = 1024
 NOTICE_HEAD = struct.Struct("<i?qqi")
 HIGHEST_TAG = 32767  # what the standard promises at least; all of ours lie below it
 PATIENCE = 1e-4  # seconds for which a poll only yields the processor, before it naps
-NAP = 50e-6  # seconds
+SOON = 2e-3  # seconds for which its naps are short; after that the wait is a long one,
+SHORT_NAP, NAP = 50e-6, 140e-6  # seconds; the kernel adds about 50 microseconds to each
 
 # MPI writes into the buffers of an open transport whether or not anybody still refers to it.
 _alive: set[MpiTransport] = set()
@@ -118,7 +119,7 @@ class MpiTransport(Transport):
             if waited < PATIENCE:
                 os.sched_yield()
             else:
-                time.sleep(NAP)
+                time.sleep(SHORT_NAP if waited < SOON else NAP)
 
     def _advance(self) -> bool:
         if not self._requests:

@@ -30,7 +30,7 @@ def test_a_training_has_the_same_bits_as_on_loopback(size):
 
 
 def test_two_runs_with_random_sleeps_have_the_same_bits():
-    first, second = (digests(succeeds(4, "same_bits.py", seed)) for seed in ("1", "2"))
+    first, second = (digests(succeeds(4, "same_bits.py", "--naps", seed)) for seed in ("1", "2"))
     assert first == second
 
 
@@ -85,3 +85,34 @@ def test_copies_that_do_not_see_each_other_are_refused():
     assert "LaunchError: SLURM_STEP_NUM_TASKS=4" in done.stderr
     assert "srun --mpi=pmix" in done.stderr
 
+
+@pytest.mark.parametrize("staleness", [1, 2])
+@pytest.mark.parametrize("size", [2, 5])
+def test_an_overlapped_training_has_the_same_bits_as_on_loopback_whatever_the_naps(size, staleness):
+    run = testing.run(size, lambda comm: numpy_training(comm, staleness=staleness))
+    expected = [(digest, repr(weight)) for digest, weight in run]
+    arguments = ["--staleness", str(staleness), "--naps", "3"]
+    assert digests(succeeds(size, "same_bits.py", *arguments)) == expected
+    assert sum(float(weight) for _, weight in expected) == pytest.approx(size, rel=1e-12)
+
+
+def test_asynchronous_ranks_of_different_speeds_and_lengths_lose_no_mass():
+    succeeds(4, "free_running.py")
+
+
+@pytest.mark.parametrize("how", ["stop", "hold"])
+def test_no_other_asynchronous_rank_waits_for_one_that_stands_still(how):
+    """Rank 1 is stopped for 3 s, or holds its interpreter's lock for 2 s; nobody loses mass."""
+    output = succeeds(3, "free_running.py", how)
+    longest = dict(re.findall(r"rank (\d) of 3: ok, longest step ([\d.]+) s", output))
+    assert float(longest["0"]) < 1.5, "a step of rank 0 stood still with rank 1"
+    assert float(longest["2"]) < 1.5, "a step of rank 2 stood still with rank 1"
+
+
+@pytest.mark.parametrize("tau", [0, 1])
+def test_a_waiting_rank_leaves_its_core_to_others(tau):
+    output = succeeds(2, "waiting.py", str(tau))
+    share = {rank: (float(taken), float(used)) for rank, taken, used in re.findall(r"waited (\d) (\S+) (\S+)", output)}
+    taken, used = share["0"]
+    assert taken > 2.5
+    assert used < 0.2, "far below one core; what it is on a quiet machine, a benchmark says"
