@@ -13,8 +13,8 @@ class BipartiteExponential(Graph):
 
     L = floor(log2(n / 2)) + 1 distances 1, 3, 7, 15, ... below n, all odd, so that the even ranks are paired with the
     odd ones. Defined at even n. Pairwise and symmetric: the form that D-PSGD and AD-PSGD ask for, which cannot use
-    directed graphs; being bipartite, it lets blocking pairs take turns without a deadlock [1]_. Does not average
-    exactly in finitely many rounds.
+    directed graphs; being bipartite, it lets blocking pairs take turns without a deadlock [1]_. Where n is a power of
+    two, log2 n rounds average exactly; elsewhere it mixes a little faster than :class:`OnePeerExponential`.
 
     References:
         .. [1] Lian, Zhang, Zhang, Liu (2018). Asynchronous Decentralized Parallel Stochastic Gradient Descent. ICML,

@@ -25,13 +25,13 @@ def families(size: int, local_size: int | None = None) -> list[Graph]:
 
     Args:
         size: number of ranks.
-        local_size: ranks per host, for :class:`Hierarchical`; None for the divisor of size next to its square root.
+        local_size: ranks per host, for :class:`Hierarchical`; None for the largest divisor of size up to 8.
 
     >>> len(families(32)), [graph for graph in families(7) if "Hyper" in repr(graph)]
     (16, [])
     """
     if local_size is None:
-        local_size = Torus().shape(size)[0]
+        local_size = next(lanes for lanes in range(8, 0, -1) if size % lanes == 0)
     candidates = [
         OnePeerExponential(),
         KPeerExponential(2),
@@ -43,7 +43,7 @@ def families(size: int, local_size: int | None = None) -> list[Graph]:
         EquiDyn(),
         RandomPeer(),
         RandomMatching(),
-        Hierarchical(local_size),
+        *([Hierarchical(local_size)] if local_size > 1 else []),
         Torus(),
         Ring(),
         Ring(peers=2),
