@@ -210,7 +210,8 @@ def analyse(graph: Any, size: int, *, data_weights: Sequence[float] | None = Non
         second = errors[curve_rounds.index(period)]  # then it is the norm of E
     elif period is not None and period <= ROUNDS:
         second = second_singular_value(graph, size)
-    costs = [product.messages(round) for round in range(min(graph.window(size), ROUNDS))]
+    cycle = period or max(graph.window(size), product.round)
+    costs = [product.messages(round) for round in range(min(cycle, ROUNDS))]
     return Mixing(
         graph=repr(graph),
         size=size,

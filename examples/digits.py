@@ -1,0 +1,78 @@
+"""Train a small network on handwritten digits, each rank on its own shard, by push-sum gossip.
+
+    pushsum run -np 4 examples/digits.py
+    pushsum run -np 4 examples/digits.py --epochs 30 --staleness 1
+    mpirun -np 256 python examples/digits.py
+    python examples/digits.py                               # one rank: the plain optimizer
+"""
+
+import argparse
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from tqdm import tqdm
+
+import pushsum_opt as ps
+
+
+def datasets() -> tuple[TensorDataset, TensorDataset]:
+    """1797 images of 8 x 8 pixels: every fifth is for testing."""
+    digits = load_digits()
+    images = torch.tensor(digits.data, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+    labels = torch.tensor(digits.target)
+    test = torch.arange(len(labels)) % 5 == 0
+    return TensorDataset(images[~test], labels[~test]), TensorDataset(images[test], labels[test])
+
+
+def network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(32 * 4 * 4, 10),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, data: TensorDataset) -> float:
+    images, labels = data.tensors
+    return (model(images).argmax(1) == labels).float().mean().item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--staleness", default="0", help="0, 1, 2, ... or unbounded")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--checkpoint", default="", help="rank 0 saves model and optimizer here")
+    arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
+    train, test = datasets()
+    sampler = DistributedSampler(train, num_replicas=ps.size(), rank=ps.rank(), seed=arguments.seed, drop_last=True)
+    loader = DataLoader(train, batch_size=max(1, 64 // ps.size()), sampler=sampler, drop_last=True)
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    staleness = arguments.staleness if arguments.staleness == "unbounded" else int(arguments.staleness)
+    optimizer = ps.PushSumOptimizer(optimizer, model, staleness=staleness)
+
+    with tqdm(range(arguments.epochs), disable=ps.rank() != 0, unit="epoch") as epochs:
+        for epoch in epochs:
+            sampler.set_epoch(epoch)
+            for images, labels in loader:
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(images), labels).backward()
+                optimizer.step()
+            distance = ps.consensus_distance(optimizer)
+            with optimizer.averaged():  # here every rank holds the average of all models
+                correct = accuracy(model, test)
+            if ps.rank() == 0:
+                epochs.write(f"epoch {epoch + 1:2}: test accuracy {correct:.1%}, consensus distance {distance:.4f}")
+    with optimizer.averaged():
+        if ps.rank() == 0 and arguments.checkpoint:
+            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, arguments.checkpoint)
+    optimizer.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Every snippet of the README and of docs/ runs, and says what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+INSTALLS = {
+    'pip install torch==2.13.0 -e ".[quickstart]" && pushsum run -np 4 examples/digits.py',
+    'pip install torch==2.13.0 -e ".[quickstart]"',
+    "pip install tox && tox",
+    "mpirun -np 256 python train.py",
+}
+"""Commands that other checks run: the environments install with them, and 256 ranks are for a cluster."""
+LANGUAGES = {"python", "sh", "text", "diff"}
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Return (language, text) of every fenced block, also of those inside lists."""
+    found = re.findall(r"^( *)```(\w*)\n(.*?)^\1```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [(language, re.sub(rf"^{indent}", "", text, flags=re.MULTILINE)) for indent, language, text in found]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_names_its_language(page):
+    for language, text in blocks(page):
+        assert language in LANGUAGES, text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_snippets_run_one_after_the_other(page, tmp_path):
+    program = "\n".join(text for language, text in blocks(page) if language == "python")
+    if not program:
+        return
+    script = tmp_path / "snippets.py"
+    script.write_text(program)
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_run(page, tmp_path):
+    for language, text in blocks(page):
+        for command in text.strip().splitlines() if language == "sh" else ():
+            if command.strip() in INSTALLS:
+                continue
+            assert command.startswith(("pushsum ", "python ")), f"{page.name}: {command!r} is not run by anything"
+            command = re.sub(r"(--\w+ )(\S+\.(?:png|json))", rf"\1{tmp_path}/out_\2", command.replace("docs/images/", ""))
+            done = subprocess.run(
+                command, shell=True, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+            )
+            assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+def test_the_readme_gives_the_two_commands():
+    commands = {text.strip() for language, text in blocks(ROOT / "README.md") if language == "sh"}
+    assert 'pip install torch==2.13.0 -e ".[quickstart]" && pushsum run -np 4 examples/digits.py' in commands
+    assert "pip install tox && tox" in commands
+    assert "pip install tox && tox" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -1,0 +1,47 @@
+"""The example does what its page promises, started as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "examples" / "digits.py"
+
+
+def run(*command: str) -> str:
+    environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+def accuracies(output: str) -> list[float]:
+    return [float(text) for text in re.findall(r"test accuracy ([\d.]+)%", output)]
+
+
+@pytest.mark.parametrize("staleness", ["0", "2", "unbounded"])
+def test_four_ranks_reach_97_percent(staleness, tmp_path):
+    checkpoint = tmp_path / "digits.pt"
+    words = [str(EXAMPLE), "--staleness", staleness, "--checkpoint", str(checkpoint)]
+    output = run(sys.executable, "-m", "pushsum_opt", "run", "-np", "4", *words)
+    assert accuracies(output)[-1] >= 97.0
+    assert "4 ranks on 1 host" in output
+    saved = torch.load(checkpoint, weights_only=True)
+    assert saved["optimizer"]["push_sum"]["size"] == 4
+
+
+def test_one_rank_needs_no_launcher():
+    assert len(accuracies(run(sys.executable, str(EXAMPLE), "--epochs", "2"))) == 2
+
+
+def test_the_example_fits_on_one_page():
+    assert len(EXAMPLE.read_text().splitlines()) <= 85
