@@ -50,8 +50,8 @@ class PushSumOptimizer(torch.optim.Optimizer):
         nonfinite: "raise" when a message holds inf or nan, or "skip" that part of it.
         comm: an mpi4py communicator, or what :func:`pushsum_opt.testing.run` gives; None for ``MPI.COMM_WORLD``.
         timeout: seconds without progress after which waiting for a peer is an error.
-        rate_correction: with ``staleness="unbounded"``, scale local steps by this rank's step time over the mean, so that
-            slow ranks count as much as fast ones.
+        rate_correction: with ``staleness="unbounded"``, scale local steps by this rank's step time over the mean, so
+            that slow ranks count as much as fast ones.
 
     Raises:
         TypeError: ``optimizer`` is no torch optimizer, or ``model`` no module.

@@ -7,8 +7,8 @@ library stores z and scales the local step, this stores x and w.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -92,8 +92,8 @@ def overlapped_push(
 ) -> Trajectory:
     """Run Algorithm 2 with a message in every round: what is given in round k arrives in round k + staleness.
 
-    While fewer than ``staleness`` rounds are in flight, a rank with d out-peers gives a d / (1 + d + staleness d) in all.
-    With ``biased`` the weights are left out: z is taken to be x, as if w were 1.
+    While fewer than ``staleness`` rounds are in flight, a rank with d out-peers gives a d / (1 + d + staleness d) in
+    all. With ``biased`` the weights are left out: z is taken to be x, as if w were 1.
     """
     n = len(z0)
     a = n * data_weights / data_weights.sum()

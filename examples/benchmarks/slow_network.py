@@ -101,7 +101,8 @@ def show(row: dict) -> None:
         f"\n{row['hosts']} hosts, {row['rate']}, {row['parameters'] / 1e6:.2f} M float32, compute {row['compute']:g} s "
         f"(mean with disturbances {row['mean_compute']:.3f} s)"
     )
-    print(f"  {'program':11}{'median':>9}{'mean':>9}{'95 %':>9}{'mean / compute':>16}{'throughput / ddp':>18}{'cores per rank':>16}")
+    heads = {"median": 9, "mean": 9, "95 %": 9, "mean / compute": 16, "throughput / ddp": 18, "cores per rank": 16}
+    print(f"  {'program':11}" + "".join(f"{head:>{width}}" for head, width in heads.items()))
     for name, seconds in row["seconds"].items():
         mean = statistics.fmean(seconds)
         ddp = row["seconds"].get("ddp")
@@ -121,7 +122,8 @@ def plot(rows: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     names = list(rows[0]["seconds"])
-    colours = dict(zip(PROGRAMS, ["0.75", "#8c564b", "#d62728", "#7f7f7f", "#9ecae1", "#3182bd", "#08519c", "#2ca02c"]))
+    shades = ["0.75", "#8c564b", "#d62728", "#7f7f7f", "#9ecae1", "#3182bd", "#08519c", "#2ca02c"]
+    colours = dict(zip(PROGRAMS, shades, strict=True))
     figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
     width = 0.8 / len(names)
     for index, name in enumerate(names):
@@ -212,11 +214,13 @@ def make(name: str, comm, arguments: argparse.Namespace) -> tuple[Callable[[floa
 
 
 def all_reduce(comm, count: int) -> Callable[[float], None]:
-    gradients = np.ones(count, np.float32)
+    from mpi4py import MPI
+
+    gradients, in_place = np.ones(count, np.float32), MPI.IN_PLACE
 
     def step(seconds: float) -> None:
         time.sleep(seconds)
-        wait(comm.Iallreduce(MPI_IN_PLACE(), gradients))
+        wait(comm.Iallreduce(in_place, gradients))
 
     return step
 
@@ -251,12 +255,6 @@ def bare(comm, count: int) -> Callable[[float], None]:
 def wait(request) -> None:
     while not request.Test():
         time.sleep(2e-4)
-
-
-def MPI_IN_PLACE():  # noqa: N802
-    from mpi4py import MPI
-
-    return MPI.IN_PLACE
 
 
 def torch_step(name: str, comm, count: int) -> tuple[Callable[[float], None], Callable[[], None]]:

@@ -18,12 +18,15 @@ __all__ = ["draw"]
 WIDTH = 10.0  # inches
 FLOOR = 1e-4  # the smallest error on the axis; what is exact falls through it
 MOST_ROUNDS = 60
+MOST_RANKS = 256  # more would not be told apart in a panel
 PANELS = (4, 8)  # the fewest and the most places for rounds in a row
 STYLES = ("-", "--", ":", "-.")
 
 
 def draw(path: Path, found: Sequence[tuple[Graph, Mixing]], with_rounds: bool) -> None:
     """Draw the mixing curves of all graphs and, where asked for, below them a row with the rounds of each.
+
+    Rounds are drawn up to 256 ranks.
 
     Raises:
         ConfigurationError: matplotlib is missing, or it cannot write this kind of file there.
@@ -32,8 +35,9 @@ def draw(path: Path, found: Sequence[tuple[Graph, Mixing]], with_rounds: bool) -
         figures = importlib.import_module("matplotlib.figure")
     except ImportError:
         raise ConfigurationError("--plot needs matplotlib: pip install 'pushsum-opt[plot]'") from None
+    with_rounds &= found[0][1].size <= MOST_RANKS
     rows = [_columns(graph, mixing.size) for graph, mixing in found] if with_rounds else []
-    heights = [4.6, *(WIDTH / columns + 0.55 for columns in rows)]
+    heights = [4.6, *(WIDTH / columns + 0.7 for columns in rows)]
     figure = figures.Figure(figsize=(WIDTH, sum(heights)), dpi=110, layout="constrained")
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     _draw_curves(parts[0].subplots(), [mixing for _, mixing in found])
@@ -62,7 +66,7 @@ def _draw_curves(axes: Any, found: Sequence[Mixing]) -> None:
             linestyle=STYLES[index // 10],
             marker="o" if last <= 40 else None,
             markersize=3.5,
-            linewidth=1.6,
+            linewidth=1.6 if index else 3.0,  # the first may have others over it
             label="\n".join(f"{mixing.messages:.3g}: {mixing.graph}" for mixing in same),
         )
     axes.set_yscale("log")
@@ -78,7 +82,8 @@ def _draw_curves(axes: Any, found: Sequence[Mixing]) -> None:
 
 
 def _points(mixing: Mixing, last: int) -> tuple[list[int], list[float]]:
-    rounds, errors = [], []
+    rounds: list[int] = []
+    errors: list[float] = []
     for k, error in zip(mixing.rounds, mixing.errors, strict=True):
         if k > last:
             break

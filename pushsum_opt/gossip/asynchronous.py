@@ -156,8 +156,9 @@ class AsynchronousGossip(Gossip):
     def drain(self, round: int, push_weight: float, call: str) -> float:
         """Bring every message home: the non-blocking consensus of Hoefler, Siebert and Lumsdaine (2010).
 
-        A message counts as sent once its receiver has begun to take it. When all of this rank's are, it begins a barrier;
-        when that is done, everybody's are, and only what is already arriving is left. Until then it merges what comes.
+        A message counts as sent once its receiver has begun to take it. When all of this rank's are, it begins a
+        barrier; when that is done, everybody's are, and only what is already arriving is left. Until then it merges
+        what comes.
         """
         waiter, transport = self._exchange.waiter, self._exchange.transport
         everyone: Together | None = None

