@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import struct
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .errors import ConfigurationError, MismatchError
+from .errors import ConfigurationError, MismatchError, PeerFailed
 from .observe.log import log
 from .transport import Transport
 from .transport.waiting import Waiter
@@ -34,6 +35,7 @@ def agree(transport: Transport, waiter: Waiter, required: Mapping[str, str], ver
     everyone = [json.loads(text) for text in gather_objects(transport, waiter, mine, "comparing the set-up")]
     differences = _differences([rank[0] for rank in everyone])
     if differences:
+        _let_everyone_know(transport, waiter)
         raise MismatchError(
             f"rank {transport.rank}: the ranks disagree about what they exchange: "
             + "; ".join(differences)
@@ -42,6 +44,12 @@ def agree(transport: Transport, waiter: Waiter, required: Mapping[str, str], ver
     if transport.rank == 0:
         for line in _differences([rank[1] for rank in everyone]):
             log.warning("the ranks run different versions: %s", line)
+
+
+def _let_everyone_know(transport: Transport, waiter: Waiter) -> None:
+    """Before an error that all ranks raise alike: none may end before the others have learnt the reason themselves."""
+    with contextlib.suppress(PeerFailed):
+        waiter.wait((transport.barrier("everyone to see the difference"),), 0)
 
 
 def _differences(everyone: list[dict[str, str]], most: int = 5) -> list[str]:
@@ -86,6 +94,7 @@ def normalised_data_weight(transport: Transport, waiter: Waiter, data_weight: fl
     weights = np.frombuffer(rows.tobytes(), np.float64)
     bad = [rank for rank, weight in enumerate(weights) if not 0 < weight < float("inf")]
     if bad:
+        _let_everyone_know(transport, waiter)
         raise ConfigurationError(
             f"rank {transport.rank}: data_weight={weights[bad[0]]} on {_ranks(bad)}: expected a finite number above 0, "
             "such as the number of samples of that rank"

@@ -114,7 +114,9 @@ class PushSumOptimizer(torch.optim.Optimizer):
             log.info("%s", start_line.compose(self.push_sum, hosts, has_model=model is not None))
             self._warn_about_set_up()
         if self.push_sum.size > 1:
-            self.push_sum.watch_first_step(self._warn_about_shards)
+            # Every rank signs its first step; rank 0 speaks for all.
+            speak = self._warn_about_shards if self.push_sum.rank == 0 else (lambda peer: None)
+            self.push_sum.watch_first_step(speak)
 
     # ------------------------------------------------------------------ the algorithm
 

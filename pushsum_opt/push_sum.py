@@ -7,6 +7,7 @@ estimate z, the push weight w is one float64, and the numerator x = w z is impli
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import threading
 import weakref
@@ -213,6 +214,8 @@ class PushSum:
             ClosedError: after :meth:`close`, or after any of these errors.
         """
         self._refuse_if_on_loan()
+        if self._first_step is not None:
+            self._first_step.taken()
         self._events.round_begins(self._round)
         with self.failing_together():
             self._weight = self.gossip.round(self._round, self._weight)
@@ -353,8 +356,9 @@ class PushSum:
             return
         self._failure = f"{type(error).__name__}: {error}"
         notice = Notice(self.rank, True, self._round, self.transport.collectives, self._failure)
-        self.transport.tell(self._partners, notice)
-        self.transport.poll(0.0)
+        with contextlib.suppress(Exception):  # at best effort: the error at hand is the one to raise
+            self.transport.tell(self._partners, notice)
+            self.transport.poll(0.0)
 
     def refuse_if_closed(self) -> None:
         if self._closed:
@@ -399,7 +403,7 @@ class PushSum:
         return self._first_step
 
     def _signature(self) -> bytes:
-        return NOTHING if self._first_step is None else self._first_step.signature
+        return self._first_step.signature if self._first_step is not None and self._round == 0 else NOTHING
 
     def _greet(self, peer: int, header: Header) -> None:
         if self._first_step is not None:

@@ -28,20 +28,22 @@ class FirstStep:
     def __init__(self, memory: Memory, alike: Callable[[int], None]) -> None:
         self._memory = memory
         self._alike = alike
-        self._before = self._look()
+        self._before: bytes | None = self._look()
         self.signature = NOTHING
         """8 bytes; zero before the step, and where it changed nothing."""
 
     def taken(self) -> None:
-        """The local step is done."""
-        after = self._look()
-        self.signature = NOTHING if after == self._before else after
+        """A local step is done; only the first counts."""
+        if self._before is not None:
+            after = self._look()
+            self.signature = NOTHING if after == self._before else after
+            self._before = None
 
     def compare(self, peer: int, signature: bytes) -> None:
-        """Compare with what a message of an in-peer carries."""
+        """Compare with what an in-peer's message of the first round carries."""
         if self.signature == signature != NOTHING:
+            self.signature = NOTHING
             self._alike(peer)
-        self.signature = NOTHING
 
     def _look(self) -> bytes:
         check = 0

@@ -240,12 +240,11 @@ class LoopbackTransport(Transport):
         deadline = time.monotonic() + seconds
         with world.lock:
             while True:
-                world.check(self.rank)
                 next_due = world.deliver(self.rank)
-                done = [ticket for ticket in self._active if ticket.done]
-                if done:
+                if any(ticket.done for ticket in self._active):
                     self._active = [ticket for ticket in self._active if not ticket.done]
                     return True
+                world.check(self.rank)
                 wait_until = deadline if next_due is None else min(deadline, next_due)
                 left = wait_until - time.monotonic()
                 if world.mailbox(self._context, self.rank) or (left <= 0 and wait_until == deadline):
