@@ -119,6 +119,7 @@ def abort(error: BaseException) -> NoReturn:
 
 
 def _end_all(mpi: Any, code: int) -> NoReturn:
+    time.sleep(0.2)  # the launcher must have passed on what was printed, or it ends with the ranks
     mpi.COMM_WORLD.Abort(code)
     os._exit(code)  # with MPICH, Abort may return while the launcher is still ending the ranks
 

@@ -111,7 +111,7 @@ class Graph(ABC):
         and leave some mass, so that every column of the mixing matrix sums to 1; in-peers are those that name the rank
         as out-peer; and over :meth:`window` rounds everybody reaches everybody.
 
-        Up to 8192 pairs of (rank, round) all are looked at, beyond that as many, evenly spread; of a pair with more
+        Up to 4096 pairs of (rank, round) all are looked at, beyond that as many, evenly spread; of a pair with more
         than 16 peers, 16 are asked in return. Connectivity is decided on all ranks, over as many rounds as it takes,
         and left open when 2^21 edges do not decide it. Families that declare ``promises_proven`` are looked at in full
         up to 1024 pairs, and by a sample of 256 beyond.

@@ -15,14 +15,13 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "check_peers", "declares", "fingerprint"]
 
-PAIRS = 1 << 13  # (rank, round) pairs looked at
+PAIRS = 1 << 12  # (rank, round) pairs looked at, and hashed
 PROVEN_PAIRS = 1 << 10  # the same, of a family whose promises are proven ...
 PROVEN_SAMPLE = 1 << 8  # ... and how many of them where there are more
 CHECKED_EDGES = 1 << 20  # no more pairs are looked at after so many edges ...
 PROVEN_EDGES = 1 << 16  # ... or, of a family whose promises are proven, so many
 CONNECTING_EDGES = 1 << 21  # edges, and pairs, after which connectivity is left open
 INVERTED = 16  # in-peers and out-peers of a pair that are asked in return
-HASHED_PAIRS = 1 << 12
 HASHED_EDGES = 1 << 17
 
 
@@ -175,7 +174,7 @@ def fingerprint(graph: Graph, size: int) -> str:
     window = graph.window(size)
     digest = hashlib.blake2b(struct.pack("<qq", size, window), digest_size=16)
     edges = 0
-    for rank, round in _spread(size, window, HASHED_PAIRS):
+    for rank, round in _spread(size, window, PAIRS):
         gives = graph.gives(rank, size, round)
         digest.update(struct.pack(f"<{2 * len(gives) + 1}d", len(gives), *(value for give in gives for value in give)))
         edges += len(gives)

@@ -114,7 +114,7 @@ def from_networkx(graph: Any, share: str | None = None) -> EdgeGraph:
             raise GraphError(f"from_networkx: the edge ({source}, {target}) has no attribute {share!r}; it has {data}")
         given = () if share is None else (data[share],)
         edges.append((source, target, *given))
-        if not graph.is_directed():
+        if not graph.is_directed() and source != target:
             edges.append((target, source, *given))
     return EdgeGraph([edges], "from_networkx")
 

@@ -33,7 +33,6 @@ class EquiDyn(Graph):
     """
 
     promises_proven = True
-    mixes_fast = True
 
     def __init__(self, seed: int = 0, eta: float = 0.5) -> None:
         if not 0.0 < eta < 1.0:

@@ -11,7 +11,8 @@ from .randomness import scramble, stir
 
 __all__ = ["RandomMatching"]
 
-ROUNDS = 6  # of the network that permutes
+SMALL = 64  # ranks up to which the network that permutes needs more steps to be fair
+STEPS = (20, 8)  # up to so many ranks, and beyond
 
 
 class RandomMatching(Graph):
@@ -32,7 +33,7 @@ class RandomMatching(Graph):
         .. [2] Black, Rogaway (2002). Ciphers with Arbitrary Finite Domains. CT-RSA, the generalized-Feistel cipher.
 
     >>> [RandomMatching(seed=1).out_peers(rank, 6, 0) for rank in range(6)]
-    [(3,), (5,), (4,), (0,), (2,), (1,)]
+    [(5,), (2,), (1,), (4,), (3,), (0,)]
     """
 
     promises_proven = True
@@ -42,7 +43,7 @@ class RandomMatching(Graph):
         self.seed = seed
 
     def out_peers(self, rank: int, size: int, round: int) -> tuple[int, ...]:
-        keys = _keys(self.seed, round)
+        keys = _keys(self.seed, round, STEPS[size > SMALL])
         place = _permute(rank, size, keys)
         other = place ^ 1
         return (_restore(other, size, keys),) if other < size else ()
@@ -61,8 +62,8 @@ class RandomMatching(Graph):
 
 
 @lru_cache(maxsize=256)
-def _keys(seed: int, round: int) -> tuple[int, ...]:
-    return tuple(scramble(seed, round, step) for step in range(ROUNDS))
+def _keys(seed: int, round: int, steps: int) -> tuple[int, ...]:
+    return tuple(scramble(seed, round, step) for step in range(steps))
 
 
 def _grid(size: int) -> tuple[int, int]:

@@ -73,7 +73,7 @@ def _left_over(rounds: SparseRounds, size: int, limit: int) -> float:
     mass = np.column_stack([z, np.ones(size)])
     left = 1.0
     for count, one in enumerate(islice(rounds, limit)):
-        if rounds.period is None and size * count > PAIRS:
+        if size * min(count, rounds.period or count) > PAIRS:
             return 0.0
         mass = one.apply(mass)
         estimate = mass[:, :-1] / mass[:, -1:]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 
 import networkx
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 from graphs.every import SIZES, every_graph, looked_at
 
 from pushsum_opt import graphs
-from pushsum_opt.errors import GraphError
 from pushsum_opt.graphs import Graph
 from pushsum_opt.graphs.checks import declares
 from pushsum_opt.mixing import analyse, mixing_matrix
@@ -86,7 +84,7 @@ def test_check_accepts_it_and_says_nothing_of_those_known_to_be_fast(size):
 def test_declared_symmetry_leaves_every_round_as_it_is(size):
     for graph in every_graph(size):
         shape = graph.symmetry(size)
-        if shape is None:
+        if shape is None or size == 1:
             continue
         assert np.prod(shape, dtype=int) == size
         for round in looked_at(graph, size):
@@ -97,10 +95,7 @@ def test_declared_symmetry_leaves_every_round_as_it_is(size):
 
 
 def test_families_said_to_mix_fast_do(size):
-    """Nobody is warned of them, so they must not be slow: 1e-2 within 10 times the rounds of the best one-peer graph.
-
-    The warning compares with graphs of as many peers; these are held to the fewest rounds of any number.
-    """
+    """Nobody is warned of them, so they reach 1e-2 within 10 times the rounds of the best one-peer graph."""
     best = graphs.default(size).period(size)
     for graph in every_graph(size):
         if declares(graph, "mixes_fast"):
@@ -142,41 +137,3 @@ def test_fingerprints_agree_for_equal_graphs_only(size):
                 for rank in range(size):
                     assert set(graph.gives(rank, size, round)) == set(other.gives(rank, size, round)), (graph, other)
         seen[digest] = graph
-
-
-@pytest.mark.parametrize("family", graphs.families(64))
-def test_a_round_costs_the_same_at_any_size(size, family):
-    """Counted in function calls: the peers of one rank need no work that grows with the number of ranks."""
-    if size != 64:
-        pytest.skip("once is enough")
-    if isinstance(family, (graphs.Complete, graphs.Star)):
-        pytest.skip("has as many peers as there are ranks")
-    calls = {}
-    for ranks in (64, 4096):
-        count = 0
-
-        def counted(frame, event, argument):
-            nonlocal count
-            count += event in ("call", "c_call")
-
-        for round in range(40):  # warm
-            family.gives(7, ranks, round), family.in_peers(7, ranks, round)
-        sys.setprofile(counted)
-        try:
-            for round in range(40, 80):
-                family.gives(7, ranks, round), family.in_peers(7, ranks, round)
-        finally:
-            sys.setprofile(None)
-        calls[ranks] = count / 40
-    assert calls[4096] <= 2 * calls[64] + 10
-
-
-def test_a_subclass_that_changes_a_rule_proves_it_anew(size):
-    class Broken(graphs.OnePeerExponential):
-        def out_peers(self, rank, size, round):
-            return (rank ^ 1,) if rank ^ 1 < size else ()
-
-    assert not declares(Broken(), "promises_proven")
-    if size > 2:
-        with pytest.raises(GraphError):
-            Broken().check(size)

@@ -10,12 +10,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from scenarios import shift
 from torch import nn
 
 import pushsum_opt as ps
 from pushsum_opt.errors import ClosedError, ConfigurationError, LayoutError, MismatchError
 from pushsum_opt.graphs import Ring
-from scenarios import shift
 
 KINDS = {
     "sgd": lambda p, **kw: torch.optim.SGD(p, **{"lr": 0.1, "momentum": 0.9, **kw}),
@@ -306,7 +306,9 @@ def test_what_is_local_may_be_called_on_rank_0_alone():
                 wrapped.stats(), repr(wrapped), wrapped.push_weight, wrapped.round, wrapped.staleness
                 wrapped.zero_grad()
                 wrapped.register_step_post_hook(lambda *_: None)
-                wrapped.param_groups, wrapped.state, wrapped.defaults
+                assert wrapped.param_groups
+                assert wrapped.state
+                assert wrapped.defaults
             train(wrapped, model, 2, comm.rank, start=2)
 
     ps.testing.run(3, rank, timeout=30)

@@ -83,7 +83,8 @@ def expected_after_one_ring_round(make, size):
         fill(model, rank)
     for rank in range(size):
         left = held(models[(rank - 1) % size])
-        yield [0.5 * mine.detach() + 0.5 * theirs.detach() for mine, theirs in zip(held(models[rank]), left, strict=True)]
+        pairs = zip(held(models[rank]), left, strict=True)
+        yield [0.5 * mine.detach() + 0.5 * theirs.detach() for mine, theirs in pairs]
 
 
 @every_model
@@ -146,9 +147,9 @@ def test_without_a_model_buffers_stay_as_they_are():
     def rank(comm):
         model = nn.BatchNorm1d(2)
         model.running_mean.fill_(float(comm.rank))
-        with ps.PushSumOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), comm=comm) as wrapped:
-            with wrapped.averaged():
-                assert (model.running_mean == comm.rank).all()
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        with ps.PushSumOptimizer(sgd, comm=comm) as wrapped, wrapped.averaged():
+            assert (model.running_mean == comm.rank).all()
 
     ps.testing.run(2, rank)
 
@@ -159,7 +160,8 @@ def test_a_memory_format_changed_after_wrapping_changes_no_value(dtype):
 
     def rank(comm, changes):
         model = nn.Conv2d(3, 4, 3).to(dtype)
-        with ps.PushSumOptimizer(torch.optim.SGD(model.parameters(), lr=0.0), model, graph=Ring(), comm=comm) as wrapped:
+        sgd = torch.optim.SGD(model.parameters(), lr=0.0)
+        with ps.PushSumOptimizer(sgd, model, graph=Ring(), comm=comm) as wrapped:
             generator = torch.Generator().manual_seed(comm.rank)
             for parameter in model.parameters():
                 parameter.data.copy_(torch.randn(parameter.shape, generator=generator))

@@ -41,4 +41,4 @@ mean = comm.allreduce(push_sum.push_weight * z.mean()) / comm.size
 assert abs(mass - comm.size) < 1e-12 * comm.size, mass
 assert abs(mean - (comm.size - 1) / 2) < 1e-10, mean
 assert signal.getsignal(signal.SIGCONT) in (signal.SIG_DFL, None)
-print(f"rank {comm.rank} of {comm.size}: ok, longest step {longest:.3f} s")
+print(f"rank {comm.rank} of {comm.size}: ok, longest step {longest:.3f} s\n", end="")
