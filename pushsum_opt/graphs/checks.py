@@ -19,7 +19,7 @@ PAIRS = 1 << 12  # (rank, round) pairs looked at, and hashed
 PROVEN_PAIRS = 1 << 10  # the same, of a family whose promises are proven ...
 PROVEN_SAMPLE = 1 << 8  # ... and how many of them where there are more
 CHECKED_EDGES = 1 << 20  # no more pairs are looked at after so many edges ...
-PROVEN_EDGES = 1 << 16  # ... or, of a family whose promises are proven, so many
+PROVEN_EDGES = 1 << 14  # ... or, of a family whose promises are proven, so many
 CONNECTING_EDGES = 1 << 21  # edges, and pairs, after which connectivity is left open
 INVERTED = 16  # in-peers and out-peers of a pair that are asked in return
 HASHED_EDGES = 1 << 17
@@ -36,11 +36,12 @@ def check(graph: Graph, size: int) -> None:
     if period is not None and period < 1:
         raise GraphError(f"{graph!r}: period({size}) is {period}: expected at least 1 round, or None for never")
     window = graph.window(size)
-    sampled = declares(graph, "promises_proven") and size * window > PROVEN_PAIRS
+    proven = declares(graph, "promises_proven")
+    sampled = proven and size * window > PROVEN_PAIRS
     edges = 0
     for rank, round in _spread(size, window, PROVEN_SAMPLE if sampled else PAIRS):
         edges += _check_pair(graph, rank, size, round)
-        if edges > (PROVEN_EDGES if sampled else CHECKED_EDGES):
+        if edges > (PROVEN_EDGES if proven else CHECKED_EDGES):
             break
     if not sampled:
         _check_connected(graph, size, window)

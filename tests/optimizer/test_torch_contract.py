@@ -412,7 +412,7 @@ def test_adding_a_group_after_different_numbers_of_rounds_is_refused():
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @first_order
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_a_compiled_training_step_has_the_bits_of_the_plain_one(kind, backend):
+def test_a_compiled_training_step_does_what_the_plain_one_does(kind, backend):
     """Rank 0 compiles, rank 1 does not: dynamo is not made for several threads at once."""
 
     def rank(comm, compiled):
@@ -428,12 +428,18 @@ def test_a_compiled_training_step_has_the_bits_of_the_plain_one(kind, backend):
 
             run = torch.compile(step, backend=backend) if compiled and comm.rank == 0 else step
             losses = [run(*batch(k, comm.rank)).item() for k in range(4)]
-            return losses, bits(values(model)), wrapped.round, wrapped.push_weight
+            return losses, values(model), wrapped.round, wrapped.push_weight
 
     torch._dynamo.reset()
     found = ps.testing.run(2, lambda comm: rank(comm, True))
     expected = ps.testing.run(2, lambda comm: rank(comm, False))
-    assert found == expected
+    for one, other in zip(found, expected, strict=True):
+        assert one[2:] == other[2:]
+        assert one[2] == 4
+        if kind == "AdamW":  # torch computes its bias corrections in another way when it is compiled
+            torch.testing.assert_close(one[:2], other[:2], rtol=1e-4, atol=1e-6)
+        else:
+            assert (one[0], bits(one[1])) == (other[0], bits(other[1]))
 
 
 @pytest.mark.parametrize("staleness", [0, 2])
