@@ -40,7 +40,7 @@ class BaseK(Graph):
 
     References:
         .. [1] Takezawa, Sato, Bao, Niwa, Yamada (2023). Beyond Exponential Graph: Communication-Efficient Topologies
-           for Decentralized Learning via Finite-time Convergence. NeurIPS, algorithms 1 to 3.
+           for Decentralized Learning via Finite-time Convergence. NeurIPS, arXiv 2305.11420, algorithms 1 to 3.
 
     >>> [BaseK(1).period(n) for n in (3, 5, 6, 7, 8, 9)]
     [3, 5, 4, 5, 3, 7]

@@ -18,7 +18,7 @@ class BipartiteExponential(Graph):
 
     References:
         .. [1] Lian, Zhang, Zhang, Liu (2018). Asynchronous Decentralized Parallel Stochastic Gradient Descent. ICML,
-           section 4.
+           arXiv 1710.06952.
 
     >>> [BipartiteExponential().out_peers(0, 8, k) for k in range(3)]
     [(1,), (3,), (7,)]

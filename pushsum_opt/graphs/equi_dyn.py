@@ -26,7 +26,7 @@ class EquiDyn(Graph):
 
     References:
         .. [1] Song, Li, Jin, Shi, Yan, Yin, Yuan (2022). Communication-Efficient Topologies for Decentralized Learning
-           with O(1) Consensus Rate. NeurIPS, OD-EquiDyn.
+           with O(1) Consensus Rate. NeurIPS, arXiv 2210.07881, "OD-EquiDyn".
 
     >>> [EquiDyn(seed=1).out_peers(0, 100, k) for k in range(3)], EquiDyn().shares(0, 100, 0)
     ([(37,), (91,), (74,)], (0.495,))

@@ -24,9 +24,9 @@ class OnePeerExponential(Graph):
 
     References:
         .. [1] Assran, Loizou, Ballas, Rabbat (2019). Stochastic Gradient Push for Distributed Deep Learning. ICML,
-           appendix A.
+           arXiv 1811.10792, appendix A.
         .. [2] Ying, Yuan, Chen, Hu, Pan, Yin (2021). Exponential Graph is Provably Efficient for Decentralized Deep
-           Training. NeurIPS, equation (7) and theorem 2.
+           Training. NeurIPS, arXiv 2110.13363, "one-peer exponential graph".
 
     >>> [OnePeerExponential().out_peers(0, 8, k) for k in range(4)]
     [(1,), (2,), (4,), (1,)]
@@ -62,7 +62,7 @@ class KPeerExponential(Graph):
 
     References:
         .. [1] Assran, Loizou, Ballas, Rabbat (2019). Stochastic Gradient Push for Distributed Deep Learning. ICML,
-           section 6.
+           arXiv 1811.10792, "2P-SGP".
 
     >>> [KPeerExponential(2).out_peers(0, 16, k) for k in range(3)]
     [(1, 2), (4, 8), (1, 2)]
@@ -110,7 +110,7 @@ class StaticExponential(Graph):
 
     References:
         .. [1] Ying, Yuan, Chen, Hu, Pan, Yin (2021). Exponential Graph is Provably Efficient for Decentralized Deep
-           Training. NeurIPS, equation (5) and theorem 1.
+           Training. NeurIPS, arXiv 2110.13363, "static exponential graph".
 
     >>> StaticExponential().out_peers(0, 16, 7)
     (1, 2, 4, 8)

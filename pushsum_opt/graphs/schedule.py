@@ -26,7 +26,7 @@ class Schedule(Graph):
 
     References:
         .. [1] Assran, Loizou, Ballas, Rabbat (2019). Stochastic Gradient Push for Distributed Deep Learning. ICML,
-           section 6, "hybrid" communication schemes.
+           arXiv 1811.10792, "2P/1P-SGP".
 
     >>> from pushsum_opt.graphs import KPeerExponential, OnePeerExponential
     >>> graph = Schedule([(1000, KPeerExponential(2)), (None, OnePeerExponential())])

@@ -21,7 +21,7 @@ class Torus(Graph):
 
     References:
         .. [1] Lian, Zhang, Zhang, Hsieh, Zhang, Liu (2017). Can Decentralized Algorithms Outperform Centralized
-           Algorithms? A Case Study for Decentralized Parallel Stochastic Gradient Descent. NeurIPS.
+           Algorithms? A Case Study for Decentralized Parallel Stochastic Gradient Descent. NeurIPS, arXiv 1705.09056.
 
     >>> sorted(Torus().out_peers(0, 12, 0)), Torus().shape(12)
     ([1, 3, 4, 8], (3, 4))

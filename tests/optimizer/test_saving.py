@@ -226,7 +226,7 @@ def test_a_plain_optimizers_state_loads_with_one_warning(caplog):
         train(plain, model, 2)
         twin = copy.deepcopy(model)
         wrapped = ps.PushSumOptimizer(KINDS["AdamW"](twin.parameters()), twin, comm=comm)
-        wrapped.load_state_dict(plain.state_dict())
+        wrapped.load_state_dict(saved(plain.state_dict()))
         train(plain, model, 2, start=2)
         train(wrapped, twin, 2, start=2)
         assert bits(values(model)) == bits(values(twin))

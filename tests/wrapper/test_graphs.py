@@ -1,0 +1,53 @@
+"""Every family through the real optimizer, with lr = 0: each round is the mixing matrix, and the error falls with it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from graphs.every import every_graph
+
+import pushsum_opt as ps
+from pushsum_opt.mixing import mixing_matrix
+
+SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 12, 16, *(pytest.param(size, marks=pytest.mark.slow) for size in (17, 25, 33))]
+pytestmark = pytest.mark.filterwarnings("ignore::pushsum_opt.graphs.SlowMixingWarning")
+
+
+def assert_follows_the_matrices(graph, size, rounds):
+    start = np.random.default_rng(size).normal(size=(size, 6))
+    weights = 1.0 + np.arange(size) % 3
+
+    def rank(comm):
+        parameter = torch.nn.Parameter(torch.zeros(6, dtype=torch.float64))
+        sgd = torch.optim.SGD([parameter], lr=0.0)
+        with ps.PushSumOptimizer(sgd, graph=graph, data_weight=weights[comm.rank], comm=comm) as optimizer:
+            parameter.data.copy_(torch.from_numpy(start[comm.rank]))
+            path = []
+            for _ in range(rounds):
+                optimizer.step()
+                path.append((optimizer.push_weight, parameter.detach().numpy().copy()))
+        return path
+
+    results = ps.testing.run(size, rank)
+    w = size * weights / weights.sum()
+    x = start * w[:, None]
+    for k in range(rounds):
+        matrix = mixing_matrix(graph, size, k)
+        x, w = matrix @ x, matrix @ w
+        np.testing.assert_allclose([path[k][0] for path in results], w, rtol=1e-11)
+        np.testing.assert_allclose([path[k][1] for path in results], x / w[:, None], rtol=1e-10, atol=1e-12)
+        assert sum(path[k][0] for path in results) == pytest.approx(size, rel=1e-13)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_round_of_every_family_is_its_mixing_matrix(size):
+    for graph in every_graph(size):
+        assert_follows_the_matrices(graph, size, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [48, 64])
+def test_large_sizes_follow_their_matrices_too(size):
+    for graph in ps.graphs.families(size):
+        assert_follows_the_matrices(graph, size, 2)
