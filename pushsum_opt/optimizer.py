@@ -359,13 +359,13 @@ class PushSumOptimizer(torch.optim.Optimizer):
             warnings.warn(
                 f"LBFGS on {size} ranks: its curvature pairs see the gossip between steps, which is not the change "
                 "that its gradients explain; prefer a first-order optimizer",
-                stacklevel=4,
+                stacklevel=3,
             )
         if isinstance(self.model, nn.parallel.DistributedDataParallel) and torch.distributed.get_world_size() == size:
             warnings.warn(
                 f"the model is wrapped in DistributedDataParallel over the same {size} ranks: gradients are averaged "
                 "by all-reduce and parameters again by gossip. Use one of the two",
-                stacklevel=4,
+                stacklevel=3,
             )
 
     def _warn_about_shards(self, peer: int) -> None:

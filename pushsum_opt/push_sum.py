@@ -106,7 +106,7 @@ class PushSum:
             names = [f"tensor {index}" for index in range(len(values))]
         _check_arguments(staleness, rate_correction, data_weight, nonfinite, timeout)
         self.memory = memories.bind(values, names, wire_dtype, machine.chunk_bytes)
-        self.graph: graphs.Graph = graphs.resolve(graph, comm.Get_size())
+        self.graph: graphs.Graph = graphs.resolve(graph, comm.Get_size(), warn=comm.Get_rank() == 0)
         self.transport = transports.connect(comm, background=staleness != 0)
         self._comm = comm
         self.rank = self.transport.rank
@@ -123,7 +123,7 @@ class PushSum:
         self._round = 0
         self.on_loan: str | None = None
         """Who holds other values in the tensors for a while, if anybody: rounds and steps are refused meanwhile."""
-        self._partners = self._all_partners()
+        self._partners = set(self.graph.partners(self.rank, self.size))
         self._first_step: FirstStep | None = None
         with self.failing_together():
             agreement.agree(self.transport, self.waiter, self._fingerprint(), _versions(values))
@@ -378,12 +378,6 @@ class PushSum:
             )
 
     # ------------------------------------------------------------------ what ranks know of each other
-
-    def _all_partners(self) -> set[int]:
-        partners: set[int] = set()
-        for k in range(self.graph.window(self.size)):
-            partners.update(self.graph.out_peers(self.rank, self.size, k), self.graph.in_peers(self.rank, self.size, k))
-        return partners
 
     def _fingerprint(self) -> dict[str, str]:
         described = self.memory.described()

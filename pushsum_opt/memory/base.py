@@ -323,12 +323,16 @@ class Memory(ABC):
         """Return what :meth:`raw` returned as what a transport takes."""
         return self._wire_bytes(flat)
 
-    def sample(self, chunk: Chunk, nbytes: int) -> Any:
-        """Return up to about ``nbytes`` bytes from the beginning of a chunk's first pieces, as a buffer."""
-        view = self._views[chunk.index][0]
-        flat = self._allocate(min(view.reshape(-1).shape[0], max(1, nbytes // 8)), chunk.dtype, chunk.device)
-        self._copy([flat], [view.reshape(-1)[: flat.shape[0]]])
-        return self._wire_bytes(flat)
+    def sample(self, chunk: Chunk, count: int) -> Any:
+        """Return up to ``count`` elements from the beginning and the end of every piece of a chunk, as a buffer."""
+        ends = []
+        for view in self._views[chunk.index]:
+            flat = view.reshape(-1)
+            ends += [flat] if len(flat) <= 2 * count else [flat[:count], flat[-count:]]
+        sizes = [len(end) for end in ends]
+        taken = self._allocate(sum(sizes), chunk.dtype, chunk.device)
+        self._copy(self._split(taken, sizes), ends)
+        return self._wire_bytes(taken)
 
     def residual_state(self) -> dict[str, Array]:
         """Return copies of the residuals by tensor name: float32, flat, in memory order. Empty without half types."""
