@@ -24,6 +24,7 @@ from .transport import Transport
 from .transport.waiting import Waiter
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 __all__ = ["average", "averaged", "broadcast_object", "broadcast_parameters", "broadcast_tensors", "consensus_distance"]
@@ -43,7 +44,14 @@ def broadcast_parameters(module: nn.Module | Mapping[str, Tensor], *, root: int 
         comm: None for all ranks of the job.
     """
     tensors = module.values() if isinstance(module, Mapping) else [*module.parameters(), *module.buffers()]
-    broadcast_tensors(*_channel(comm), tensors, root)
+    channel, waiter = _channel(comm)
+    _check_root(channel, root)
+    broadcast_tensors(channel, waiter, tensors, root)
+
+
+def _check_root(channel: Transport, root: Any) -> None:
+    if isinstance(root, bool) or not isinstance(root, int) or not 0 <= root < channel.size:
+        raise ConfigurationError(f"rank {channel.rank}: root={root!r}: expected a rank, 0 to {channel.size - 1}")
 
 
 def broadcast_object(value: Any, *, root: int = 0, comm: Any = None) -> Any:
@@ -54,6 +62,7 @@ def broadcast_object(value: Any, *, root: int = 0, comm: Any = None) -> Any:
     [{'seed': 7}, {'seed': 7}]
     """
     channel, waiter = _channel(comm)
+    _check_root(channel, root)
     data = broadcast_bytes(channel, waiter, pickle.dumps(value) if channel.rank == root else b"", root)
     return value if channel.rank == root else pickle.loads(data)
 
@@ -71,17 +80,26 @@ def average(value: Any, *, data_weight: float | None = None, comm: Any = None) -
     """
     channel, waiter = _channel(comm)
     weight = _newest_data_weight(comm) if data_weight is None else float(data_weight)
+    if not 0 < weight < float("inf"):
+        raise ConfigurationError(f"rank {channel.rank}: data_weight={weight}: expected a finite number above 0")
     is_tensor = hasattr(value, "detach")
-    array = value.detach().cpu().double().numpy() if is_tensor else np.asarray(value, np.float64)
-    total = np.append(array.reshape(-1) * weight, weight)
+    array = np.asarray(value.detach().cpu().to(_wide(value)).numpy() if is_tensor else value)
+    array = array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
+    total = np.append(array.reshape(-1).view(np.float64) * weight, weight)
     for start in range(0, total.size, SPAN):
         waiter.wait((channel.sum(total[start : start + SPAN], "average"),), 0)
-    mean = (total[:-1] / total[-1]).reshape(array.shape)
+    mean = (total[:-1] / total[-1]).view(array.dtype).reshape(array.shape)
     if is_tensor:
         import torch
 
         return torch.from_numpy(mean).to(value)
-    return mean.astype(value.dtype) if isinstance(value, np.ndarray) else float(mean)
+    return mean.astype(value.dtype) if isinstance(value, np.ndarray) else mean.item()
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    import torch
+
+    return torch.complex128 if tensor.is_complex() else torch.float64
 
 
 # ---------------------------------------------------------------------- over the ranks of a PushSum
@@ -123,7 +141,7 @@ def averaged(push_sum: PushSum, buffers: Iterable[Tensor] = ()) -> Iterator[None
     kept = [memory.raw(chunk) for chunk in memory.chunks]
     floating = [buffer for buffer in buffers if buffer.is_floating_point() or buffer.is_complex()]
     kept_buffers = [buffer.detach().clone() for buffer in floating]
-    push_sum.on_loan = "averaged()"
+    lent_before, push_sum.on_loan = push_sum.on_loan, "averaged()"
     try:
         with push_sum.failing_together():
             _assign_average(push_sum)
@@ -131,7 +149,7 @@ def averaged(push_sum: PushSum, buffers: Iterable[Tensor] = ()) -> Iterator[None
                 _average_buffer(push_sum, buffer)
         yield
     finally:
-        push_sum.on_loan = None
+        push_sum.on_loan = lent_before
         for chunk, flat in zip(memory.chunks, kept, strict=True):
             memory.put_raw(chunk, flat)
         for buffer, old in zip(floating, kept_buffers, strict=True):

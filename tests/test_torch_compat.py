@@ -1,9 +1,10 @@
-"""The private names of torch that the library leans on do what ``_torch_compat`` says of them."""
+"""The private names of torch that the library leans on do what it needs of them, in the torch that is installed."""
 
 from __future__ import annotations
 
 import inspect
 
+import pytest
 import torch
 from torch import nn
 
@@ -11,76 +12,223 @@ from pushsum_opt import _torch_compat
 
 
 class Bare(torch.optim.Optimizer):
-    """An optimizer whose ``__init__`` did not run torch's."""
+    """An optimizer whose __init__ did not run, as a wrapper that keeps another one's state has it."""
 
-    def __init__(self):
-        self.param_groups, self.state, self.defaults = "groups", "state", {"lr": 1.0}
+    defaults = {"lr": 0.1}  # noqa: RUF012 - stands for another optimizer's, as a delegating property does
+
+    def __init__(self) -> None:
         _torch_compat.make_hook_tables(self)
 
     def step(self, closure=None):
         return "stepped"
 
 
-def test_hook_tables_are_made_and_nothing_else_is_touched():
+def sgd() -> torch.optim.SGD:
+    return torch.optim.SGD([nn.Parameter(torch.ones(3))], lr=0.1, momentum=0.9)
+
+
+def test_make_hook_tables_makes_every_table_that_init_makes():
+    tables = {name for name in vars(sgd()) if name.endswith("_hooks")}
     bare = Bare()
-    assert (bare.param_groups, bare.state, bare.defaults["lr"]) == ("groups", "state", 1.0)
+    assert {name for name in vars(bare) if name.endswith("_hooks")} == tables
+    assert all(not getattr(bare, name) for name in tables)
+
+
+def test_make_hook_tables_leaves_state_and_groups_alone_and_needs_defaults():
+    """All that torch adds elsewhere is one default that its own optimizers have anyway."""
+    assert not {"state", "param_groups", "defaults"} & set(vars(Bare()))
+    assert Bare.defaults == {"lr": 0.1, "differentiable": False}
+    optimizer = sgd()
+    state, groups, defaults = optimizer.state, optimizer.param_groups, dict(optimizer.defaults)
+    state["mine"] = 1
+    _torch_compat.make_hook_tables(optimizer)
+    assert optimizer.state is state
+    assert optimizer.param_groups is groups
+    assert optimizer.defaults == defaults
+    assert state == {"mine": 1}
+
+
+def test_make_hook_tables_makes_the_step_of_the_class_call_step_hooks_once():
+    bare, another = Bare(), Bare()
     seen = []
     bare.register_step_pre_hook(lambda *_: seen.append("before"))
     bare.register_step_post_hook(lambda *_: seen.append("after"))
-    assert bare.step() == "stepped"
+    assert bare.step() == another.step() == "stepped"
     assert seen == ["before", "after"]
 
 
-def test_state_dict_hooks_run_and_may_replace_the_state():
+def test_a_step_hook_can_replace_the_arguments():
+    """What torch promises of hooks holds for a class that was hooked without __init__."""
+    bare = Bare()
+    bare.register_step_pre_hook(lambda optimizer, args, kwargs: ((lambda: "other",), kwargs))
+    assert bare.step() == "stepped"
+
+
+@pytest.mark.parametrize(
+    ("register", "run", "expected"),
+    [
+        ("register_state_dict_post_hook", _torch_compat.run_state_dict_post_hooks, {"a": 1, "b": 2, "c": 3}),
+        ("register_load_state_dict_pre_hook", _torch_compat.run_load_state_dict_pre_hooks, {"a": 1, "b": 2, "c": 3}),
+    ],
+)
+def test_hooks_that_may_replace_a_state_run_in_order_and_may_return_none(register, run, expected):
     bare = Bare()
     seen = []
-    bare.register_state_dict_pre_hook(lambda o: seen.append("saving"))
-    bare.register_state_dict_post_hook(lambda o, state: {**state, "saved": True})
-    bare.register_load_state_dict_pre_hook(lambda o, state: {**state, "loaded": True})
-    bare.register_load_state_dict_post_hook(lambda o: seen.append("loaded"))
-    _torch_compat.run_state_dict_pre_hooks(bare)
-    assert _torch_compat.run_state_dict_post_hooks(bare, {"a": 1}) == {"a": 1, "saved": True}
-    assert _torch_compat.run_load_state_dict_pre_hooks(bare, {"a": 1}) == {"a": 1, "loaded": True}
-    _torch_compat.run_load_state_dict_post_hooks(bare)
-    assert seen == ["saving", "loaded"]
+    getattr(bare, register)(lambda optimizer, state: {**state, "b": 2})
+    getattr(bare, register)(lambda optimizer, state: seen.append(dict(state)))
+    getattr(bare, register)(lambda optimizer, state: {**state, "c": 3})
+    assert run(bare, {"a": 1}) == expected
+    assert seen == [{"a": 1, "b": 2}]
 
 
-def test_fused_optimizers_say_that_they_take_the_scale_themselves():
-    parameters = [nn.Parameter(torch.zeros(1))]
-    assert _torch_compat.supports_amp_scaling(torch.optim.AdamW(parameters, fused=True))
-    assert not _torch_compat.supports_amp_scaling(torch.optim.AdamW(parameters))
-
-
-def test_a_grad_scaler_always_steps_what_takes_the_scale_and_sets_both_attributes():
-    class Taking(torch.optim.SGD):
-        _step_supports_amp_scaling = True
-
-        def step(self, closure=None):
-            seen.append((self.found_inf, self.grad_scale))
-
+@pytest.mark.parametrize(
+    ("register", "run"),
+    [
+        ("register_state_dict_pre_hook", _torch_compat.run_state_dict_pre_hooks),
+        ("register_load_state_dict_post_hook", _torch_compat.run_load_state_dict_post_hooks),
+    ],
+)
+def test_hooks_that_only_look_run_in_order_with_the_optimizer(register, run):
+    bare = Bare()
     seen = []
-    parameter = nn.Parameter(torch.zeros(1))
-    optimizer = Taking([parameter], lr=0.1)
-    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-    for gradient, unscales in ((1.0, False), (float("inf"), False), (1.0, True)):
-        scaler.scale(parameter.sum()).backward()
-        parameter.grad = torch.full((1,), gradient)
-        if unscales:
-            scaler.unscale_(optimizer)
-        scaler.step(optimizer)
-        scaler.update()
-    assert [found.item() for found, _ in seen] == [0.0, 1.0, 0.0]
-    assert [None if scale is None else scale.item() for _, scale in seen] == [8.0, 8.0, None]
-    assert "found_inf" not in vars(optimizer)
+    getattr(bare, register)(lambda optimizer: seen.append(("first", optimizer)))
+    handle = getattr(bare, register)(lambda optimizer: seen.append(("second", optimizer)))
+    getattr(bare, register)(lambda optimizer: seen.append(("prepended", optimizer)), prepend=True)
+    run(bare)
+    assert seen == [("prepended", bare), ("first", bare), ("second", bare)]
+    handle.remove()
+    seen.clear()
+    run(bare)
+    assert [name for name, _ in seen] == ["prepended", "first"]
 
 
-def test_a_module_holds_its_own_parameters_by_name():
-    layer = nn.Linear(2, 2)
-    assert _torch_compat.own_parameter(layer, "weight") is layer.weight
-    assert _torch_compat.own_parameter(nn.Sequential(layer), "0.weight") is None
+def test_torch_runs_the_same_hooks_in_its_own_state_dict():
+    """If torch came to call these tables by another name or with other arguments, ours would fall silent."""
+    optimizer = sgd()
+    seen = []
+    optimizer.register_state_dict_pre_hook(lambda *a: seen.append(("pre", len(a))))
+    optimizer.register_state_dict_post_hook(lambda *a: seen.append(("post", len(a))))
+    optimizer.register_load_state_dict_pre_hook(lambda *a: seen.append(("load pre", len(a))))
+    optimizer.register_load_state_dict_post_hook(lambda *a: seen.append(("load post", len(a))))
+    state = optimizer.state_dict()
+    optimizer.load_state_dict(state)
+    by_torch = list(seen)
+    seen.clear()
+    _torch_compat.run_state_dict_pre_hooks(optimizer)
+    _torch_compat.run_state_dict_post_hooks(optimizer, {})
+    _torch_compat.run_load_state_dict_pre_hooks(optimizer, {})
+    _torch_compat.run_load_state_dict_post_hooks(optimizer)
+    assert seen == by_torch == [("pre", 1), ("post", 2), ("load pre", 2), ("load post", 1)]
 
 
-def test_every_function_of_the_room_is_pinned_here():
-    source = inspect.getsource(inspect.getmodule(test_every_function_of_the_room_is_pinned_here))
-    for name in _torch_compat.__all__:
-        assert f"_torch_compat.{name}" in source, name
+# ---------------------------------------------------------------------- gradient scaling
+
+
+class Recorder(torch.optim.SGD):
+    """Notes what a GradScaler has set on it when step() is called."""
+
+    def __init__(self, *arguments, **keywords) -> None:
+        super().__init__(*arguments, **keywords)
+        self.seen = []
+
+    def step(self, closure=None):
+        self.seen.append((getattr(self, "found_inf", "missing"), getattr(self, "grad_scale", "missing")))
+
+
+class Supporting(Recorder):
+    _step_supports_amp_scaling = True
+
+
+def scaled(optimizer, gradient, unscale=False, enabled=True):
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, enabled=enabled)
+    scaler.scale(torch.ones(()))
+    optimizer.param_groups[0]["params"][0].grad = gradient
+    if unscale:
+        scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    assert not hasattr(optimizer, "found_inf")
+    assert not hasattr(optimizer, "grad_scale")
+    return optimizer.seen
+
+
+def test_a_scaler_always_steps_an_optimizer_that_supports_scaling_and_hands_it_both_values():
+    for value, expected in ((1.0, 0.0), (float("inf"), 1.0), (float("nan"), 1.0)):
+        ((found_inf, scale),) = scaled(Supporting([nn.Parameter(torch.ones(3))], 0.1), torch.full((3,), value))
+        assert isinstance(found_inf, torch.Tensor)
+        assert found_inf.item() == expected
+        assert isinstance(scale, torch.Tensor)
+        assert scale.item() == 4.0
+
+
+def test_after_unscaling_by_the_user_the_scale_is_none_and_the_gradient_is_divided_already():
+    parameter = nn.Parameter(torch.ones(3))
+    ((found_inf, scale),) = scaled(Supporting([parameter], 0.1), torch.full((3,), 8.0), unscale=True)
+    assert scale is None
+    assert found_inf.item() == 0.0
+    assert parameter.grad.tolist() == [2.0] * 3
+
+
+def test_without_any_gradient_found_inf_is_the_int_0():
+    ((found_inf, scale),) = scaled(Supporting([nn.Parameter(torch.ones(3))], 0.1), None)
+    assert type(found_inf) is int
+    assert found_inf == 0
+    assert scale.item() == 4.0
+
+
+def test_a_disabled_scaler_sets_nothing():
+    seen = scaled(Supporting([nn.Parameter(torch.ones(3))], 0.1), torch.ones(3), enabled=False)
+    assert seen == [("missing", "missing")]
+
+
+def test_an_optimizer_that_does_not_support_scaling_is_not_stepped_on_inf():
+    """The reason why the wrapper says that it does."""
+    assert scaled(Recorder([nn.Parameter(torch.ones(3))], 0.1), torch.full((3,), float("inf"))) == []
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad])
+def test_supports_amp_scaling_tells_fused_optimizers(kind, fused):
+    optimizer = kind([nn.Parameter(torch.ones(3))], lr=0.1, fused=fused)
+    assert _torch_compat.supports_amp_scaling(optimizer) is fused
+
+
+def test_fused_optimizers_take_the_values_from_attributes():
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([parameter], lr=1.0, fused=True)
+    parameter.grad = torch.full((3,), 2.0)
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor(0.0)
+    optimizer.step()
+    assert parameter.tolist() == [0.5] * 3
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    assert parameter.tolist() == [0.5] * 3
+
+
+# ---------------------------------------------------------------------- modules
+
+
+def test_own_parameter_is_what_the_module_itself_holds():
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, affine=False))
+    assert _torch_compat.own_parameter(model[0], "weight") is model[0].weight
+    assert _torch_compat.own_parameter(model, "0.weight") is None
+    assert _torch_compat.own_parameter(model[1], "weight") is None
+    assert _torch_compat.own_parameter(model[1], "running_mean") is None
+
+
+def test_own_parameter_follows_assignment():
+    model = nn.Linear(2, 3)
+    old = model.weight
+    model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()})
+    assert _torch_compat.own_parameter(model, "weight") is old
+    model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+    assert _torch_compat.own_parameter(model, "weight") is model.weight is not old
+    del model.weight
+    assert _torch_compat.own_parameter(model, "weight") is None
+
+
+# ---------------------------------------------------------------------- the room itself
+
+
+def test_every_public_name_is_used_here():
+    text = inspect.getsource(inspect.getmodule(test_every_public_name_is_used_here))
+    assert [name for name in _torch_compat.__all__ if f"_torch_compat.{name}" not in text] == []

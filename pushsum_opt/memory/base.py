@@ -114,7 +114,7 @@ class Memory(ABC):
             if chunk.dtype in HALF:
                 flat = self._allocate(chunk.numel, "float32", chunk.device)
                 flat[:] = 0  # not flat * 0: new memory may hold nan
-                for view, piece in zip(self._cut(flat, chunk), chunk.pieces, strict=True):
+                for view, piece in zip(self._parts(flat, chunk), chunk.pieces, strict=True):
                     if piece.tensor in residuals:
                         self._copy([view], [residuals[piece.tensor][piece.start : piece.stop]])
                 self._residual[chunk.index] = flat
@@ -133,7 +133,7 @@ class Memory(ABC):
         whole: dict[int, Array] = {}
         for chunk in self.chunks:
             if chunk.index in self._residual:
-                for view, piece in zip(self._cut(self._residual[chunk.index], chunk), chunk.pieces, strict=True):
+                for view, piece in zip(self._parts(self._residual[chunk.index], chunk), chunk.pieces, strict=True):
                     if piece.tensor not in whole:
                         numel = self._specs[piece.tensor].numel
                         whole[piece.tensor] = self._allocate(numel, "float32", chunk.device)
@@ -342,7 +342,7 @@ class Memory(ABC):
         """Set the residuals; tensors that ``state`` does not name get none."""
         for chunk in self.chunks:
             if chunk.index in self._residual:
-                for view, piece in zip(self._cut(self._residual[chunk.index], chunk), chunk.pieces, strict=True):
+                for view, piece in zip(self._parts(self._residual[chunk.index], chunk), chunk.pieces, strict=True):
                     flat = state.get(self._names[piece.tensor])
                     if flat is None:
                         view[:] = 0
@@ -358,11 +358,14 @@ class Memory(ABC):
         """Cut a flat array of a chunk's length into views that match the chunk's pieces, shapes included."""
         if len(chunk.pieces) == 1 and self._views[chunk.index][0].ndim == 1:
             return [flat]
-        parts = self._split(flat, [piece.numel for piece in chunk.pieces])
         return [
             part if own.ndim == 1 else part.reshape(own.shape)
-            for part, own in zip(parts, self._views[chunk.index], strict=True)
+            for part, own in zip(self._parts(flat, chunk), self._views[chunk.index], strict=True)
         ]
+
+    def _parts(self, flat: Array, chunk: Chunk) -> Sequence[Array]:
+        """Cut a flat array of a chunk's length into a flat view for each of its pieces."""
+        return self._split(flat, [piece.numel for piece in chunk.pieces])
 
     def _gather(self, chunk: Chunk, dtype: str) -> Array:
         flat = self._allocate(chunk.numel, dtype, chunk.device)

@@ -15,7 +15,7 @@ from pushsum_opt import collectives
 
 COLLECTIVE = {"add_param_group", "averaged", "close", "drain"}
 ROUNDS = {"step", "gossip"}
-CONSTANT = {"OptimizerPreHook", "OptimizerPostHook", "profile_hook_step"}  # of torch.optim.Optimizer: types, a decorator
+CONSTANT = {"OptimizerPreHook", "OptimizerPostHook", "profile_hook_step"}  # torch's own: types and a decorator
 
 
 def save(optimizer):

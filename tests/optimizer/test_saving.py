@@ -276,3 +276,30 @@ def test_closures_after_loading_use_the_loaded_groups(kind):
         assert wrapped.param_groups[0]["lr"] == 0.0
 
     alone(rank)
+
+
+@pytest.mark.parametrize("staleness", [1, 2])
+def test_a_run_with_messages_in_flight_that_every_rank_saved_goes_on_with_all_of_its_mass(staleness):
+    """Whether the messages in flight are saved with it or their mass is made up for: w > 0, and it sums to n."""
+
+    def rank(comm):
+        model = network()
+
+        def wrap():
+            options = {"graph": star, "staleness": staleness, "comm": comm}
+            return ps.PushSumOptimizer(KINDS["SGD"](model.parameters()), model, **options)
+
+        wrapped = wrap()
+        train(wrapped, model, 5, comm.rank)
+        weights, state = copy.deepcopy(model.state_dict()), saved(wrapped.state_dict())
+        wrapped.close()
+        wrapped = wrap()
+        model.load_state_dict(weights)
+        wrapped.load_state_dict(state)
+        train(wrapped, model, 4, comm.rank, start=5)
+        wrapped.close()
+        return wrapped.push_weight
+
+    weights = ps.testing.run(3, rank, timeout=30)
+    assert sum(weights) == pytest.approx(3, rel=1e-13)
+    assert min(weights) > 0
