@@ -1,4 +1,4 @@
-"""Every family through the real optimizer, with lr = 0: each round is the mixing matrix, and the error falls with it."""
+"""Every family through the real optimizer, with lr = 0: a round is the mixing matrix, and the error falls with it."""
 
 from __future__ import annotations
 
