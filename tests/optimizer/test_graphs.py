@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from graphs.every import every_graph
+from graphs.every import SIZES, every_graph
 
 import pushsum_opt as ps
 from pushsum_opt.mixing import mixing_matrix
 
-SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 12, 16, *(pytest.param(size, marks=pytest.mark.slow) for size in (17, 25, 33))]
+QUICK = [1, 2, 3, 4, 5, 7, 8, 9]
 pytestmark = pytest.mark.filterwarnings("ignore::pushsum_opt.graphs.SlowMixingWarning")
 
 
@@ -40,14 +40,14 @@ def assert_follows_the_matrices(graph, size, rounds):
         assert sum(path[k][0] for path in results) == pytest.approx(size, rel=1e-13)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", QUICK)
 def test_every_round_of_every_family_is_its_mixing_matrix(size):
     for graph in every_graph(size):
         assert_follows_the_matrices(graph, size, 4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [48, 64])
-def test_large_sizes_follow_their_matrices_too(size):
+@pytest.mark.parametrize("size", sorted({*SIZES} - {*QUICK}))
+def test_larger_sizes_follow_their_matrices_too(size):
     for graph in ps.graphs.families(size):
         assert_follows_the_matrices(graph, size, 2)
