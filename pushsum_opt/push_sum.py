@@ -291,6 +291,9 @@ class PushSum:
         if (state["rank"], state["size"]) != (self.rank, self.size):
             saved = f"rank {state['rank']} of {state['size']}"
             return f"it was saved by {saved}, and this is rank {self.rank} of {self.size}"
+        if self._staleness != 0:
+            # The mass of messages in flight is not in the state: with w alone, the ranks' mass would not sum to n.
+            return "messages were in flight when it was saved"
         self._weight = float(state["push_weight"])
         self.memory.load_residual_state(state["residuals"])
         return None

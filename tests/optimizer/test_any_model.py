@@ -18,6 +18,8 @@ from torch import nn
 import pushsum_opt as ps
 from pushsum_opt.errors import ConfigurationError, LayoutError, MismatchError
 
+pytestmark = pytest.mark.slow  # many models times many sizes of chunks
+
 
 @pytest.fixture(
     params=["64", pytest.param("100", marks=pytest.mark.slow), pytest.param("256", marks=pytest.mark.slow), None],

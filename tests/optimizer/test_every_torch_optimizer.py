@@ -35,7 +35,7 @@ IMPLEMENTATIONS = [
 ]
 WITHOUT_A_RATE = ("Rprop", "LBFGS")
 DATA_WEIGHTS = [1.0, 2.0, 5.0]
-pytestmark = pytest.mark.filterwarnings("ignore:LBFGS on 3 ranks")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:LBFGS on 3 ranks")]
 
 
 def test_the_table_is_whole():

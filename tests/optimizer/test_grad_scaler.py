@@ -94,11 +94,9 @@ def test_inf_gradient_skips_update_but_not_gossip(kind, way, poison):
 
 
 @first_order
-@every_way
+@pytest.mark.parametrize("way", WAYS[:2])  # the third would clip without a scaler, too, which is not its subject
 def test_a_scaler_changes_nothing_of_a_run_with_unequal_push_weights(kind, way):
     """Scales are powers of two and nothing overflows, so scaling and unscaling are exact."""
-    if way == "clipped after unscaling":
-        pytest.skip("clipping is meant to change something")
 
     def rank(comm, enabled):
         model = network()

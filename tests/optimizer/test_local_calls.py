@@ -71,8 +71,13 @@ def test_docstrings_of_collective_functions_begin_with_that_word(name):
     assert inspect.getdoc(getattr(collectives, name)).startswith("Collective.")
 
 
-@pytest.mark.parametrize("staleness", [0, 1, "unbounded"])
-@pytest.mark.parametrize("kind", FIRST_ORDER)
+@pytest.mark.parametrize(
+    ("kind", "staleness"),
+    [
+        *((kind, 0) for kind in FIRST_ORDER),
+        *(pytest.param("AdamW", staleness, marks=pytest.mark.slow) for staleness in (1, "unbounded")),
+    ],
+)
 @pytest.mark.parametrize("what", [*LOCAL, *UNNAMED])
 def test_rank_0_alone_may_use(what, kind, staleness):
     """The others are in their next round meanwhile; nobody hangs, and the rounds go on."""

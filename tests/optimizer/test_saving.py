@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import logging
 
 import pytest
@@ -51,13 +52,9 @@ def test_a_state_holds_the_inner_one_and_this_ranks_mass_and_loads_with_weights_
     assert [weight for _, weight, _ in results] == [weight for *_, weight in results]
 
 
-@every_kind
-@pytest.mark.parametrize("staleness", [0, 2])
+@pytest.mark.parametrize(("kind", "staleness"), [*itertools.product(FIRST_ORDER, (0, 2)), ("LBFGS", 0)])
 @pytest.mark.parametrize("make", [network, lambda: halves(network())], ids=["float32", "bfloat16"])
 def test_saving_and_evaluating_every_third_step_never_change_the_trajectory(kind, staleness, make):
-    if kind == "LBFGS" and staleness:
-        pytest.skip("one mode is enough for LBFGS")
-
     def rank(comm, looks):
         model = make()
         dtype = next(model.parameters()).dtype
@@ -88,8 +85,7 @@ def test_saving_and_evaluating_every_third_step_never_change_the_trajectory(kind
     assert ps.testing.run(3, lambda comm: rank(comm, True)) == ps.testing.run(3, lambda comm: rank(comm, False))
 
 
-@every_kind
-def test_a_state_stays_what_it_was_while_training_goes_on(kind):
+def test_a_state_stays_what_it_was_while_training_goes_on():
     """push_sum's part, residuals included, is a copy; the inner part is torch's and shares its tensors as always."""
 
     def rank(comm):
@@ -131,9 +127,6 @@ def test_a_saved_state_continues_the_plain_optimizer(kind):
 @pytest.mark.parametrize("make", [network, lambda: halves(network())], ids=["float32", "bfloat16"])
 def test_a_run_that_every_rank_saved_continues_with_the_same_bits(kind, make):
     """A synchronous run stopped after 4 of 8 steps and resumed in a new wrapper."""
-    if kind == "LBFGS" and make is not network:
-        pytest.skip("once is enough for LBFGS")
-
     def step(wrapped, model, k, rank):
         def closure():
             wrapped.zero_grad()

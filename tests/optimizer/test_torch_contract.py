@@ -343,11 +343,8 @@ def test_lbfgs_warns_once_and_only_beyond_one_rank(size):
 # ---------------------------------------------------------------------- a group added later
 
 
-@every_kind
+@first_order  # torch's LBFGS takes one parameter group only
 def test_an_added_group_is_optimized_and_gets_rank_0s_values(kind):
-    if kind == "LBFGS":
-        pytest.skip("torch's LBFGS takes one parameter group only")
-
     def rank(comm):
         model = network()
         head = nn.Linear(2, 3)
