@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -38,10 +39,33 @@ def environment(**more: str) -> dict[str, str]:
 def mpirun(size: int, program: str, *arguments: str, limit: float = 120.0, **variables: str):
     """Run ``tests/mpi/programs/<program>`` on ``size`` ranks and return the finished process, output as text.
 
+    The output is what a user sees: lines of several ranks may run into each other. :func:`each_rank` keeps them apart.
     A run that takes longer than ``limit`` seconds is a hang: it is ended, and the test fails with its output.
     """
-    script = HERE / "programs" / program
-    command = [*launcher(), "-np", str(size), sys.executable, str(script), *arguments]
+    return _run(size, [sys.executable, str(HERE / "programs" / program), *arguments], limit, variables)
+
+
+def each_rank(size: int, program: str, *arguments: str, limit: float = 120.0, **variables: str):
+    """Run as :func:`mpirun` does; the output is mpirun's own, then that of rank 0, of rank 1, and so on."""
+    with tempfile.TemporaryDirectory() as folder:
+        to_file = f'exec "$0" "$@" >"{folder}/${{OMPI_COMM_WORLD_RANK:-$PMI_RANK}}" 2>&1'
+        script = [sys.executable, str(HERE / "programs" / program), *arguments]
+        done = _run(size, ["sh", "-c", to_file, *script], limit, variables, Path(folder))
+        done.stdout += _collect(Path(folder))
+        return done
+
+
+def succeeds(size: int, program: str, *arguments: str, **options) -> str:
+    """Run a program that must succeed on every rank: each prints a line ``rank R of N: ok``."""
+    done = each_rank(size, program, *arguments, **options)
+    assert done.returncode == 0, done.stdout[-6000:]
+    for rank in range(size):
+        assert f"rank {rank} of {size}: ok" in done.stdout, done.stdout[-6000:]
+    return done.stdout
+
+
+def _run(size: int, script: list[str], limit: float, variables: dict[str, str], folder: Path | None = None):
+    command = [*launcher(), "-np", str(size), *script]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -56,14 +80,11 @@ def mpirun(size: int, program: str, *arguments: str, limit: float = 120.0, **var
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, 9)
         output, _ = process.communicate()
-        raise AssertionError(f"{program} on {size} ranks hung for {limit:g} s:\n{output[-4000:]}") from None
+        output += "" if folder is None else _collect(folder)
+        raise AssertionError(f"{' '.join(script)} on {size} ranks hung for {limit:g} s:\n{output[-4000:]}") from None
     return subprocess.CompletedProcess(command, process.returncode, output)
 
 
-def succeeds(size: int, program: str, *arguments: str, **options) -> str:
-    """Run a program that must succeed on every rank: each prints a line ``rank R of N: ok``."""
-    done = mpirun(size, program, *arguments, **options)
-    assert done.returncode == 0, done.stdout[-6000:]
-    for rank in range(size):
-        assert f"rank {rank} of {size}: ok" in done.stdout, done.stdout[-6000:]
-    return done.stdout
+def _collect(folder: Path) -> str:
+    files = sorted(folder.iterdir(), key=lambda file: int(file.name))
+    return "".join(file.read_text(errors="replace") for file in files)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from mpi.launch import environment, mpirun, succeeds
+from mpi.launch import each_rank, environment, mpirun, succeeds
 from scenarios import numpy_training
 
 from pushsum_opt import testing
@@ -51,20 +51,20 @@ def test_one_ranks_exception_ends_all_with_its_traceback_first():
 
 @pytest.mark.parametrize("how", ["finishes", "leaves"])
 def test_a_rank_that_finishes_early_is_named_by_its_peers(how):
-    done = mpirun(3, "endings.py", how, limit=60)
+    done = each_rank(3, "endings.py", how, limit=60)
     assert done.returncode != 0
     assert re.search(r"PeerFinished: rank [01]: rank 2 finished after 3 rounds, while this rank waits", done.stdout)
 
 
 def test_a_rank_that_skips_a_step_is_named_after_stall_lines():
-    done = mpirun(3, "endings.py", "skips", limit=60, PUSHSUM_STALL_SECONDS="1")
+    done = each_rank(3, "endings.py", "skips", limit=60, PUSHSUM_STALL_SECONDS="1")
     assert done.returncode != 0
     assert re.search(r"rank [01] has waited [\d.]+ s for rank 2: .*round 3", done.stdout)
     assert re.search(r"PeerTimeout: rank [01]: waited 3\.\d s for rank 2: .*round 3", done.stdout)
 
 
 def test_an_error_that_the_user_caught_still_reaches_the_peers_with_its_reason():
-    done = mpirun(3, "endings.py", "swallows", limit=60)
+    done = each_rank(3, "endings.py", "swallows", limit=60)
     assert done.returncode != 0
     assert re.search(r"PeerFailed: rank [01]: rank 2 stopped: OSError: lost", done.stdout)
 
@@ -102,11 +102,11 @@ def test_asynchronous_ranks_of_different_speeds_and_lengths_lose_no_mass():
 
 @pytest.mark.parametrize("how", ["stop", "hold"])
 def test_no_other_asynchronous_rank_waits_for_one_that_stands_still(how):
-    """Rank 1 is stopped for 3 s, or holds its interpreter's lock for 2 s; nobody loses mass."""
+    """Rank 1 is stopped for 5 s, or holds its interpreter's lock for 5 s; nobody loses mass."""
     output = succeeds(3, "free_running.py", how)
     longest = dict(re.findall(r"rank (\d) of 3: ok, longest step ([\d.]+) s", output))
-    assert float(longest["0"]) < 1.5, "a step of rank 0 stood still with rank 1"
-    assert float(longest["2"]) < 1.5, "a step of rank 2 stood still with rank 1"
+    assert float(longest["0"]) < 3.0, "a step of rank 0 stood still with rank 1"
+    assert float(longest["2"]) < 3.0, "a step of rank 2 stood still with rank 1"
 
 
 @pytest.mark.parametrize("tau", [0, 1])

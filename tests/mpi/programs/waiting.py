@@ -23,5 +23,5 @@ with ps.PushSum([z], graph=ps.graphs.Ring(), staleness=tau) as push_sum:
         push_sum.mix()
     after, taken = resource.getrusage(resource.RUSAGE_SELF), time.monotonic() - begin
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-print(f"waited {comm.rank} {taken:.3f} {used / taken:.4f}\n", end="")
+print(f"waited {comm.rank} {taken:.3f} {used / taken:.4f}")
 print(f"rank {comm.rank} of {comm.size}: ok")
