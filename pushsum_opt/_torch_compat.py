@@ -1,7 +1,8 @@
 """Every private name of torch that the library leans on, in one place. ``tests/test_torch_compat.py`` pins each.
 
 Contracts:
-    * ``Optimizer.__setstate__({})`` makes the hook tables and leaves everything else alone;
+    * ``Optimizer.__setstate__({})`` makes the hook tables, hooks the ``step`` of the class once, and otherwise only gives
+      ``defaults`` a ``differentiable=False`` where it has none;
     * the hook tables are dicts of callables under the names below;
     * a GradScaler always calls ``step()`` of an optimizer with ``_step_supports_amp_scaling``, with ``grad_scale``
       (None once unscaled) and ``found_inf`` (which may be the int 0) set on it as attributes;
@@ -10,6 +11,7 @@ Contracts:
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -28,10 +30,13 @@ __all__ = [
 
 Optimizer = torch.optim.Optimizer
 
+_patching = threading.Lock()  # torch looks whether step is hooked and then hooks it: two threads would do it twice
+
 
 def make_hook_tables(optimizer: Optimizer) -> None:
     """Give an optimizer whose ``__init__`` did not run its hook tables, and its class the hooked ``step``."""
-    Optimizer.__setstate__(optimizer, {})
+    with _patching:
+        Optimizer.__setstate__(optimizer, {})
 
 
 def supports_amp_scaling(optimizer: Optimizer) -> bool:

@@ -132,10 +132,11 @@ def consensus_distance(optimizer: Any) -> float:
 def averaged(push_sum: PushSum, buffers: Iterable[Tensor] = ()) -> Iterator[None]:
     """Collective. Inside, tensors and buffers hold the exact weighted average over ranks; afterwards, what they held.
 
-    The average is sum_i x_i / sum_i w_i, mass in flight included, and nothing in flight is merged: the trajectory is
-    the same with and without. Floating buffers are averaged with the data weights.
+    The average is sum_i x_i / sum_i w_i, mass in flight included. Nothing in flight is merged, so the trajectory is the
+    same with and without; except that asynchronous ranks, whose trajectory is never the same twice, merge what has come
+    before they keep what the tensors hold. Floating buffers are averaged with the data weights.
     """
-    push_sum.refuse_if_closed()
+    push_sum.settle("averaged()")
     memory = push_sum.memory
     memory.refresh()
     kept = [memory.raw(chunk) for chunk in memory.chunks]
@@ -157,7 +158,6 @@ def averaged(push_sum: PushSum, buffers: Iterable[Tensor] = ()) -> Iterator[None
 
 
 def _assign_average(push_sum: PushSum) -> None:
-    push_sum.settle("averaged()")
     in_flight = list(push_sum.gossip.in_flight())
     weight = np.array([push_sum.push_weight + sum(mass for mass, _ in in_flight)])
     push_sum.waiter.wait((push_sum.transport.sum(weight, "averaged"),), push_sum.round)

@@ -240,7 +240,7 @@ class PushSum:
 
     def drain(self, *, call: str = "drain()") -> None:
         """Collective. Wait for and merge every message in flight. When synchronous, all that it does is meet."""
-        self.refuse_if_closed()
+        self._refuse_if_on_loan()
         with self.failing_together():
             self._weight = self.gossip.drain(self._round, self._weight, call)
 
@@ -376,7 +376,7 @@ class PushSum:
         self.refuse_if_closed()
         if self.on_loan is not None:
             raise ClosedError(
-                f"rank {self.rank}: a step or round inside {self.on_loan}: the tensors hold the average over ranks "
+                f"rank {self.rank}: a step, round or drain() inside {self.on_loan}: the tensors hold the average over ranks "
                 "there, and what is done to them is undone at its end. Leave the block first"
             )
 

@@ -160,6 +160,7 @@ class AsynchronousGossip(Gossip):
         barrier; when that is done, everybody's are, and only what is already arriving is left. Until then it merges
         what comes.
         """
+        self._follow_the_plan(round)
         waiter, transport = self._exchange.waiter, self._exchange.transport
         everyone: Together | None = None
         weight = push_weight

@@ -103,6 +103,7 @@ class OverlappedGossip(Gossip):
     # ------------------------------------------------------------------ what is in flight
 
     def drain(self, round: int, push_weight: float, call: str) -> float:
+        self._follow_the_plan(round)
         self.meet(round, call)
         while self._awaited:
             push_weight = self._merge_oldest(push_weight, round)

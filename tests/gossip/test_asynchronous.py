@@ -13,7 +13,7 @@ from scenarios import shift
 
 import pushsum_opt as ps
 from pushsum_opt.collectives import averaged
-from pushsum_opt.errors import ConfigurationError, MismatchError, PeerFinished
+from pushsum_opt.errors import ClosedError, ConfigurationError, MismatchError, PeerFinished
 from pushsum_opt.gossip.pace import Pace
 from pushsum_opt.graphs import Complete, OnePeerExponential, Ring
 
@@ -133,6 +133,36 @@ def test_averaged_holds_the_exact_mean_and_puts_back_what_was_there():
         return mean
 
     np.testing.assert_allclose(ps.testing.run(5, rank, seed=4), 2.0, atol=1e-14)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_averaged_keeps_the_mass_of_what_it_brought_home(seed):
+    """The values of a message must stay with its mass: sum of w z is the same before and after, as sum of w is."""
+
+    def rank(comm):
+        z = np.full(10, float(comm.rank))
+        with ps.PushSum([z], graph=shift, staleness="unbounded", comm=comm) as push_sum:
+            for _ in range(3):
+                for _ in range(7):
+                    push_sum.mix()
+                with averaged(push_sum):
+                    mean = z.copy()
+                np.testing.assert_allclose(mean, 2.0, atol=1e-13)
+        return push_sum.push_weight, push_sum.push_weight * z
+
+    weights, numerators = zip(*ps.testing.run(5, rank, seed=seed, spread=5e-3), strict=True)
+    assert sum(weights) == pytest.approx(5, rel=1e-13)
+    np.testing.assert_allclose(sum(numerators), 10.0, rtol=1e-13)
+
+
+def test_drain_inside_averaged_is_refused_for_it_would_merge_into_the_average():
+    def rank(comm):
+        with ps.PushSum([np.zeros(3)], staleness=1, comm=comm) as push_sum:
+            push_sum.mix()
+            with averaged(push_sum), pytest.raises(ClosedError, match=r"inside averaged\(\)"):
+                push_sum.drain()
+
+    ps.testing.run(2, rank)
 
 
 def test_a_collective_call_that_a_finished_rank_will_never_make_is_refused_with_its_name():
