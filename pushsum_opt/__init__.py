@@ -14,13 +14,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import errors, graphs, mixing, testing
+    from . import algorithms, checkpoint, errors, graphs, mixing, testing
     from .collectives import average, broadcast_object, broadcast_parameters, consensus_distance
     from .errors import PushSumError
     from .graphs import Graph
     from .optimizer import PushSumOptimizer
     from .push_sum import PushSum
-    from .world import local_rank, local_size, rank, size
+    from .world import local_device, local_rank, local_size, rank, size
 
 __version__ = "0.1.0"
 
@@ -33,24 +33,28 @@ _HOMES = {
     "broadcast_object": "collectives",
     "broadcast_parameters": "collectives",
     "consensus_distance": "collectives",
+    "local_device": "world",
     "local_rank": "world",
     "local_size": "world",
     "rank": "world",
     "size": "world",
 }
-_MODULES = ("errors", "graphs", "mixing", "testing")
+_MODULES = ("algorithms", "checkpoint", "errors", "graphs", "mixing", "testing")
 
 __all__ = [
     "Graph",
     "PushSum",
     "PushSumError",
     "PushSumOptimizer",
+    "algorithms",
     "average",
     "broadcast_object",
     "broadcast_parameters",
+    "checkpoint",
     "consensus_distance",
     "errors",
     "graphs",
+    "local_device",
     "local_rank",
     "local_size",
     "mixing",

@@ -1,12 +1,12 @@
 """Every private name of torch that the library leans on, in one place. ``tests/test_torch_compat.py`` pins each.
 
 Contracts:
-    * ``Optimizer.__setstate__({})`` makes the hook tables, hooks the ``step`` of the class once, and otherwise only gives
-      ``defaults`` a ``differentiable=False`` where it has none;
+    * ``Optimizer.__setstate__({})`` makes the hook tables, hooks the ``step`` of the class once, and otherwise only
+      gives ``defaults`` a ``differentiable=False`` where it has none;
     * the hook tables are dicts of callables under the names below;
     * a GradScaler always calls ``step()`` of an optimizer with ``_step_supports_amp_scaling``, with ``grad_scale``
       (None once unscaled) and ``found_inf`` (which may be the int 0) set on it as attributes;
-    * ``Module._parameters`` maps names to the parameters that the module itself holds.
+    * ``Module._parameters`` and ``Module._buffers`` map names to the tensors that the module itself holds.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = [
     "make_hook_tables",
-    "own_parameter",
+    "own_tensor",
     "run_load_state_dict_post_hooks",
     "run_load_state_dict_pre_hooks",
     "run_state_dict_post_hooks",
@@ -71,6 +71,7 @@ def _run(
     return state
 
 
-def own_parameter(module: nn.Module, name: str) -> nn.Parameter | None:
-    """Return the parameter that a module itself holds under a name, without the cost of attribute look-up."""
-    return module._parameters.get(name)
+def own_tensor(module: nn.Module, name: str) -> Tensor | None:
+    """Return the parameter or buffer that a module itself holds under a name, without the cost of attribute look-up."""
+    found = module._parameters.get(name)
+    return module._buffers.get(name) if found is None else found

@@ -117,7 +117,7 @@ def consensus_distance(optimizer: Any) -> float:
     push_sum.meet("consensus_distance()")
     squares = 0.0
     with push_sum.failing_together():
-        for chunk in push_sum.memory.chunks:
+        for chunk in push_sum.memory.exchanged:
             own = push_sum.memory.values(chunk)
             mean = own.copy()
             push_sum.waiter.wait((push_sum.transport.sum(mean, "consensus_distance"),), push_sum.round)
@@ -125,6 +125,8 @@ def consensus_distance(optimizer: Any) -> float:
             squares += float(own @ own)
         total = np.array([squares])
         push_sum.waiter.wait((push_sum.transport.sum(total, "consensus_distance"),), push_sum.round)
+        if push_sum.hosts is not None:
+            push_sum.hosts.sum(total, push_sum.round, "consensus_distance")
     return float(np.sqrt(total[0] / push_sum.size))
 
 
@@ -161,12 +163,13 @@ def _assign_average(push_sum: PushSum) -> None:
     in_flight = list(push_sum.gossip.in_flight())
     weight = np.array([push_sum.push_weight + sum(mass for mass, _ in in_flight)])
     push_sum.waiter.wait((push_sum.transport.sum(weight, "averaged"),), push_sum.round)
-    for chunk in push_sum.memory.chunks:
+    for chunk in push_sum.memory.exchanged:
         total = push_sum.memory.numerator(chunk, push_sum.push_weight)
         for mass, slabs in in_flight:
             total += mass * push_sum.memory.received_values(chunk, slabs[chunk.index])
         push_sum.waiter.wait((push_sum.transport.sum(total, "averaged"),), push_sum.round)
         push_sum.memory.assign(chunk, total / weight[0])
+    push_sum.put_together()
 
 
 def _average_buffer(push_sum: PushSum, buffer: Tensor) -> None:
@@ -175,6 +178,9 @@ def _average_buffer(push_sum: PushSum, buffer: Tensor) -> None:
     flat = torch.view_as_real(buffer.detach()) if buffer.is_complex() else buffer.detach()
     total = flat.double().cpu().contiguous().numpy().reshape(-1) * push_sum.data_weight
     if total.size:
+        if push_sum.hosts is not None:
+            total *= push_sum.hosts.share
+            push_sum.hosts.sum(total, push_sum.round, "averaged")
         push_sum.waiter.wait((push_sum.transport.sum(total, "averaged"),), push_sum.round)
         flat.copy_(torch.from_numpy(total / push_sum.size).reshape(flat.shape))
 
@@ -255,4 +261,6 @@ def _channel(comm: Any) -> tuple[Transport, Waiter]:
 
 def _newest_data_weight(comm: Any) -> float:
     push_sum = PushSum.newest(world.communicator() if comm is None else comm)
-    return 1.0 if push_sum is None else push_sum.data_weight
+    if push_sum is None:
+        return 1.0
+    return push_sum.data_weight * (1.0 if push_sum.hosts is None else push_sum.hosts.share)

@@ -13,6 +13,7 @@
     │   ├── PeerTimeout       nothing came from it before the deadline (also a TimeoutError)
     │   ├── PeerFinished      it finished after fewer rounds
     │   └── PeerFailed        it stopped with an error of its own
+    ├── CheckpointError       a checkpoint cannot be written, or what is read is not one
     └── ClosedError           used after ``close()``, or after an error ended the exchange
 
 Every message says who (the rank), what (expected and got), when (the round), the likely cause and the fix.
@@ -21,6 +22,7 @@ Every message says who (the rank), what (expected and got), when (the round), th
 from __future__ import annotations
 
 __all__ = [
+    "CheckpointError",
     "ClosedError",
     "ConfigurationError",
     "GraphError",
@@ -78,6 +80,10 @@ class PeerFinished(PeerError):
 
 class PeerFailed(PeerError):
     """A peer stopped with an error and told this rank its reason."""
+
+
+class CheckpointError(PushSumError):
+    """A checkpoint cannot be written; or what is read is missing, cut off, changed, or does not fit this run."""
 
 
 class ClosedError(PushSumError):

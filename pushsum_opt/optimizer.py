@@ -12,11 +12,17 @@ from typing import IO, Any, NoReturn, cast
 import torch
 from torch import Tensor, nn
 
-from . import _torch_compat, collectives
+from . import _torch_compat, agreement, collectives, world
+from .algorithms import Algorithm, Gossip
+from .algorithms.join import Join
 from .errors import ConfigurationError, LayoutError
+from .hosts import Hosts
+from .hosts.gradients import average_gradients
 from .observe import start_line
 from .observe.log import log
 from .push_sum import PushSum
+from .transport import Transport
+from .transport.waiting import Waiter
 
 __all__ = ["PushSumOptimizer"]
 
@@ -41,11 +47,16 @@ class PushSumOptimizer(torch.optim.Optimizer):
             None for the default of this size.
         staleness: rounds between posting a message and merging it. 0: synchronous. tau >= 1: a thread moves messages
             during forward and backward. "unbounded": merge whatever has come, and wait for nobody.
-        within_host: how ranks that share a host work together; None: each rank for itself.
-        gossip_every: rounds of gossip once in so many steps; 1: after every step.
+        within_host: how ranks that share a host work together; a host is then one participant of the gossip, with one
+            push weight, and ``graph`` is over hosts. "gradients": their gradients are averaged before each step.
+            "ddp": the model is wrapped in torch's DistributedDataParallel over the ranks of the host, which does that.
+            "fsdp": the model is sharded over them by FSDP2 (``fully_shard``). None: each rank for itself.
+        gossip_every: a round of gossip after every so many steps, with local steps in between (local SGD); default 1.
+        algorithm: what a round is where it is not always gossip: one of :mod:`pushsum_opt.algorithms`, or None.
         data_weight: v_i > 0, this rank's part in the average, such as its number of samples.
-        buffers: what happens to floating buffers such as BatchNorm's; "local": each rank keeps its own, and
-            :meth:`averaged` averages them.
+        buffers: what happens to floating buffers such as BatchNorm's running statistics. "local": each rank keeps its
+            own, always. "average": each rank keeps its own, and :meth:`averaged` averages them. "gossip": they travel
+            and are mixed with the parameters. None: "average" where a model is given, otherwise "local".
         wire_dtype: round wider values to this dtype on the wire, such as ``torch.bfloat16``. None: send as it is.
         nonfinite: "raise" when a message holds inf or nan, or "skip" that part of it.
         comm: an mpi4py communicator, or what :func:`pushsum_opt.testing.run` gives; None for ``MPI.COMM_WORLD``.
@@ -83,21 +94,32 @@ class PushSumOptimizer(torch.optim.Optimizer):
         staleness: int | str = 0,
         within_host: str | None = None,
         gossip_every: int = 1,
+        algorithm: Algorithm | None = None,
         data_weight: float = 1.0,
-        buffers: str = "local",
+        buffers: str | None = None,
         wire_dtype: Any = None,
         nonfinite: str = "raise",
         comm: Any = None,
         timeout: float = 1800.0,
         rate_correction: bool = False,
     ) -> None:
-        _check_arguments(optimizer, model, within_host, gossip_every, buffers)
+        _check_arguments(optimizer, model, within_host, gossip_every, algorithm, buffers)
         self.optimizer = optimizer
         self.model = model
         _torch_compat.make_hook_tables(self)
-        self._homes = _find_homes(model)
+        self._buffers = buffers or ("local" if model is None else "average")
+        self._homes = self._find_homes()
+        self._gossip_every = gossip_every
+        self._steps = 0
+        self._joining: Join | None = None
+        self._algorithm = Gossip() if algorithm is None else algorithm
+        hosts = None
+        if within_host is not None:
+            hosts, comm = _make_hosts(within_host, comm, staleness, data_weight, timeout)
+            data_weight = hosts.data_weight
+        self._within_host = within_host
         self.push_sum = PushSum(
-            self._named_parameters(),
+            self._exchanged(),
             graph=graph,
             staleness=staleness,
             data_weight=data_weight,
@@ -106,16 +128,21 @@ class PushSumOptimizer(torch.optim.Optimizer):
             comm=comm,
             timeout=timeout,
             rate_correction=rate_correction,
+            hosts=hosts,
         )
         with self.push_sum.failing_together():
             self._start_alike()
-            hosts = start_line.hosts(self.push_sum.transport, self.push_sum.waiter, torch.get_num_threads())
-        if self.push_sum.rank == 0:
-            log.info("%s", start_line.compose(self.push_sum, hosts, has_model=model is not None))
+            lanes = 1 if hosts is None else hosts.lanes
+            found = start_line.hosts(self.push_sum.transport, self.push_sum.waiter, torch.get_num_threads(), lanes)
+        if self.push_sum.first:
+            log.info("%s", start_line.compose(self.push_sum, found, has_model=model is not None))
             self._warn_about_set_up()
+            crowd = start_line.crowded_links(self.push_sum, found) if hosts is None else None
+            if crowd is not None:
+                log.warning("%s", crowd)
         if self.push_sum.size > 1:
             # Every rank signs its first step; rank 0 speaks for all.
-            speak = self._warn_about_shards if self.push_sum.rank == 0 else (lambda peer: None)
+            speak = self._warn_about_shards if self.push_sum.first else (lambda peer: None)
             self.push_sum.watch_first_step(speak)
 
     # ------------------------------------------------------------------ the algorithm
@@ -134,7 +161,11 @@ class PushSumOptimizer(torch.optim.Optimizer):
             LayoutError: the model no longer holds the parameters that are optimized.
         """
         loss = self._local_step(closure)  # z <- z - gamma u(z) / w, on this rank alone
-        self._gossip_round()  # give shares away, merge what arrived, z = x / w
+        self._steps += 1
+        if self._steps % self._gossip_every == 0:
+            self._gossip_round()  # give shares away, merge what arrived, z = x / w
+        else:
+            self.push_sum.put_together()
         return loss
 
     def gossip(self) -> None:
@@ -143,14 +174,38 @@ class PushSumOptimizer(torch.optim.Optimizer):
 
     def _local_step(self, closure: Callable[[], Any] | None) -> Any:
         self._refuse_lost_parameters()
-        with self.push_sum.local_step(), self._amp_scaling() as skip:
+        scale = 1.0 if self._joining is None else self._joining.scale
+        with self.push_sum.local_step(scale), self._amp_scaling(closure is None) as skip:
             if skip:
                 return None
-            return self.optimizer.step() if closure is None else self.optimizer.step(closure)
+            if closure is None:
+                return self.optimizer.step()
+            return self.optimizer.step(closure if self._within_host != "gradients" else self._averaging(closure))
+
+    def _averaging(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """Average the gradients inside the host each time a closure has made them."""
+
+        def averaging_closure() -> Any:
+            loss = closure()
+            self._average_gradients(skip=False)
+            return loss
+
+        return averaging_closure
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _average_gradients(self, *, skip: bool) -> bool:
+        assert self.push_sum.hosts is not None
+        with self.push_sum.failing_together():
+            return average_gradients(self.push_sum.hosts, self._parameters(), self.round, skip=skip)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _gossip_round(self) -> None:
-        self.push_sum.mix()
+        if self._joining is not None:
+            self._joining.round_begins()
+        self._plain_round()
+
+    def _plain_round(self) -> None:
+        self._algorithm.round(self.push_sum, self.param_groups)
 
     # ------------------------------------------------------------------ mixed precision
 
@@ -159,11 +214,21 @@ class PushSumOptimizer(torch.optim.Optimizer):
     _step_supports_amp_scaling = True
 
     @contextmanager
-    def _amp_scaling(self) -> Iterator[bool]:
-        """Deal with what a GradScaler has set on this object; yield whether the local update must be skipped."""
+    def _amp_scaling(self, has_gradients: bool) -> Iterator[bool]:
+        """Deal with what a GradScaler has set on this object; yield whether the local update must be skipped.
+
+        Args:
+            has_gradients: they are there, rather than made by a closure.
+        """
         found_inf: Any = getattr(self, "found_inf", None)
         grad_scale: Tensor | None = getattr(self, "grad_scale", None)
-        if not isinstance(found_inf, Tensor):  # no scaler, or the int 0 where no parameter has a gradient
+        if self._within_host == "gradients" and has_gradients:
+            # Every rank of the host has a scale of its own: unscale before averaging, and skip on all or on none.
+            skip = isinstance(found_inf, Tensor) and bool(found_inf.item())
+            if isinstance(found_inf, Tensor) and not skip:
+                self._unscale(grad_scale)
+            yield self._average_gradients(skip=skip)
+        elif not isinstance(found_inf, Tensor):  # no scaler, or the int 0 where no parameter has a gradient
             yield False
         elif _torch_compat.supports_amp_scaling(self.optimizer):
             inner: Any = self.optimizer
@@ -226,10 +291,10 @@ class PushSumOptimizer(torch.optim.Optimizer):
         Raises:
             MismatchError: the ranks add different tensors; none of them is exchanged.
         """
-        known = {id(parameter) for parameter in self._parameters()}
+        known = {id(tensor) for tensor in self._exchanged().values()}
         self.optimizer.add_param_group(param_group)
-        self._homes = _find_homes(self.model)
-        new = {name: p for name, p in self._named_parameters().items() if id(p) not in known}
+        self._homes = self._find_homes()
+        new = {name: p for name, p in self._exchanged().items() if id(p) not in known}
         self.push_sum.extend(new)
         with self.push_sum.failing_together():
             collectives.broadcast_tensors(self.push_sum.transport, self.push_sum.waiter, new.values(), 0)
@@ -237,26 +302,32 @@ class PushSumOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the wrapped optimizer's state and, under "push_sum", this rank's mass. Local, without side effects.
 
-        It loads into the plain optimizer too.
+        It loads into the plain optimizer too. With ``staleness`` >= 1 it holds copies of the messages that have come
+        and are not due.
         """
         _torch_compat.run_state_dict_pre_hooks(self)
-        state = {**self.optimizer.state_dict(), KEY: self.push_sum.state()}
+        own = {"steps": self._steps, "algorithm": self._algorithm.state_dict()}
+        state = {**self.optimizer.state_dict(), KEY: {**self.push_sum.state(), **own}}
         return _torch_compat.run_state_dict_post_hooks(self, state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned, here or on a plain optimizer. Local; do it on every rank.
 
-        Without this rank's own "push_sum" in it, the mass starts anew at w = a_i, with one warning: that is right when
-        every rank also loads the same model.
+        The mass starts anew at w = a_i on every rank, so that it sums to n even where every rank loads rank 0's file;
+        a warning says so where anything is lost by that. Nothing is where this rank's own state had w = a_i and nothing
+        in flight (synchronous, on a graph whose shares sum to 1 on both sides): then the run goes on bit for bit.
+        :func:`pushsum_opt.checkpoint.load` is collective, and continues every run exactly.
         """
         state_dict = _torch_compat.run_load_state_dict_pre_hooks(self, dict(state_dict))
         mass = state_dict.pop(KEY, None)
         self.optimizer.load_state_dict(state_dict)
+        self._steps = 0 if mass is None else mass.get("steps", 0)
+        self._algorithm.load_state_dict({} if mass is None else mass.get("algorithm", {}))
         reason = self.push_sum.load_state(mass)
         if reason is not None:
             log.warning(
                 "rank %d: the optimizer's state was loaded, but %s: this rank starts with push weight %.6g. Fine if "
-                "every rank loads the same model; to continue a run exactly, save and load one file per rank",
+                "every rank loads the same model; to continue a run exactly, use pushsum_opt.checkpoint.save and load",
                 self.push_sum.rank,
                 reason,
                 self.push_sum.push_weight,
@@ -299,10 +370,39 @@ class PushSumOptimizer(torch.optim.Optimizer):
     def averaged(self) -> AbstractContextManager[None]:
         """Collective. A context in which the model holds the exact weighted average over ranks.
 
-        Parameters and floating buffers (of ``model``) are averaged; afterwards they hold, bit for bit, what they held.
+        Parameters are averaged, and floating buffers unless ``buffers="local"``; afterwards they hold, bit for bit,
+        what they held.
         Nothing in flight is merged: training goes on as if it had not been called.
         """
-        return collectives.averaged(self.push_sum, [] if self.model is None else self.model.buffers())
+        beside = self.model.buffers() if self.model is not None and self._buffers == "average" else ()
+        return collectives.averaged(self.push_sum, beside)
+
+    @contextmanager
+    def join(self, *, divide_by_active: bool = False) -> Iterator[None]:
+        """Collective. A block in which ranks may take different numbers of steps: for shards of different lengths.
+
+        A rank that leaves it goes on gossiping, without updates, until every rank has left. No other collective call
+        may be made inside.
+
+        Args:
+            divide_by_active: False: each sample counts gamma / n, however many ranks still have batches. True: gamma
+                over their number, as counted up to 16 rounds before; not with ``staleness="unbounded"``.
+
+        Raises:
+            ConfigurationError: an argument that cannot be used in this mode.
+        """
+        if self._within_host is not None:
+            raise ConfigurationError(
+                f"rank {self.push_sum.rank}: join() with within_host={self._within_host!r}: the ranks of a host "
+                "average their gradients in every step, so they take equally many. Give them equally many batches"
+            )
+        with Join(self.push_sum, self._plain_round, divide_by_active=divide_by_active) as joining:
+            self._joining = joining
+            try:
+                yield
+            finally:
+                self._joining = None
+                self._steps = 0  # rounds follow after as many steps on every rank again
 
     def drain(self) -> None:
         """Collective. Wait for and merge every message in flight."""
@@ -325,6 +425,14 @@ class PushSumOptimizer(torch.optim.Optimizer):
         seen = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
         return list(seen.values())
 
+    def _exchanged(self) -> dict[str, Tensor]:
+        """Every tensor that gossip mixes, by name: the optimizer's parameters, and buffers where they travel too."""
+        optimized = self._named_parameters()
+        if self._buffers != "gossip":
+            return optimized
+        buffers = {name: t for t, (_, _, name) in self._homes.items() if not isinstance(t, nn.Parameter)}
+        return {**optimized, **buffers}
+
     def _named_parameters(self) -> dict[str, Tensor]:
         names = {id(p): name for p, (_, _, name) in self._homes.items()}
         named: dict[str, Tensor] = {}
@@ -340,7 +448,22 @@ class PushSumOptimizer(torch.optim.Optimizer):
 
     def _start_alike(self) -> None:
         """Rank 0's parameters, buffers and optimizer state reach every rank that differs."""
-        channel, waiter = self.push_sum.transport, self.push_sum.waiter
+        settings = {
+            "gossip_every": str(self._gossip_every),
+            "algorithm": repr(self._algorithm),
+            "buffers": repr(self._buffers),
+            "within_host": repr(self._within_host),
+        }
+        # First inside every host, then between hosts: rank 0's values reach all.
+        hosts = self.push_sum.hosts
+        if hosts is not None and not hosts.sharded:
+            self._copy_start(hosts.transport, hosts.waiter, settings)
+        self._copy_start(self.push_sum.transport, self.push_sum.waiter, settings)
+        self._algorithm.bind(self.push_sum, self.param_groups)
+        self._algorithm.bound = True
+
+    def _copy_start(self, channel: Transport, waiter: Waiter, settings: dict[str, str]) -> None:
+        agreement.agree(channel, waiter, settings, {})
         tensors = {id(p): p for p in self._parameters()}
         if self.model is not None:
             tensors |= {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
@@ -379,15 +502,15 @@ class PushSumOptimizer(torch.optim.Optimizer):
     # ------------------------------------------------------------------ parameters that the model has lost
 
     def _refuse_lost_parameters(self) -> None:
-        for parameter, (module, short, _) in self._homes.items():
-            if _torch_compat.own_parameter(module, short) is not parameter:
+        for tensor, (module, short, _) in self._homes.items():
+            if _torch_compat.own_tensor(module, short) is not tensor:
                 self._look_again()
                 return
 
     def _look_again(self) -> None:
-        homes = _find_homes(self.model)
-        optimized = {id(p) for p in self._parameters()}
-        lost = [name for p, (_, _, name) in self._homes.items() if id(p) in optimized and p not in homes]
+        homes = self._find_homes()
+        exchanged = {id(tensor) for tensor in self._exchanged().values()}
+        lost = [name for t, (_, _, name) in self._homes.items() if id(t) in exchanged and t not in homes]
         if lost:
             with self.push_sum.failing_together():
                 raise LayoutError(
@@ -398,14 +521,20 @@ class PushSumOptimizer(torch.optim.Optimizer):
                 )
         self._homes = homes
 
+    def _find_homes(self) -> dict[Tensor, tuple[nn.Module, str, str]]:
+        """Map what may travel of the model to the module that holds it, its name there and its full name."""
+        homes: dict[Tensor, tuple[nn.Module, str, str]] = {}
+        for prefix, module in self.model.named_modules() if self.model is not None else ():
+            held = list(module.named_parameters(recurse=False))
+            if self._buffers == "gossip":
+                held += [(name, b) for name, b in module.named_buffers(recurse=False) if _is_floating(b)]
+            for short, tensor in held:
+                homes.setdefault(tensor, (module, short, f"{prefix}.{short}" if prefix else short))
+        return homes
 
-def _find_homes(model: nn.Module | None) -> dict[Tensor, tuple[nn.Module, str, str]]:
-    """Map every parameter of a model to the module that holds it, its name there and its full name."""
-    homes: dict[Tensor, tuple[nn.Module, str, str]] = {}
-    for prefix, module in model.named_modules() if model is not None else ():
-        for short, parameter in module.named_parameters(recurse=False):
-            homes.setdefault(parameter, (module, short, f"{prefix}.{short}" if prefix else short))
-    return homes
+
+def _is_floating(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 class _Digest(io.RawIOBase):
@@ -431,18 +560,40 @@ def _to_bytes(state: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _check_arguments(optimizer: Any, model: Any, within_host: Any, gossip_every: Any, buffers: Any) -> None:
+def _make_hosts(within_host: str, comm: Any, staleness: Any, data_weight: float, timeout: float) -> tuple[Hosts, Any]:
+    """Collective. Return this rank's host and lane, and the communicator of the lane."""
+    comm = world.communicator() if comm is None else comm
+    world.stop_all_on_error()
+    if staleness == "unbounded":
+        raise ConfigurationError(
+            f"rank {comm.Get_rank()}: within_host={within_host!r} with staleness='unbounded': the lanes of a host "
+            "would merge different messages, and its parts of the model would not belong together. Use staleness=0, 1, "
+            "2, ..."
+        )
+    hosts = Hosts(comm, data_weight=data_weight, sharded=within_host == "fsdp", timeout=timeout)
+    return hosts, hosts.lane_comm
+
+
+def _check_arguments(
+    optimizer: Any, model: Any, within_host: Any, gossip_every: Any, algorithm: Any, buffers: Any
+) -> None:
     if isinstance(optimizer, PushSumOptimizer):
         raise TypeError("optimizer is wrapped already: expected the torch optimizer inside, optimizer.optimizer")
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module or None, got {type(model).__name__}")
-    if within_host is not None:
-        raise ConfigurationError(f"within_host={within_host!r}: only None exists in this version")
+    if within_host not in (None, "gradients", "ddp", "fsdp"):
+        raise ConfigurationError(f"within_host={within_host!r}: expected 'gradients', 'ddp', 'fsdp' or None")
     if isinstance(gossip_every, bool) or not isinstance(gossip_every, int) or gossip_every < 1:
         raise ConfigurationError(f"gossip_every={gossip_every!r}: expected an int of at least 1")
-    if gossip_every != 1:
-        raise ConfigurationError(f"gossip_every={gossip_every!r}: only 1 exists in this version")
-    if buffers != "local":
-        raise ConfigurationError(f"buffers={buffers!r}: only 'local' exists in this version")
+    if algorithm is not None and not isinstance(algorithm, Algorithm):
+        raise ConfigurationError(f"algorithm={algorithm!r}: expected one of pushsum_opt.algorithms, or None")
+    if algorithm is not None and algorithm.bound:
+        raise ConfigurationError(f"algorithm={algorithm!r} belongs to another optimizer: make a new one for each")
+    if buffers not in (None, "local", "average", "gossip"):
+        raise ConfigurationError(f"buffers={buffers!r}: expected 'local', 'average', 'gossip' or None")
+    if model is None and buffers not in (None, "local"):
+        raise ConfigurationError(
+            f"buffers={buffers!r} without a model: its buffers are not known. Pass PushSumOptimizer(optimizer, model)"
+        )

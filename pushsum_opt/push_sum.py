@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from . import agreement, graphs, settings, world
+from . import agreement, cuda_aware, graphs, settings, world
 from . import memory as memories
 from . import transport as transports
-from .errors import ClosedError, ConfigurationError, PushSumError
+from .errors import ClosedError, ConfigurationError, MismatchError, NonFiniteError, PushSumError
 from .events import Events, Listener
 from .gossip.asynchronous import AsynchronousGossip
 from .gossip.merging import Merger
@@ -30,6 +30,8 @@ from .gossip.pace import Pace
 from .gossip.protocol import Exchange, Gossip
 from .gossip.synchronous import SynchronousGossip
 from .gossip.wire import HEADER_BYTES, VERSION, Header
+from .hosts import Hosts
+from .memory import Chunk
 from .observe.first_step import NOTHING, FirstStep
 from .observe.stall import StallInspector
 from .observe.statistics import Statistics
@@ -63,6 +65,8 @@ class PushSum:
         timeout: seconds without progress after which waiting for a peer is an error.
         rate_correction: with ``staleness="unbounded"``, scale local steps by this rank's step time over the mean, so
             that slow ranks count as much as fast ones.
+        hosts: where several ranks of a host are one participant; ``comm`` is ``hosts.lane_comm`` then, and rank and
+            size count hosts.
 
     Raises:
         ConfigurationError: an argument has a value that cannot be used.
@@ -93,6 +97,7 @@ class PushSum:
         comm: Any = None,
         timeout: float = 1800.0,
         rate_correction: bool = False,
+        hosts: Hosts | None = None,
     ) -> None:
         if comm is None:
             comm = world.communicator()
@@ -105,28 +110,43 @@ class PushSum:
             values = list(tensors)
             names = [f"tensor {index}" for index in range(len(values))]
         _check_arguments(staleness, rate_correction, data_weight, nonfinite, timeout)
-        self.memory = memories.bind(values, names, wire_dtype, machine.chunk_bytes)
-        self.graph: graphs.Graph = graphs.resolve(graph, comm.Get_size(), warn=comm.Get_rank() == 0)
-        self.transport = transports.connect(comm, background=staleness != 0)
-        self._comm = comm
+        self.memory = memories.bind(
+            values,
+            names,
+            wire_dtype,
+            machine.chunk_bytes,
+            direct=lambda: cuda_aware.takes_device_memory(comm),
+            lane=(0, 1) if hosts is None else hosts.part,
+        )
+        self.hosts = hosts
+        self.graph: graphs.Graph = graphs.resolve(graph, comm.Get_size(), warn=self._is_first(comm.Get_rank()))
+        self.transport = transports.connect(comm, background=staleness != 0, memory=self.memory)
+        self._comm = comm if hosts is None else hosts.comm
         self.rank = self.transport.rank
         self.size = self.transport.size
         self._events = Events()
         self._statistics = Statistics()
         self._events.subscribe(self._statistics)
         self._events.subscribe(StallInspector(self.rank))
+        self.timeout = timeout
         self.waiter = Waiter(self.transport, self._events, timeout, machine.stall_seconds)
         self._staleness = staleness
         self._nonfinite = nonfinite
         self._failure: str | None = None
         self._closed = False
         self._round = 0
+        self._restores = False
+        self._before_close: list[Callable[[], None]] = []
         self.on_loan: str | None = None
         """Who holds other values in the tensors for a while, if anybody: rounds and steps are refused meanwhile."""
+        self.out_of_step: str | None = None
+        """Who lets ranks take different numbers of steps for a while, if anybody: collective calls are refused then."""
         self._partners = set(self.graph.partners(self.rank, self.size))
         self._first_step: FirstStep | None = None
         with self.failing_together():
             agreement.agree(self.transport, self.waiter, self._fingerprint(), _versions(values))
+            if hosts is not None and not hosts.sharded:
+                agreement.agree(hosts.transport, hosts.waiter, self._fingerprint(), {})
             self._data_weight = agreement.normalised_data_weight(self.transport, self.waiter, float(data_weight))
             self.run = agreement.shared_run(self.transport, self.waiter, os.urandom(8))
         self._weight = self._data_weight
@@ -136,6 +156,14 @@ class PushSum:
         )
         self.gossip = self._make_gossip(exchange, rate_correction)
         _register(self)
+
+    def _is_first(self, rank: int) -> bool:
+        return rank == 0 and (self.hosts is None or self.hosts.lane == 0)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one rank of the job that speaks for all."""
+        return self._is_first(self.rank)
 
     @staticmethod
     def newest(comm: Any) -> PushSum | None:
@@ -170,6 +198,11 @@ class PushSum:
     def staleness(self) -> int | str:
         """Rounds between posting a message and merging it."""
         return self._staleness
+
+    @property
+    def comm(self) -> Any:
+        """The communicator of all ranks of the job."""
+        return self._comm
 
     @property
     def closed(self) -> bool:
@@ -219,17 +252,64 @@ class PushSum:
         self._events.round_begins(self._round)
         with self.failing_together():
             self._weight = self.gossip.round(self._round, self._weight)
+            self.put_together()
         self._events.round_ends(self._round, self._weight)
         self._round += 1
 
+    def average(self) -> None:
+        """Collective. In place of a round: give every rank the exact average sum_i x_i / n, and w = a_i; k <- k + 1.
+
+        It costs an all-reduce of the tensors in float64, and waits for every rank; what is in flight is merged before.
+
+        Raises:
+            As :meth:`mix` does.
+        """
+        self._refuse_if_on_loan()
+        if self._first_step is not None:
+            self._first_step.taken()
+        self._events.round_begins(self._round)
+        with self.failing_together():
+            held = self.gossip.drain(self._round, self._weight, "an exact average")
+            self.memory.refresh()
+            weight = np.array([held])
+            self.waiter.wait((self.transport.sum(weight, "an exact average"),), self._round)
+            for chunk in self.memory.exchanged:
+                total = self.memory.numerator(chunk, held)
+                self.waiter.wait((self.transport.sum(total, "an exact average"),), self._round)
+                self._take_average(chunk, total / weight[0])
+            self._weight = self._data_weight
+            self.put_together()
+        self._events.round_ends(self._round, self._weight)
+        self._round += 1
+
+    def put_together(self) -> None:
+        """Give the ranks of a host the same parameters again; without ``hosts`` there is nothing to do."""
+        if self.hosts is not None:
+            self.hosts.put_together(self.memory, self._round)
+
+    def _take_average(self, chunk: Chunk, values: Any) -> None:
+        if np.isfinite(values).all():
+            self.memory.settle(chunk, values, self._data_weight)
+        elif self._nonfinite == "skip":
+            self._events.chunk_skipped(self._round, self.rank, self.memory.describe(chunk))
+        else:
+            raise NonFiniteError(
+                f"rank {self.rank}: the exact average of round {self._round} holds inf or nan in "
+                f"{self.memory.describe(chunk)}: some rank's parameters have diverged. Look at losses and gradients "
+                "(learning rate, loss scaling). nonfinite='skip' leaves such parts as they are on each rank"
+            )
+
     @contextmanager
-    def local_step(self) -> Iterator[None]:
+    def local_step(self, scale: float = 1.0) -> Iterator[None]:
         """Scale what happens to the tensors inside by a_i / w, so that x moves by a_i dz as in the paper.
 
         While w = a_i there is nothing to do; otherwise it costs one copy of the tensors.
+
+        Args:
+            scale: a further factor of the step.
         """
         self._refuse_if_on_loan()
-        scaled = self._data_weight * self.gossip.step_scale()
+        scaled = self._data_weight * self.gossip.step_scale() * scale
         if abs(self._weight / scaled - 1.0) < EXACT:
             yield
             return
@@ -241,18 +321,20 @@ class PushSum:
     def drain(self, *, call: str = "drain()") -> None:
         """Collective. Wait for and merge every message in flight. When synchronous, all that it does is meet."""
         self._refuse_if_on_loan()
+        self._refuse_out_of_step(call)
         with self.failing_together():
             self._weight = self.gossip.drain(self._round, self._weight, call)
+            self.put_together()
 
     def settle(self, call: str) -> None:
         """Collective. Wait until every message in flight has come, so that it can be counted without merging it."""
-        self.refuse_if_closed()
+        self._refuse_out_of_step(call)
         with self.failing_together():
             self._weight = self.gossip.settle(self._round, self._weight, call)
 
     def meet(self, call: str) -> None:
         """Collective. Make sure that every rank makes this call now, and no other."""
-        self.refuse_if_closed()
+        self._refuse_out_of_step(call)
         with self.failing_together():
             self.gossip.meet(self._round, call)
 
@@ -266,23 +348,39 @@ class PushSum:
     # ------------------------------------------------------------------ saving and loading
 
     def state(self) -> dict[str, Any]:
-        """Return what belongs to this rank: run, rank, size, round, push weight, residuals. Local."""
+        """Return what belongs to this rank, tensors as copies. Local, without side effects.
+
+        ``run``, ``rank``, ``size``, ``round``, ``push_weight``, ``data_weight``, ``staleness``, ``residuals``, and
+        ``in_flight``: what is awaited, with the messages that have come and are not due.
+        """
         return {
             "run": self.run,
             "rank": self.rank,
             "size": self.size,
             "round": self._round,
             "push_weight": self._weight,
+            "data_weight": self._data_weight,
+            "staleness": self._staleness,
             "residuals": self.memory.residual_state(),
+            "in_flight": self.gossip.state(),
         }
 
     def load_state(self, state: Mapping[str, Any] | None) -> str | None:
         """Continue from what :meth:`state` returned. Local.
 
+        The round is taken over, and the mass starts anew at w = a_i: then it sums to n whatever the other ranks load,
+        be it their own files or all of them rank 0's. Nothing is lost by that where this rank's own state has w = a_i
+        and nothing in flight, as between the rounds of a synchronous run on a doubly stochastic graph: such a state
+        continues bit for bit. Inside :meth:`restoring`, every state does.
+
         Returns:
-            None; or, where the state is missing or belongs to another rank, why the mass starts anew at w = a_i.
+            None; or, where something of the state is not taken over, why.
         """
         self.refuse_if_closed()
+        if state is not None and self._restores:
+            self._restore(state)
+            return None
+        self.gossip.forget()
         self.memory.load_residual_state({})
         self._weight = self._data_weight
         if state is None:
@@ -291,12 +389,35 @@ class PushSum:
         if (state["rank"], state["size"]) != (self.rank, self.size):
             saved = f"rank {state['rank']} of {state['size']}"
             return f"it was saved by {saved}, and this is rank {self.rank} of {self.size}"
-        if self._staleness != 0:
-            # The mass of messages in flight is not in the state: with w alone, the ranks' mass would not sum to n.
-            return "messages were in flight when it was saved"
-        self._weight = float(state["push_weight"])
+        weight = float(state["push_weight"])
+        away = sum(len(item["messages"]) + item["missing"] for item in state["in_flight"])
+        if away or abs(weight / self._data_weight - 1.0) >= EXACT:
+            # One rank cannot know whether the others load the rest of this run's mass, or all of them this very file.
+            return f"it had push weight {weight:.6g} and {away} messages in flight to it when it was saved"
+        self._weight = weight
         self.memory.load_residual_state(state["residuals"])
         return None
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Inside, :meth:`load_state` restores push weight, residuals and messages in flight as they were.
+
+        For whoever has made sure that every rank loads its own part of one state of all ranks, so that the mass sums to
+        n; and that nothing is in flight (:meth:`drain`).
+        """
+        self._restores = True
+        try:
+            yield
+        finally:
+            self._restores = False
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self.memory.refresh()
+        self._round = int(state["round"])
+        self.memory.load_residual_state(state["residuals"])
+        # Under another staleness the messages come too early or too late; merging them at once is right for any.
+        hold = state["staleness"] == self._staleness
+        self._weight = self.gossip.load_state(state["in_flight"], float(state["push_weight"]), hold=hold)
 
     # ------------------------------------------------------------------ the end
 
@@ -309,6 +430,8 @@ class PushSum:
             return
         try:
             if self._failure is None:
+                for callback in self._before_close:
+                    callback()
                 with self.failing_together():
                     self._leave()
         finally:
@@ -316,6 +439,14 @@ class PushSum:
             if self._failure is None:
                 self.gossip.close()
             self.transport.close()
+            if self.hosts is not None:
+                self.hosts.close(cleanly=self._failure is None)
+            if self._failure is None:
+                self.memory.close()
+
+    def before_close(self, callback: Callable[[], None]) -> None:
+        """Have something done first when this is closed; all ranks must close together what they made together."""
+        self._before_close.append(callback)
 
     def _leave(self) -> None:
         # First say so: from now on nobody waits for this rank, or gives to it.
@@ -323,11 +454,15 @@ class PushSum:
         self.transport.tell(self._partners, mine)
         self.waiter.closing = True
         self._weight = self.gossip.drain(self._round, self._weight, "close()")
+        self.put_together()
         self.waiter.wait((self.transport.barrier("everyone to close"),), self._round)
         # Each partner has told us as we have told it: take it in, so that nothing is left on the wire.
         while not self._partners <= self.waiter.finished.keys():
             self.transport.poll(1.0)
             self.waiter.hear()
+        if self.hosts is not None:
+            self.hosts.tell(mine)
+            self.hosts.leave(self._round)
 
     def __enter__(self) -> PushSum:
         return self
@@ -362,6 +497,8 @@ class PushSum:
         with contextlib.suppress(Exception):  # at best effort: the error at hand is the one to raise
             self.transport.tell(self._partners, notice)
             self.transport.poll(0.0)
+            if self.hosts is not None:
+                self.hosts.tell(notice)
 
     def refuse_if_closed(self) -> None:
         if self._closed:
@@ -372,12 +509,20 @@ class PushSum:
                 "The ranks no longer agree on what was merged: restart from a checkpoint"
             )
 
+    def _refuse_out_of_step(self, call: str) -> None:
+        self.refuse_if_closed()
+        if self.out_of_step is not None:
+            raise MismatchError(
+                f"rank {self.rank}, round {self._round}: {call} inside {self.out_of_step}: a collective call, and "
+                "ranks are in different steps there. Make it after the block, on every rank"
+            )
+
     def _refuse_if_on_loan(self) -> None:
         self.refuse_if_closed()
         if self.on_loan is not None:
             raise ClosedError(
-                f"rank {self.rank}: a step, round or drain() inside {self.on_loan}: the tensors hold the average over ranks "
-                "there, and what is done to them is undone at its end. Leave the block first"
+                f"rank {self.rank}: a step, round or drain() inside {self.on_loan}: the tensors hold the average over "
+                "ranks there, and what is done to them is undone at its end. Leave the block first"
             )
 
     # ------------------------------------------------------------------ what ranks know of each other

@@ -21,8 +21,14 @@ class Settings:
     stall_seconds: float = 60.0
     """Seconds without progress before a waiting rank says whom it waits for; it repeats after the same time."""
 
-    chunk_bytes: int = 1 << 22
-    """Largest piece of a message, in bytes: what is received, checked and merged while it is still in the cache."""
+    chunk_bytes: int | None = None
+    """Largest piece of a message, in bytes; None: 4 MiB, or 32 MiB where the model is on a GPU. Equal on all ranks."""
+
+    cuda_aware: str = "auto"
+    """Whether MPI is given GPU memory: "1" yes, "0" no (through host memory), "auto" if a trial at the start says so."""
+
+    ranks_per_host: int | None = None
+    """Take so many consecutive ranks as a host, for ``within_host``; None: find out who shares memory."""
 
     abort_on_error: bool = True
     """Whether an uncaught exception on one rank ends the whole MPI job, after its traceback was printed."""
@@ -37,7 +43,9 @@ def read(environ: dict[str, str] | None = None) -> Settings:
     variables = os.environ if environ is None else environ
     return Settings(
         stall_seconds=_number(variables, "PUSHSUM_STALL_SECONDS", Settings.stall_seconds, least=0.01),
-        chunk_bytes=int(_number(variables, "PUSHSUM_CHUNK_BYTES", Settings.chunk_bytes, least=64)),
+        chunk_bytes=_count(variables, "PUSHSUM_CHUNK_BYTES", least=64),
+        cuda_aware=_choice(variables, "PUSHSUM_CUDA_AWARE", ("auto", "1", "0")),
+        ranks_per_host=_count(variables, "PUSHSUM_RANKS_PER_HOST", least=1),
         abort_on_error=_switch(variables, "PUSHSUM_ABORT_ON_ERROR", Settings.abort_on_error),
     )
 
@@ -53,6 +61,18 @@ def _number(variables: os._Environ[str] | dict[str, str], name: str, default: fl
     if not least <= value < float("inf"):
         raise ConfigurationError(f"{name}={text!r}: expected a number of at least {least:g} (default {default:g})")
     return value
+
+
+def _count(variables: os._Environ[str] | dict[str, str], name: str, least: int) -> int | None:
+    return int(_number(variables, name, least, least)) if name in variables else None
+
+
+def _choice(variables: os._Environ[str] | dict[str, str], name: str, allowed: tuple[str, ...]) -> str:
+    """Return the variable; the first of ``allowed`` is the default."""
+    text = variables.get(name, allowed[0])
+    if text not in allowed:
+        raise ConfigurationError(f"{name}={text!r}: expected one of {', '.join(allowed)} (default {allowed[0]})")
+    return text
 
 
 def _switch(variables: os._Environ[str] | dict[str, str], name: str, default: bool) -> bool:

@@ -35,6 +35,7 @@ def run(
     seed: int | None = None,
     spread: float = 2e-3,
     delays: Delays | None = None,
+    local_size: int | None = None,
     timeout: float = 120.0,
 ) -> list[Result]:
     """Run ``function(comm)`` on ``size`` ranks, a thread each, and return their results in rank order.
@@ -46,6 +47,7 @@ def run(
             for the same messages only as far as the threads run alike.
         spread: the most that a message is late with a seed, in seconds.
         delays: prescribe how late each message is: (sender, receiver, messages sent before on this way) -> seconds.
+        local_size: how many consecutive ranks count as sharing a host; None: all of them.
         timeout: seconds for the whole run.
 
     Raises:
@@ -57,7 +59,7 @@ def run(
     """
     if size < 1:
         raise ValueError(f"size={size}: expected at least 1")
-    world = LoopbackWorld(size, seed=seed, spread=spread, delays=delays)
+    world = LoopbackWorld(size, seed=seed, spread=spread, delays=delays, local_size=local_size)
     results: dict[int, Result] = {}
     errors: dict[int, BaseException] = {}
 

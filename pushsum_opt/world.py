@@ -11,12 +11,24 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import settings
 from .errors import LaunchError, PeerFailed
 
-__all__ = ["communicator", "launched_size", "local_rank", "local_size", "rank", "size", "stop_all_on_error"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "communicator",
+    "launched_size",
+    "local_device",
+    "local_rank",
+    "local_size",
+    "rank",
+    "size",
+    "stop_all_on_error",
+]
 
 SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 LOCAL_RANK_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
@@ -81,6 +93,23 @@ def local_rank() -> int:
 def local_size() -> int:
     """Return the number of ranks on this host. See :func:`local_rank`."""
     return _local(LOCAL_SIZE_VARIABLES)[1]
+
+
+def local_device() -> torch.device:
+    """Return this rank's device and make it the current one: GPU local_rank % number of GPUs; without a GPU, the CPU.
+
+    Ranks share GPUs where there are more ranks than GPUs on a host. A rank that sees only its own GPU
+    (CUDA_VISIBLE_DEVICES set per rank) gets it; but better let all ranks see all GPUs of the host, for only then can
+    they copy from GPU to GPU.
+    """
+    import torch
+
+    count = torch.cuda.device_count()
+    if count == 0:
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank() % count)
+    torch.cuda.set_device(device)
+    return device
 
 
 _split: tuple[int, int] | None = None

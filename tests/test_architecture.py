@@ -28,6 +28,7 @@ ROOMS = (
     "events",
     "transport",
     "memory",
+    "cuda_aware",
     "mixing",
     "graphs",
     "world",
@@ -36,7 +37,19 @@ ROOMS = (
     "observe.log",  # the logger itself: everybody may speak
     "errors",
 )
-WITHOUT_TORCH = ("cli", "testing", "gossip", "events", "transport", "graphs", "mixing", "world", "settings", "errors")
+WITHOUT_TORCH = (
+    "cli",
+    "testing",
+    "gossip",
+    "events",
+    "transport",
+    "cuda_aware",
+    "graphs",
+    "mixing",
+    "world",
+    "settings",
+    "errors",
+)
 
 
 def test_every_import_goes_down_to_a_lower_room():

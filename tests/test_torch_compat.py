@@ -207,23 +207,23 @@ def test_fused_optimizers_take_the_values_from_attributes():
 # ---------------------------------------------------------------------- modules
 
 
-def test_own_parameter_is_what_the_module_itself_holds():
+def test_own_tensor_is_what_the_module_itself_holds():
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, affine=False))
-    assert _torch_compat.own_parameter(model[0], "weight") is model[0].weight
-    assert _torch_compat.own_parameter(model, "0.weight") is None
-    assert _torch_compat.own_parameter(model[1], "weight") is None
-    assert _torch_compat.own_parameter(model[1], "running_mean") is None
+    assert _torch_compat.own_tensor(model[0], "weight") is model[0].weight
+    assert _torch_compat.own_tensor(model, "0.weight") is None
+    assert _torch_compat.own_tensor(model[1], "weight") is None
+    assert _torch_compat.own_tensor(model[1], "running_mean") is model[1].running_mean
 
 
-def test_own_parameter_follows_assignment():
+def test_own_tensor_follows_assignment():
     model = nn.Linear(2, 3)
     old = model.weight
     model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()})
-    assert _torch_compat.own_parameter(model, "weight") is old
+    assert _torch_compat.own_tensor(model, "weight") is old
     model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
-    assert _torch_compat.own_parameter(model, "weight") is model.weight is not old
+    assert _torch_compat.own_tensor(model, "weight") is model.weight is not old
     del model.weight
-    assert _torch_compat.own_parameter(model, "weight") is None
+    assert _torch_compat.own_tensor(model, "weight") is None
 
 
 # ---------------------------------------------------------------------- the room itself

@@ -1,20 +1,28 @@
 """What a step costs on a slow network: compute alone, all-reduce, DDP, and push-sum in every mode, side by side.
 
     python examples/benchmarks/slow_network.py                       # as root: 4, 8 and 16 hosts, 1 Gbit/s each
-    python examples/benchmarks/slow_network.py --hosts 16 --hiccup 0.05:4
+    python examples/benchmarks/slow_network.py --hosts 16 --hiccup 0.05:4 --json hiccup.json
     python examples/benchmarks/slow_network.py --straggler 3:2 --json slow.json --plot slow.png
+    python examples/benchmarks/slow_network.py --hosts 4 --ranks-per-host 2
+    python examples/benchmarks/slow_network.py --draw hiccup.json slow.json --plot both.png        # runs nothing
 
 Hosts are network namespaces of this machine behind rate-limited links; without root everything runs on one host, and
 says so. Compute is stood in for by sleeping, a third in forward and the rest spread over backward, as a GPU's work
-leaves the host's processor alone. All programs of a row run in the same job, one after the other in blocks that repeat.
+leaves the host's processor alone and goes on while the host prepares the next layer. All programs of a row run in the
+same job, one after the other in blocks that repeat, with the same disturbances.
 
     compute       the same network and optimizer on each rank alone, no exchange
     ddp           torch DistributedDataParallel over gloo, its own buckets overlapping its own backward
-    all-reduce    MPI all-reduce of the gradients after backward
+    all-reduce    MPI all-reduce of the gradients after backward (with Open MPI: a ring, its fastest algorithm here)
     bare          a bare Isend/Irecv of the same bytes as push-sum, moved during compute, and one lerp
     sync          push-sum, staleness 0
     tau 1, tau 2  push-sum, overlapped
     async         push-sum, staleness "unbounded"
+    within host   push-sum, overlapped, with --within-host: left out where PushSumOptimizer does not take that value
+
+Times are means over ranks. "x compute" is the mean step time over the mean time that compute should take, disturbances
+included: 1.00 would be free communication on an idle machine. The row `compute` says what this machine adds by itself,
+the last column how many cores the rest of the machine (other programs, and the kernel's network) took meanwhile.
 """
 
 from __future__ import annotations
@@ -31,27 +39,33 @@ from pathlib import Path
 
 import numpy as np
 
-PROGRAMS = ["compute", "ddp", "all-reduce", "bare", "sync", "tau 1", "tau 2", "async"]
+PROGRAMS = ["compute", "bare", "tau 1", "tau 2", "async", "sync", "within host", "ddp", "all-reduce"]
 LAYERS = 10
 WARM_UP = 4  # steps: weights settle, messages are in flight
+PASSED_ON = ("parameters", "compute", "steps", "blocks", "jitter", "straggler", "hiccup", "within_host")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hosts", type=int, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--ranks-per-host", type=int, default=1)
     parser.add_argument("--rate", default="1gbit", help="of each host's link (default 1gbit)")
     parser.add_argument("--parameters", type=float, default=2.55e6, help="float32 values (default 2.55e6)")
     parser.add_argument("--compute", type=float, default=0.25, help="seconds per step (default 0.25)")
-    parser.add_argument("--steps", type=int, default=24, help="timed steps of each program (default 24)")
+    parser.add_argument("--steps", type=int, default=48, help="timed steps of each program (default 48)")
     parser.add_argument("--blocks", type=int, default=2, help="blocks that the steps are spread over (default 2)")
     parser.add_argument("--straggler", help="RANK:FACTOR: that rank takes so many times the compute")
     parser.add_argument("--jitter", type=float, default=0.0, help="sigma of a log-normal factor on every step")
     parser.add_argument("--hiccup", help="PROBABILITY:FACTOR: any rank, any step, by itself")
+    parser.add_argument("--within-host", help="adds the row `within host`, with this value of within_host=")
     parser.add_argument("--only", nargs="+", choices=PROGRAMS, default=PROGRAMS)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--json", type=Path, help="write every step time to this file")
+    parser.add_argument("--plot", type=Path, help="draw the mean step times into this file, one panel a row")
+    parser.add_argument("--draw", type=Path, nargs="+", help="run nothing: show and draw what --json has written")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.within_host is None:
+        arguments.only = [name for name in arguments.only if name != "within host"]
     if arguments.worker:
         work(arguments)
     else:
@@ -62,6 +76,19 @@ def main() -> None:
 
 
 def drive(arguments: argparse.Namespace) -> None:
+    if arguments.draw:
+        rows = [row for path in arguments.draw for row in json.loads(path.read_text())]
+        for row in rows:
+            show(row)
+    else:
+        rows = measure_all(arguments)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1))
+    if arguments.plot:
+        plot(rows, arguments.plot)
+
+
+def measure_all(arguments: argparse.Namespace) -> list[dict]:
     from emulated_hosts import EmulatedHosts, emulated_hosts, possible
 
     obstacle = possible()
@@ -70,77 +97,143 @@ def drive(arguments: argparse.Namespace) -> None:
     rows = []
     for count in arguments.hosts:
         if obstacle:
-            rows.append(measure(EmulatedHosts(count, None), arguments))
+            rows.append(measure(EmulatedHosts(count, ranks_per_host=arguments.ranks_per_host), arguments))
         else:
-            with emulated_hosts(count, arguments.rate) as hosts:
+            with emulated_hosts(count, arguments.rate, arguments.ranks_per_host) as hosts:
                 rows.append(measure(hosts, arguments))
         show(rows[-1])
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1))
-    if arguments.plot:
-        plot(rows, arguments.plot)
+    return rows
 
 
-def measure(hosts: object, arguments: argparse.Namespace) -> dict[str, object]:
+def measure(hosts, arguments: argparse.Namespace) -> dict:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
-        words = [str(Path(__file__).resolve()), "--worker", str(result)]
-        for name in ("parameters", "compute", "steps", "blocks", "jitter", "straggler", "hiccup"):
+        words = [str(Path(__file__).resolve()), "--worker", str(result), "--only", *arguments.only]
+        for name in PASSED_ON:
             value = getattr(arguments, name)
-            words += [f"--{name}", str(value)] if value is not None else []
-        words += ["--only", *(f"'{name}'" if hosts.agent else name for name in arguments.only)]
-        subprocess.run(hosts.mpirun(words), env=hosts.environment, check=True, timeout=1800)
+            words += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
+        # Open MPI's own choice is a tree, which moves four times the bytes of a ring at 16 ranks.
+        environment = {"OMPI_MCA_coll_libnbc_iallreduce_algorithm": "1", **hosts.environment}
+        subprocess.run(hosts.mpirun(words), env=environment, check=True, timeout=1800)
         figures = json.loads(result.read_text())
-    return {"hosts": hosts.count, "rate": arguments.rate if hosts.agent else "shared memory", **figures}
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "hosts": hosts.count,
+        "ranks_per_host": hosts.ranks_per_host,
+        "rate": arguments.rate if hosts.agent else "shared memory",
+        "disturbance": disturbance(arguments),
+        **figures,
+    }
+
+
+def disturbance(arguments: argparse.Namespace) -> str:
+    """Say in words what disturbs the compute; nothing where nothing does."""
+    said = []
+    if arguments.jitter:
+        said.append(f"jitter {arguments.jitter:g}")
+    if arguments.hiccup:
+        probability, factor = arguments.hiccup.split(":")
+        said.append(f"{float(probability):.0%} of steps take {factor} x")
+    if arguments.straggler:
+        slow, factor = arguments.straggler.split(":")
+        said.append(f"rank {slow} takes {factor} x")
+    return ", ".join(said)
+
+
+def place(row: dict) -> str:
+    each = "" if row["ranks_per_host"] == 1 else f" x {row['ranks_per_host']} ranks"
+    return f"{row['hosts']} hosts{each}, {spoken(row['rate'])}"
+
+
+def spoken(rate: str) -> str:
+    """Write a rate as people do.
+
+    >>> spoken("1gbit")
+    '1 Gbit/s'
+    """
+    for short, long in (("gbit", " Gbit/s"), ("mbit", " Mbit/s"), ("kbit", " kbit/s")):
+        rate = rate.replace(short, long)
+    return rate
+
+
+def ratios(row: dict) -> dict[str, float]:
+    return {name: statistics.fmean(seconds) / row["mean_compute"] for name, seconds in row["seconds"].items()}
 
 
 def show(row: dict) -> None:
-    print(
-        f"\n{row['hosts']} hosts, {row['rate']}, {row['parameters'] / 1e6:.2f} M float32, compute {row['compute']:g} s "
-        f"(mean with disturbances {row['mean_compute']:.3f} s)"
-    )
-    heads = {"median": 9, "mean": 9, "95 %": 9, "mean / compute": 16, "throughput / ddp": 18, "cores per rank": 16}
+    disturbed = f"; {row['disturbance']}: mean {row['mean_compute']:.3f} s" if row["disturbance"] else ""
+    print(f"\n{place(row)}, {row['parameters'] / 1e6:.2f} M float32, compute {row['compute']:g} s{disturbed}")
+    heads = {"median ms": 11, "mean ms": 10, "95 % ms": 10, "x compute": 11, "speed / ddp": 13}
+    heads |= {"cores per rank": 16, "others' cores": 15}
     print(f"  {'program':11}" + "".join(f"{head:>{width}}" for head, width in heads.items()))
+    against = ratios(row)
     for name, seconds in row["seconds"].items():
         mean = statistics.fmean(seconds)
-        ddp = row["seconds"].get("ddp")
-        against_ddp = f"{statistics.fmean(ddp) / mean:18.2f}" if ddp else ""
+        ddp = f"{against['ddp'] / against[name]:13.2f}" if "ddp" in against else 13 * " "
         print(
-            f"  {name:11}{1e3 * statistics.median(seconds):9.0f}{1e3 * mean:9.0f}"
-            f"{1e3 * float(np.percentile(seconds, 95)):9.0f}{mean / row['mean_compute']:16.2f}{against_ddp or 18 * ' '}"
-            f"{row['cores'][name]:16.3f}",
+            f"  {name:11}{1e3 * statistics.median(seconds):11.0f}{1e3 * mean:10.0f}"
+            f"{1e3 * float(np.percentile(seconds, 95)):10.0f}{against[name]:11.2f}{ddp}{row['cores'][name]:16.3f}"
+            f"{row['other_cores'][name]:15.2f}",
             flush=True,
         )
 
 
+COLOURS = {
+    "compute": "#bdbdbd",
+    "bare": "#7f7f7f",
+    "tau 1": "#08519c",
+    "tau 2": "#3182bd",
+    "async": "#2ca02c",
+    "sync": "#9ecae1",
+    "within host": "#756bb1",
+    "ddp": "#d62728",
+    "all-reduce": "#8c564b",
+}
+LABELS = {
+    "compute": "compute alone",
+    "bare": "bare Isend/Irecv, overlapped",
+    "tau 1": "push-sum, staleness 1",
+    "tau 2": "push-sum, staleness 2",
+    "async": "push-sum, unbounded",
+    "sync": "push-sum, synchronous",
+    "within host": "push-sum, within_host",
+    "ddp": "DDP, gloo",
+    "all-reduce": "MPI all-reduce",
+}
+
+
 def plot(rows: list[dict], path: Path) -> None:
+    """Draw one panel of bars for each row, all on one scale."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    names = list(rows[0]["seconds"])
-    shades = ["0.75", "#8c564b", "#d62728", "#7f7f7f", "#9ecae1", "#3182bd", "#08519c", "#2ca02c"]
-    colours = dict(zip(PROGRAMS, shades, strict=True))
-    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
-    width = 0.8 / len(names)
-    for index, name in enumerate(names):
-        means = [statistics.fmean(row["seconds"][name]) / row["mean_compute"] for row in rows]
-        places = [group + (index - (len(names) - 1) / 2) * width for group in range(len(rows))]
-        bars = axes.bar(places, means, width * 0.92, label=name, color=colours[name])
-        axes.bar_label(bars, fmt="%.2f", fontsize=6.5, padding=1)
-    axes.set_xticks(range(len(rows)), [f"{row['hosts']} hosts" for row in rows])
-    axes.set_ylabel("mean step time / mean compute time")
-    axes.set_title(
-        f"One step at {rows[0]['rate']} per host, {rows[0]['parameters'] / 1e6:.2f} M float32, "
-        f"{rows[0]['compute']:g} s of compute",
-        fontsize=10,
+    names = [name for name in PROGRAMS if any(name in row["seconds"] for row in rows)]
+    places = range(len(names))[::-1]
+    height = 0.33 * len(names) + 1.5
+    figure, panels = plt.subplots(
+        1, len(rows), figsize=(2.4 + 2.9 * len(rows), height), layout="constrained", sharex=True, sharey=True
     )
-    axes.margins(y=0.12)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(ncols=len(names), loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False, fontsize=8)
+    for axes, row in zip(np.atleast_1d(panels), rows, strict=True):
+        values = ratios(row)
+        bars = axes.barh(places, [values.get(name, 0.0) for name in names], 0.72, color=[COLOURS[n] for n in names])
+        texts = [f"{values[name]:.2f}" if name in values else "not run" for name in names]
+        axes.bar_label(bars, texts, padding=3, fontsize=8.5)
+        axes.axvline(1.0, color="black", linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.set_yticks(places, [LABELS[name] for name in names], fontsize=9)
+        axes.set_title(place(row) + "\n" + (row["disturbance"] or "undisturbed"), fontsize=9.5)
+        axes.tick_params(axis="y", length=0)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.margins(x=0.15)
+    first = rows[0]
+    figure.supxlabel(
+        "mean step time / mean compute time (dashed: no time lost)\n"
+        f"{first['compute']:g} s of compute a step, {first['parameters'] / 1e6:.2f} M float32 parameters",
+        fontsize=9,
+    )
     figure.savefig(path, dpi=160)
 
 
@@ -151,30 +244,22 @@ def work(arguments: argparse.Namespace) -> None:
     from mpi4py import MPI
 
     comm = MPI.COMM_WORLD
-    seconds: dict[str, list[float]] = {name: [] for name in arguments.only}
-    cores: dict[str, list[float]] = {name: [] for name in arguments.only}
+    seconds: dict[str, list[float]] = {}
+    cores: dict[str, list[float]] = {}
+    others: dict[str, list[float]] = {}
     compute: list[float] = []
     for block in range(arguments.blocks):
+        naps = durations(comm.rank, block, arguments)
+        compute += naps[WARM_UP:]
         for name in arguments.only:
-            step, finish = make(name, comm, arguments)
-            naps = durations(comm.rank, block, arguments)
-            for _ in range(WARM_UP):
-                step(naps[0])
-            comm.Barrier()
-            before = os.times()
-            marks = [time.perf_counter()]
-            for nap in naps[1:]:
-                step(nap)
-                marks.append(time.perf_counter())
-            after = os.times()
-            finish()
-            comm.Barrier()
-            mine = np.diff(marks)
+            program = make(name, comm, arguments)
+            if program is None:
+                continue
+            mine, busy, all_busy = run(*program, naps, comm)
             # What counts is when the job is done: the mean over ranks of their step times, step by step.
-            seconds[name] += (comm.allreduce(mine) / comm.size).tolist()
-            busy = after.user + after.system - before.user - before.system
-            cores[name].append(comm.allreduce(busy) / comm.size / float(mine.sum()))
-            compute += naps[1:]
+            seconds.setdefault(name, []).extend((comm.allreduce(mine) / comm.size).tolist())
+            cores.setdefault(name, []).append(comm.allreduce(busy / float(mine.sum())) / comm.size)
+            others.setdefault(name, []).append((all_busy - comm.allreduce(busy)) / float(mine.sum()))
     mean_compute = comm.allreduce(statistics.fmean(compute)) / comm.size
     if comm.rank == 0:
         figures = {
@@ -183,14 +268,41 @@ def work(arguments: argparse.Namespace) -> None:
             "mean_compute": mean_compute,
             "seconds": seconds,
             "cores": {name: statistics.fmean(shares) for name, shares in cores.items()},
+            "other_cores": {name: max(0.0, statistics.fmean(shares)) for name, shares in others.items()},
         }
         arguments.worker.write_text(json.dumps(figures))
 
 
+def run(step: Callable[[float], None], finish: Callable[[], None], naps: list[float], comm):
+    """Take all steps; return the seconds of each after the warm-up, and the processor seconds that this process, and
+    all processes of the machine, spent on these."""
+    for nap in naps[:WARM_UP]:
+        step(nap)
+    wait(comm.Ibarrier())
+    before, all_before = os.times(), machine_seconds()
+    marks = [time.perf_counter()]
+    for nap in naps[WARM_UP:]:
+        step(nap)
+        marks.append(time.perf_counter())
+    after, all_after = os.times(), machine_seconds()
+    finish()
+    wait(comm.Ibarrier())  # a blocking barrier would spin, and take the processor from ranks that still run
+    return np.diff(marks), after.user + after.system - before.user - before.system, all_after - all_before
+
+
+def machine_seconds() -> float:
+    """Return the processor seconds that this machine has spent on anything so far; 0 where it does not say."""
+    try:
+        counts = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    except OSError:
+        return 0.0
+    return (sum(counts) - counts[3] - counts[4]) / os.sysconf("SC_CLK_TCK")  # without idle and waiting for disks
+
+
 def durations(rank: int, block: int, arguments: argparse.Namespace) -> list[float]:
-    """Return the seconds of compute of each step of this rank: the same for every program."""
+    """Return the seconds of compute of each step of this rank, warm-up included: the same for every program."""
     random = np.random.default_rng([rank, block])
-    count = arguments.steps // arguments.blocks + 1
+    count = WARM_UP + arguments.steps // arguments.blocks
     naps = np.full(count, arguments.compute)
     if arguments.jitter:
         naps *= random.lognormal(-(arguments.jitter**2) / 2, arguments.jitter, count)
@@ -203,14 +315,14 @@ def durations(rank: int, block: int, arguments: argparse.Namespace) -> list[floa
     return [float(nap) for nap in naps]
 
 
-def make(name: str, comm, arguments: argparse.Namespace) -> tuple[Callable[[float], None], Callable[[], None]]:
-    """Return what takes one step with so many seconds of compute, and what ends the program."""
+def make(name: str, comm, arguments: argparse.Namespace) -> tuple[Callable[[float], None], Callable[[], None]] | None:
+    """Return what takes one step with so many seconds of compute, and what ends the program; None: it cannot run."""
     count = int(arguments.parameters)
     if name == "all-reduce":
         return all_reduce(comm, count), lambda: None
     if name == "bare":
         return bare(comm, count), lambda: None
-    return torch_step(name, comm, count)
+    return torch_step(name, comm, count, arguments.within_host)
 
 
 def all_reduce(comm, count: int) -> Callable[[float], None]:
@@ -257,7 +369,21 @@ def wait(request) -> None:
         time.sleep(2e-4)
 
 
-def torch_step(name: str, comm, count: int) -> tuple[Callable[[float], None], Callable[[], None]]:
+class Clock:
+    """An accelerator's time: layers follow each other without gaps, while the host prepares the next ones."""
+
+    def begin(self, layer: float) -> None:
+        self.layer, self.due = layer, time.perf_counter()
+
+    def work(self, share: float) -> None:
+        """Sleep until this share of a layer's seconds is done, counted from when the work before it was done."""
+        self.due += share * self.layer
+        time.sleep(max(0.0, self.due - time.perf_counter()))
+
+
+def torch_step(
+    name: str, comm, count: int, within_host: str | None
+) -> tuple[Callable[[float], None], Callable[[], None]] | None:
     import torch
 
     import pushsum_opt as ps
@@ -270,19 +396,19 @@ def torch_step(name: str, comm, count: int) -> tuple[Callable[[float], None], Ca
         @staticmethod
         def forward(ctx, value, weight, clock):
             ctx.clock, ctx.shape = clock, weight.shape
-            time.sleep(clock["layer"] / 3)
+            clock.work(1 / 3)
             return value + 0.0
 
         @staticmethod
         def backward(ctx, gradient):
-            time.sleep(ctx.clock["layer"] * 2 / 3)
+            ctx.clock.work(2 / 3)
             return gradient, torch.full(ctx.shape, 1e-6), None
 
     class Network(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.weights = torch.nn.ParameterList([torch.ones(count // LAYERS) for _ in range(LAYERS)])
-            self.clock = {"layer": 0.0}
+            self.clock = Clock()
 
         def forward(self, value):
             for weight in self.weights:
@@ -301,14 +427,22 @@ def torch_step(name: str, comm, count: int) -> tuple[Callable[[float], None], Ca
         network = torch.nn.parallel.DistributedDataParallel(model)
         optimizer, finish = sgd, lambda: None
     else:
-        staleness = {"sync": 0, "tau 1": 1, "tau 2": 2, "async": "unbounded"}[name]
+        staleness = {"sync": 0, "tau 1": 1, "tau 2": 2, "async": "unbounded", "within host": 1}[name]
         network = model
-        optimizer = ps.PushSumOptimizer(sgd, model, staleness=staleness)
+        within_host = within_host if name == "within host" else None
+        try:
+            optimizer = ps.PushSumOptimizer(sgd, model, staleness=staleness, within_host=within_host)
+        except ps.errors.ConfigurationError as error:
+            if name != "within host":
+                raise
+            if comm.rank == 0:
+                print(f"row left out: {error}", file=sys.stderr)
+            return None
         finish = optimizer.close
     value = torch.ones(1, requires_grad=True)
 
     def step(seconds: float) -> None:
-        clock["layer"] = seconds / LAYERS
+        clock.begin(seconds / LAYERS)
         loss = network(value)
         optimizer.zero_grad()
         loss.backward()

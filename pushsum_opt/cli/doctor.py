@@ -11,14 +11,14 @@ import shutil
 import sys
 from collections.abc import Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from .. import settings, world
+from .. import cuda_aware, settings, world
 from ..errors import ConfigurationError
 from . import findings as judge
+from . import ucx
 from .cores import usable_cores
-from .findings import PROBLEM, Finding
+from .findings import PROBLEM, Finding, Way
 from .launcher import find_launcher
 from .probe import probe
 
@@ -84,7 +84,7 @@ def examine(mpi: dict[str, Any], announced: tuple[str, int] | None) -> list[Find
         *judge.judge_wheels(name for name in _MPI_WHEELS if _version(name) is not None),
         judge.judge_gpus(torch),
         judge.judge_cupy(_cupy(), torch),
-        *judge.judge_device_buffers(mpi, torch, _ucx_with_cuda()),
+        *judge.judge_gpu_memory(mpi, torch, _way(mpi, torch, announced is not None)),
         judge.judge_cores(usable_cores(), torch.get("threads"), max(1, ranks_here)),
         *judge.judge_settings(*_settings()),
     ]
@@ -118,14 +118,18 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _ucx_with_cuda() -> str | None:
-    """Find the folder of the libraries of the installed libucx-cu12 or -cu13."""
-    for name in ("libucx-cu13", "libucx-cu12"):
-        if _version(name) is not None:
-            for file in metadata.files(name) or ():
-                if file.name.startswith("libucp.so"):
-                    return str(Path(str(file.locate())).resolve().parent)
-    return None
+def _way(mpi: dict[str, Any], torch: dict[str, Any], in_job: bool) -> Way | None:
+    """Find out which way GPU memory would take; None without GPUs. A trial takes some seconds, once per host."""
+    if "error" in mpi or not torch.get("gpus"):
+        return None
+    environ = dict(os.environ)
+    folder = ucx.ucx_with_cuda()
+    instead = ucx.why_not(find_launcher(os.environ), (), os.environ, folder)
+    if not in_job and folder is not None and instead is None:
+        environ |= ucx.variables(folder, os.environ, all_of_it=True)  # as `pushsum run` would start it
+    wish = os.environ.get("PUSHSUM_CUDA_AWARE", "auto")
+    verdict = cuda_aware.judge(wish, lambda: cuda_aware.try_out(environ=environ), environ)
+    return Way(verdict, folder, instead)
 
 
 def _settings() -> tuple[str | None, list[str], list[str]]:

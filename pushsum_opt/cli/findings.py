@@ -7,13 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .launcher import MPICH, OPEN_MPI, Launcher
+from ..cuda_aware import Verdict
+from .launcher import OPEN_MPI, Launcher
 
 __all__ = [
     "Finding",
+    "Way",
     "judge_cores",
     "judge_cupy",
-    "judge_device_buffers",
+    "judge_gpu_memory",
     "judge_gpus",
     "judge_hosts",
     "judge_launcher",
@@ -159,31 +161,45 @@ def judge_cupy(cupy: Mapping[str, Any], torch: Mapping[str, Any]) -> Finding:
     fix = f'`pip install "pushsum-opt[cuda{_cuda_major(torch)}]"`'
     if "error" in cupy:
         if torch.get("gpus"):
-            return Finding("cupy", NOTE, f"cannot be imported: {cupy['error']}", fix)
+            seen = f"cannot be imported, so models on a GPU cannot be exchanged: {cupy['error']}"
+            return Finding("cupy", NOTE, seen, fix)
         return Finding("cupy", OK, "not installed, and without a GPU not needed")
     if torch.get("gpus") and not cupy["available"]:
         return Finding("cupy", NOTE, f"{cupy['version']} sees no GPU, though torch does", fix)
     return Finding("cupy", OK, f"{cupy['version']}, {'sees the GPU' if cupy['available'] else 'no GPU'}")
 
 
-def judge_device_buffers(mpi: Mapping[str, Any], torch: Mapping[str, Any], ucx: str | None) -> list[Finding]:
-    """MPI can read and write GPU memory by itself."""
-    if "error" in mpi or not torch.get("gpus"):
+@dataclass(frozen=True)
+class Way:
+    """How GPU memory would get to other ranks."""
+
+    verdict: Verdict
+    ucx: str | None
+    """The folder of an installed UCX with CUDA."""
+
+    without_ucx: str | None
+    """Why `pushsum run` would not use it; None where it would."""
+
+
+def judge_gpu_memory(mpi: Mapping[str, Any], torch: Mapping[str, Any], way: Way | None) -> list[Finding]:
+    """Say which way GPU memory would take, and why."""
+    if way is None:
         return []
-    if mpi["cuda"]:
-        return [Finding("GPU buffers", OK, "the MPI library was built to take them")]
-    slow = "they go through host memory, which works and is slower"
-    if mpi["vendor"] != OPEN_MPI:
-        fix = f"use an {mpi['vendor'] if mpi['vendor'] == MPICH else 'MPI'} built with CUDA, or Open MPI with UCX"
-        return [Finding("GPU buffers", NOTE, f"the MPI library does not take them: {slow}", fix)]
-    if ucx is None:
-        fix = f'`pip install "pushsum-opt[cuda{_cuda_major(torch)}]"` brings UCX with CUDA'
-        return [Finding("GPU buffers", NOTE, f"Open MPI was built without CUDA: {slow}", fix)]
-    fix = (
-        f"start with `LD_LIBRARY_PATH={ucx} mpirun -x LD_LIBRARY_PATH --mca pml ucx --mca osc ucx "
-        "--mca opal_common_ucx_tls any --mca opal_common_ucx_devices any ...`"
-    )
-    return [Finding("GPU buffers", NOTE, "Open MPI takes them through the installed UCX with CUDA, if told to", fix)]
+    verdict = way.verdict
+    if way.without_ucx is None:
+        set_up = f"`pushsum run` uses the UCX with CUDA in {way.ucx}"
+    else:
+        set_up = "the MPI library was built for GPU memory" if mpi["cuda"] else f"no UCX from PyPI: {way.without_ucx}"
+    seen = f"{verdict.why}; {set_up}"
+    if verdict.direct and not verdict.advice:
+        return [Finding("GPU memory", OK, seen)]
+    fixes = [verdict.advice] if verdict.advice else []
+    if not verdict.direct and not mpi["cuda"] and way.ucx is None:
+        if mpi["vendor"] == OPEN_MPI:
+            fixes.insert(0, f'`pip install "pushsum-opt[cuda{_cuda_major(torch)}]"` brings UCX with CUDA')
+        else:
+            fixes.insert(0, f"use an {mpi['vendor']} built with CUDA, or Open MPI with UCX")
+    return [Finding("GPU memory", NOTE, seen, "; ".join(fixes))]
 
 
 def _cuda_major(torch: Mapping[str, Any]) -> str:

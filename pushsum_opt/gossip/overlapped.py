@@ -7,10 +7,11 @@ when does not depend on how fast anything was, so two runs give the same bits.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from ..errors import LayoutError
-from .messages import Incoming, Outgoing, Slabs
+from .messages import Incoming, Outgoing, Restored, Slabs
 from .protocol import Exchange, Gossip, InFlight
 
 __all__ = ["OverlappedGossip"]
@@ -34,7 +35,9 @@ class OverlappedGossip(Gossip):
         self._sent_slabs = Slabs(exchange.memory)
         self._received_slabs = Slabs(exchange.memory)
         self._sending: deque[Outgoing] = deque()
-        self._awaited: deque[tuple[int, list[Incoming]]] = deque()  # (round, messages by sender), oldest first
+        # (round, messages by sender), oldest first
+        self._awaited: deque[tuple[int, Sequence[Incoming | Restored]]] = deque()
+        self._forgotten: list[Incoming | Restored] = []  # still to come, and then to be dropped
 
     # ------------------------------------------------------------------ a round
 
@@ -54,9 +57,11 @@ class OverlappedGossip(Gossip):
             return weight
         if len(self._awaited) < self._tau:
             # Nothing comes back yet. Halving w in each of these rounds would reach 2^-tau; so each gives what it gives
-            # in the steady state, and w falls to its steady value and never below.
+            # in the steady state, and w falls to its steady value and never below. After a drain on an irregular graph
+            # w may be less than a_i: then what it has is spread over these rounds, so that w > 0.
             degree = len(gives)
             budget = exchange.data_weight * degree / (1 + degree + self._tau * degree)
+            budget = min(budget, weight / (1 + self._tau - len(self._awaited)))
             total = sum(share for _, share in gives)
             masses = [(peer, budget * share / total) for peer, share in gives]
         else:
@@ -84,6 +89,7 @@ class OverlappedGossip(Gossip):
         """Return slabs that nothing reads any more; wait for a peer only when it is far behind."""
         while self._sending and self._sending[0].done:
             self._sent_slabs.put_back(self._sending.popleft().slabs)
+        self._drop_forgotten()
         while len(self._sending) > 2 * self._tau + 1:
             oldest = self._sending.popleft()
             self._exchange.waiter.wait(oldest.tickets, round)
@@ -92,9 +98,9 @@ class OverlappedGossip(Gossip):
 
     def _follow_the_plan(self, round: int) -> None:
         memory = self._exchange.memory
-        before = memory.layout, memory.chunks
+        before = memory.layout, memory.exchanged
         memory.refresh()
-        if (memory.layout, memory.chunks) != before and (self._awaited or self._sending):
+        if (memory.layout, memory.exchanged) != before and (self._awaited or self._sending or self._forgotten):
             raise LayoutError(
                 f"rank {self._exchange.transport.rank}, round {round}: the parameters changed their strides while "
                 "messages of the old form are in flight. Call drain() on every rank before module.to(...)"
@@ -105,6 +111,9 @@ class OverlappedGossip(Gossip):
     def drain(self, round: int, push_weight: float, call: str) -> float:
         self._follow_the_plan(round)
         self.meet(round, call)
+        for message in self._forgotten:
+            self._exchange.waiter.wait(message.tickets, message.round)
+        self._drop_forgotten()
         while self._awaited:
             push_weight = self._merge_oldest(push_weight, round)
         while self._sending:
@@ -125,6 +134,48 @@ class OverlappedGossip(Gossip):
             for message in messages:
                 if message.done:
                     yield message.open(), message.slabs
+
+    def state(self) -> list[dict[str, Any]]:
+        memory = self._exchange.memory
+
+        def one(message: Incoming | Restored) -> dict[str, Any]:
+            tensors = memory.message_state(message.slabs)
+            return {"sender": message.peer, "mass": message.open(), "tensors": tensors}
+
+        return [
+            {
+                "round": sent,
+                "messages": [one(message) for message in messages if message.done],
+                "missing": sum(not message.done for message in messages),
+            }
+            for sent, messages in self._awaited
+        ]
+
+    def load_state(self, awaited: Sequence[Mapping[str, Any]], push_weight: float, *, hold: bool) -> float:
+        if not hold:
+            return super().load_state(awaited, push_weight, hold=False)
+        self.forget()
+        for item in awaited:
+            messages = []
+            for saved in item["messages"]:
+                slabs = self._received_slabs.take()
+                one = Restored(
+                    self._exchange, slabs, saved["sender"], item["round"], saved["mass"], saved["tensors"]
+                )
+                messages.append(one)
+            self._awaited.append((item["round"], messages))
+        return push_weight
+
+    def forget(self) -> None:
+        self._forgotten += [message for _, messages in self._awaited for message in messages]
+        self._awaited.clear()
+        self._drop_forgotten()
+
+    def _drop_forgotten(self) -> None:
+        for message in self._forgotten:
+            if message.done:
+                self._received_slabs.put_back(message.slabs)
+        self._forgotten = [message for message in self._forgotten if not message.done]
 
     def extra_bytes(self) -> int:
         return self._sent_slabs.nbytes + self._received_slabs.nbytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +77,46 @@ class Gossip(ABC):
     @abstractmethod
     def in_flight(self) -> Iterable[InFlight]:
         """Return the messages that have come and are not merged."""
+
+    # ------------------------------------------------------------------ saving and loading what is in flight
+
+    def state(self) -> list[dict[str, Any]]:
+        """Return what is awaited, oldest round first, with copies of the messages that have come. Local.
+
+        Each item has ``round``, in which its messages were sent; ``messages``: ``sender``, ``mass`` and ``tensors`` (by
+        name, as they travelled) of each; and ``missing``, how many have not come: none after :meth:`settle`. The list
+        is empty where no message outlives its round.
+        """
+        return []
+
+    def load_state(self, awaited: Sequence[Mapping[str, Any]], push_weight: float, *, hold: bool) -> float:
+        """Continue with what :meth:`state` returned, as if these messages had just come. Local.
+
+        Args:
+            push_weight: w before.
+            hold: merge each when it is due, as the run that was saved would have done; otherwise, now.
+
+        Returns:
+            w afterwards.
+        """
+        self.forget()
+        memory, merger = self._exchange.memory, self._exchange.merger
+        slabs = {}
+        if awaited:
+            slabs = {chunk.index: memory.new_slab(chunk.nbytes, chunk.device) for chunk in memory.exchanged}
+        for item in awaited:
+            for message in item["messages"]:
+                memory.load_message_state(slabs, message["tensors"])
+                for chunk in memory.exchanged:
+                    slab = slabs[chunk.index]
+                    merger.merge(chunk, slab, message["sender"], item["round"], push_weight, message["mass"])
+                push_weight += message["mass"]
+        return push_weight
+
+    def forget(self) -> None:  # noqa: B027  (most modes have nothing to forget)
+        """Drop what is in flight to this rank, with its mass; where it is still to come, once it has. Local."""
+
+    # ------------------------------------------------------------------ meeting, and the end
 
     def meet(self, round: int, call: str) -> None:
         """Wait until every rank makes the same call in the same round. Collective.

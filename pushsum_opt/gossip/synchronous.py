@@ -20,6 +20,9 @@ from .wire import HEADER_BYTES, Header, chunk_tag, header_tag
 
 __all__ = ["SynchronousGossip"]
 
+Place = dict[str, Any]
+"""Room for one chunk that is on its way to this rank: a slab by device."""
+
 WINDOW = 4  # chunks on their way to this rank at a time: each needs a slab
 SEND_AHEAD = 64  # chunks on their way from this rank to each out-peer: most of these need none
 
@@ -36,7 +39,7 @@ class SynchronousGossip(Gossip):
     def __init__(self, exchange: Exchange, signature: Callable[[], bytes]) -> None:
         super().__init__(exchange)
         self._signature = signature
-        self._receive_slabs: list[Any] = []
+        self._receive_slabs: list[Place] = []
         self._send_slabs: dict[int, Any] = {}
 
     def round(self, round: int, push_weight: float) -> float:
@@ -53,7 +56,7 @@ class SynchronousGossip(Gossip):
         outgoing.begin(self._signature())
         weight: float = outgoing.left
         messages = incoming.open()
-        for chunk in memory.chunks:
+        for chunk in memory.exchanged:
             if in_peers:
                 outgoing.finish(chunk)
             running = weight
@@ -78,13 +81,17 @@ class SynchronousGossip(Gossip):
 
     # ------------------------------------------------------------------ slabs, kept from round to round
 
-    def receive_slabs(self, count: int) -> list[Any]:
-        """Return ``count`` slabs to receive into, each as large as the largest chunk."""
+    def receive_slabs(self, count: int) -> list[Place]:
+        """Return ``count`` places to receive into, each with room for the largest chunk of each device."""
         memory = self._exchange.memory
-        if self._receive_slabs and len(self._receive_slabs[0]) < memory.largest:
+        largest = {chunk.device: 0 for chunk in memory.exchanged}
+        for chunk in memory.exchanged:
+            largest[chunk.device] = max(largest[chunk.device], chunk.nbytes)
+        held = {device: len(slab) for device, slab in self._receive_slabs[0].items()} if self._receive_slabs else {}
+        if any(held.get(device, 0) < nbytes for device, nbytes in largest.items()):
             self._receive_slabs = []
         while len(self._receive_slabs) < count:
-            self._receive_slabs.append(memory.new_slab(memory.largest))
+            self._receive_slabs.append({device: memory.new_slab(n, device) for device, n in largest.items()})
         return self._receive_slabs[:count]
 
     def send_slab(self, chunk: Chunk) -> Any:
@@ -95,7 +102,8 @@ class SynchronousGossip(Gossip):
         return slab
 
     def extra_bytes(self) -> int:
-        return sum(len(slab) for slab in (*self._receive_slabs, *self._send_slabs.values()))
+        received = [slab for place in self._receive_slabs for slab in place.values()]
+        return sum(len(slab) for slab in (*received, *self._send_slabs.values()))
 
 
 class _Outgoing:
@@ -128,17 +136,18 @@ class _Outgoing:
 
     def post_next(self) -> None:
         """Post the next chunk to every out-peer, the same bytes to each."""
-        if self._posted == len(self._memory.chunks) or not self._masses:
+        if self._posted == len(self._memory.exchanged) or not self._masses:
             return
-        chunk = self._memory.chunks[self._posted]
+        chunk = self._memory.exchanged[self._posted]
         self._posted += 1
         packed = chunk.packed or self._copies
-        buffer = self._memory.pack(chunk, self._slab(chunk)) if packed else self._memory.in_place(chunk)
-        what = f"it to take chunk {chunk.index} of {len(self._memory.chunks)}"
+        if packed:
+            buffer = self._memory.pack(chunk, self._slab(chunk), self.left, self._given)
+        else:
+            buffer = self._memory.in_place(chunk)
+        what = f"it to take chunk {chunk.index} of {len(self._memory.exchanged)}"
         post, tag = self._exchange.transport.post, chunk_tag(self._round)
         self._tickets[chunk.index] = [post(buffer, peer, tag, what) for peer, _ in self._masses]
-        if chunk.rounded:
-            self._memory.keep_rounding(chunk, self._slab(chunk), self.left, self._given)
 
     def finish(self, chunk: Chunk) -> None:
         """Wait until nothing reads the chunk any more, so that it may be merged into."""
@@ -154,15 +163,15 @@ class _Incoming:
     """The half of a round that merges: (chunk, in-peer) pairs in a fixed order, through a ring of slabs."""
 
     def __init__(
-        self, exchange: Exchange, slabs: Callable[[int], list[Any]], round: int, in_peers: tuple[int, ...]
+        self, exchange: Exchange, slabs: Callable[[int], list[Place]], round: int, in_peers: tuple[int, ...]
     ) -> None:
         self._exchange = exchange
         self._memory = memory = exchange.memory
         self._round = round
         self._in_peers = in_peers
-        self._items = [(chunk, peer) for chunk in memory.chunks for peer in in_peers]
+        self._items = [(chunk, peer) for chunk in memory.exchanged for peer in in_peers]
         # Never more slabs than the parameters take themselves.
-        room = -(-memory.nbytes // memory.largest) if memory.chunks else 0
+        room = -(-memory.nbytes // memory.largest) if memory.exchanged else 0
         self._slabs = slabs(min(WINDOW, room, len(self._items)))
         self.roomy = len(in_peers) <= len(self._slabs)
         """Whether each in-peer's chunk has a slab; if not, waiting for sends before merging could lock up."""
@@ -189,7 +198,7 @@ class _Incoming:
         return messages
 
     def merge(self, chunk: Chunk, peer: int, weight: float, mass: float) -> None:
-        slab = self._slabs[self._merged % len(self._slabs)]
+        slab = self._slabs[self._merged % len(self._slabs)][chunk.device]
         self._exchange.waiter.wait((self._tickets[self._merged],), self._round)
         self._exchange.merger.merge(chunk, slab, peer, self._round, weight, mass)
         self._merged += 1
@@ -200,6 +209,7 @@ class _Incoming:
         if index == len(self._items):
             return
         chunk, peer = self._items[index]
-        buffer = self._memory.wire_buffer(self._slabs[index % len(self._slabs)], chunk.nbytes)
+        slab = self._slabs[index % len(self._slabs)][chunk.device]
+        buffer = self._memory.wire_buffer(slab, chunk.nbytes)
         what = f"chunk {chunk.index} of its message of round {self._round}"
         self._tickets.append(self._exchange.transport.expect(buffer, peer, chunk_tag(self._round), what))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,28 @@ from .plan import Chunk, Piece, TensorSpec, WireFormat
 __all__ = ["Chunk", "Memory", "Piece", "TensorSpec", "WireFormat", "bind"]
 
 
-def bind(tensors: Sequence[Any], names: Sequence[str], wire_dtype: Any, chunk_bytes: int) -> Memory:
+CHUNK_BYTES = 1 << 22
+"""What is merged while it is still in the cache of a processor."""
+
+CHUNK_BYTES_ON_DEVICE = 1 << 25
+"""Each chunk costs some launches of kernels and an answer from the device: larger than on the host."""
+
+
+def bind(
+    tensors: Sequence[Any],
+    names: Sequence[str],
+    wire_dtype: Any,
+    chunk_bytes: int | None,
+    direct: Callable[[], bool] = lambda: False,
+    lane: tuple[int, int] = (0, 1),
+) -> Memory:
     """Return the memory for tensors of one kind: all numpy arrays, or all torch tensors.
 
     Args:
         wire_dtype: None, a name such as "bfloat16", or a torch or numpy dtype.
+        chunk_bytes: the largest piece of a message; None: what suits the memory.
+        direct: asked only where tensors are on a GPU: whether the transport takes device memory.
+        lane: (l, L): exchange part l of L of the tensors.
 
     Raises:
         ConfigurationError: tensors of several kinds, or one that cannot be exchanged.
@@ -28,15 +45,33 @@ def bind(tensors: Sequence[Any], names: Sequence[str], wire_dtype: Any, chunk_by
     if tensors and all(arrays):
         from .array import ArrayMemory
 
-        return ArrayMemory(tensors, names, wire, chunk_bytes)
+        return ArrayMemory(tensors, names, wire, chunk_bytes or CHUNK_BYTES, lane)
     if any(arrays):
         raise ConfigurationError("tensors: expected only torch tensors or only numpy arrays, got some of each")
     for tensor, name in zip(tensors, names, strict=True):
         if not hasattr(tensor, "data_ptr"):
             raise ConfigurationError(f"{name}: expected a torch tensor or a numpy array, got {type(tensor).__name__}")
-    from .host import HostMemory
+    device = _the_device(tensors)
+    if device is None:
+        from .host import HostMemory
 
-    return HostMemory(tensors, names, wire, chunk_bytes)
+        return HostMemory(tensors, names, wire, chunk_bytes or CHUNK_BYTES, lane)
+    from .cuda import CudaDevice
+    from .on_device import DeviceMemory
+
+    chunk_bytes = chunk_bytes or CHUNK_BYTES_ON_DEVICE
+    return DeviceMemory(tensors, names, wire, chunk_bytes, lane, device=CudaDevice(device), direct=direct())
+
+
+def _the_device(tensors: Sequence[Any]) -> str | None:
+    """Return the CUDA device on which tensors are; None where all are elsewhere."""
+    devices = sorted({str(tensor.device) for tensor in tensors if tensor.device.type == "cuda"})
+    if len(devices) > 1:
+        raise ConfigurationError(
+            f"parameters are on {' and '.join(devices)}: one process exchanges the memory of one device. Start one "
+            "rank per GPU (`pushsum run -np N`) and put each rank's model on ps.local_device()"
+        )
+    return devices[0] if devices else None
 
 
 def _dtype_name(dtype: Any) -> str:

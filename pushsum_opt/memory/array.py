@@ -25,13 +25,18 @@ class ArrayMemory(Memory):
     name = "host (numpy)"
 
     def __init__(
-        self, tensors: Sequence[Array], names: Sequence[str], wire_dtype: str | None, chunk_bytes: int
+        self,
+        tensors: Sequence[Array],
+        names: Sequence[str],
+        wire_dtype: str | None,
+        chunk_bytes: int,
+        lane: tuple[int, int] = (0, 1),
     ) -> None:
         if wire_dtype == "bfloat16":
             raise ConfigurationError(
                 "wire_dtype='bfloat16': numpy has no such type. Pass torch tensors, or use 'float16' or 'float32'"
             )
-        super().__init__(tensors, names, wire_dtype, chunk_bytes)
+        super().__init__(tensors, names, wire_dtype, chunk_bytes, lane)
 
     def _describe(self, tensor: Array, name: str) -> TensorSpec:
         dtype = str(tensor.dtype)
@@ -97,6 +102,9 @@ class ArrayMemory(Memory):
 
     def _to_numpy(self, array: Array) -> Values:
         return array
+
+    def _from_bytes(self, data: npt.NDArray[np.uint8]) -> Array:
+        return data
 
     def _from_numpy(self, values: Values, device: str) -> Array:
         return values

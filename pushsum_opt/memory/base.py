@@ -11,7 +11,8 @@ kept with x = w z + r.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -19,12 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigurationError, LayoutError
-from .plan import Chunk, Piece, TensorSpec, WireFormat, layout_hash, plan_chunks
+from .plan import Chunk, Piece, TensorSpec, WireFormat, assign_lanes, layout_hash, plan_chunks
 
 __all__ = ["Memory"]
 
 Array = Any  # a torch tensor or a numpy array: one kind per memory
 Values = npt.NDArray[np.float64]
+
+SMALLEST_LANE_CHUNK = 1 << 16
 
 HALF = ("float16", "bfloat16")
 WIDTH = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
@@ -39,6 +42,7 @@ class Memory(ABC):
         wire_dtype: "bfloat16", "float16", "float32" or "float64": wider values are rounded to it on the wire, narrower
             ones travel as they are. None: everything travels as it is.
         chunk_bytes: see :func:`~pushsum_opt.memory.plan.plan_chunks`.
+        lane: (l, L): this rank exchanges part l of L of the tensors. (0, 1): all of them.
 
     Raises:
         ConfigurationError: a tensor cannot be exchanged (not of a floating type, or its elements overlap in memory).
@@ -47,12 +51,25 @@ class Memory(ABC):
     name: str
     """What kind of memory this is, for the start line."""
 
+    late: bool = False
+    """Whether buffers are handed out before they may be read or written; then each says when it is ready."""
+
     chunks: tuple[Chunk, ...]
+    """All chunks: every element of every tensor is in one of them."""
+
+    owners: tuple[int, ...]
+    """The lane that exchanges each chunk."""
+
     layout: bytes
     """8 bytes that are equal on two ranks if and only if their messages fit each other."""
 
     def __init__(
-        self, tensors: Sequence[Array], names: Sequence[str], wire_dtype: str | None, chunk_bytes: int
+        self,
+        tensors: Sequence[Array],
+        names: Sequence[str],
+        wire_dtype: str | None,
+        chunk_bytes: int,
+        lane: tuple[int, int] = (0, 1),
     ) -> None:
         if wire_dtype is not None and wire_dtype not in WIDTH:
             raise ConfigurationError(f"wire_dtype={wire_dtype!r}: expected None or one of {', '.join(WIDTH)}")
@@ -60,6 +77,7 @@ class Memory(ABC):
         self._names = list(names)
         self._wire_dtype = wire_dtype
         self._chunk_bytes = chunk_bytes
+        self._lane, self._lanes = lane
         self._places: list[object] = []
         self._residual: dict[int, Array] = {}
         self._before: dict[int, Array] = {}
@@ -97,20 +115,22 @@ class Memory(ABC):
                 )
         self._refuse_overlaps(specs)
         # Residuals belong to elements, not to chunks: carry them over to the new plan in tensor order.
-        residuals = self._residuals_by_tensor() if self._residual else {}
+        residuals = self._by_tensor(self._residual, "float32")
         for index, flat in residuals.items():
             residuals[index] = self._reorder(flat, (self._specs or specs)[index], specs[index])
         wires = [self._wire_format(spec) for spec in specs]
         self._specs = specs
-        self.chunks = plan_chunks(specs, wires, self._chunk_bytes)
-        self.layout = layout_hash(specs, wires, self._chunk_bytes)
+        chunk_bytes = self._lane_chunk_bytes(specs)
+        self.chunks = plan_chunks(specs, wires, chunk_bytes)
+        self.owners = assign_lanes(self.chunks, self._lanes)
+        self.layout = layout_hash(specs, wires, chunk_bytes)
         self._views = [[self._piece_view(self._tensors[p.tensor], p) for p in chunk.pieces] for chunk in self.chunks]
         self._wire_views = {
             chunk.index: self._wire_bytes(self._views[chunk.index][0]) for chunk in self.chunks if not chunk.packed
         }
         self._before.clear()
         self._residual.clear()
-        for chunk in self.chunks:
+        for chunk in self.exchanged:
             if chunk.dtype in HALF:
                 flat = self._allocate(chunk.numel, "float32", chunk.device)
                 flat[:] = 0  # not flat * 0: new memory may hold nan
@@ -120,6 +140,13 @@ class Memory(ABC):
                 self._residual[chunk.index] = flat
         self._places = [self._place(tensor) for tensor in self._tensors]
 
+    def _lane_chunk_bytes(self, specs: Sequence[TensorSpec]) -> int:
+        if self._lanes == 1:
+            return self._chunk_bytes
+        # Some chunks for every lane, or the lanes would differ much in their bytes.
+        total = sum(spec.numel * spec.itemsize for spec in specs)
+        return min(self._chunk_bytes, max(SMALLEST_LANE_CHUNK, total // (4 * self._lanes)))
+
     def _reorder(self, flat: Array, old: TensorSpec, new: TensorSpec) -> Array:
         """Return the elements of a flat array in the memory order of a tensor whose strides have changed."""
         if old.memory_order == new.memory_order:
@@ -128,17 +155,41 @@ class Memory(ABC):
         back = [old.memory_order.index(axis) for axis in new.memory_order]
         return self._permute(there, back).reshape(-1)
 
-    def _residuals_by_tensor(self) -> dict[int, Array]:
-        assert self._specs is not None
+    def _by_tensor(self, flats: Mapping[int, Array], dtype: str | None) -> dict[int, Array]:
+        """Put flat arrays of chunks together by tensor: flat copies, in memory order.
+
+        Args:
+            flats: by chunk index; what belongs to other chunks is 0.
+            dtype: what they hold; None: the wire dtype of each chunk.
+        """
+        specs = self._specs or []
         whole: dict[int, Array] = {}
-        for chunk in self.chunks:
-            if chunk.index in self._residual:
-                for view, piece in zip(self._parts(self._residual[chunk.index], chunk), chunk.pieces, strict=True):
+        for chunk in self.chunks if flats else ():
+            if chunk.index in flats:
+                for view, piece in zip(self._parts(flats[chunk.index], chunk), chunk.pieces, strict=True):
                     if piece.tensor not in whole:
-                        numel = self._specs[piece.tensor].numel
-                        whole[piece.tensor] = self._allocate(numel, "float32", chunk.device)
+                        numel = specs[piece.tensor].numel
+                        whole[piece.tensor] = self._allocate(numel, dtype or chunk.wire.dtype, chunk.device)
+                        whole[piece.tensor][:] = 0
                     self._copy([whole[piece.tensor][piece.start : piece.stop]], [view])
         return whole
+
+    def _shaped(self, whole: Mapping[int, Array]) -> dict[str, Array]:
+        """Give flat tensors in memory order their shapes, by name."""
+        specs = self._specs or []
+        return {
+            self._names[index]: self._reorder(flat, specs[index], _contiguous(specs[index])).reshape(specs[index].shape)
+            for index, flat in whole.items()
+        }
+
+    def _flattened(self, shaped: Mapping[str, Array]) -> dict[int, Array]:
+        """Return the opposite of :meth:`_shaped`."""
+        specs = self._specs or []
+        return {
+            index: self._reorder(shaped[name].reshape(-1), _contiguous(specs[index]), specs[index])
+            for index, name in enumerate(self._names)
+            if name in shaped
+        }
 
     def _wire_format(self, spec: TensorSpec) -> WireFormat:
         if self._wire_dtype is None or WIDTH[self._wire_dtype] >= spec.itemsize:
@@ -178,14 +229,21 @@ class Memory(ABC):
     # ------------------------------------------------------------------ slabs and the wire
 
     @property
+    def exchanged(self) -> tuple[Chunk, ...]:
+        """The chunks that this rank exchanges: all of them, unless it is one lane of several."""
+        if self._lanes == 1:
+            return self.chunks
+        return tuple(chunk for chunk in self.chunks if self.owners[chunk.index] == self._lane)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of one whole message, its header left out."""
-        return sum(chunk.nbytes for chunk in self.chunks)
+        return sum(chunk.nbytes for chunk in self.exchanged)
 
     @property
     def largest(self) -> int:
         """Bytes of the largest chunk on the wire."""
-        return max((chunk.nbytes for chunk in self.chunks), default=0)
+        return max((chunk.nbytes for chunk in self.exchanged), default=0)
 
     @property
     def extra_bytes(self) -> int:
@@ -205,11 +263,24 @@ class Memory(ABC):
         """Return the bytes of a chunk that is not packed, where they lie."""
         return self._wire_views[chunk.index]
 
-    def pack(self, chunk: Chunk, slab: Array) -> Any:
-        """Gather a chunk into a slab, cast to its wire dtype, and return the bytes to send."""
+    def pack(self, chunk: Chunk, slab: Array, left: float = 1.0, given: float = 0.0) -> Any:
+        """Gather a chunk into a slab, cast to its wire dtype, and return the bytes to send.
+
+        Args:
+            left: w after giving.
+            given: M, the mass given with it. Above 0, what the cast takes away is kept: see :meth:`keep_rounding`.
+        """
         sent = self._on_wire(chunk, slab)
         self._copy(self._cut(sent, chunk), self._views[chunk.index])
+        if chunk.rounded and given:
+            self.keep_rounding(chunk, slab, left, given)
         return self._wire_bytes(sent)
+
+    def prepare_thread(self) -> None:  # noqa: B027  (only accelerators are chosen by thread)
+        """Called by every thread that talks to the transport, before it first does."""
+
+    def close(self) -> None:  # noqa: B027  (host memory goes with the last reference to it)
+        """Give slabs back. Nothing is in flight any more, and no method is called afterwards."""
 
     # ------------------------------------------------------------------ the mathematics
 
@@ -262,7 +333,7 @@ class Memory(ABC):
 
     def snapshot(self) -> None:
         """Remember z, for :meth:`scale_step`."""
-        for chunk in self.chunks:
+        for chunk in self.exchanged:
             before = self._before.get(chunk.index)
             if before is None:
                 before = self._before[chunk.index] = self._allocate(chunk.numel, chunk.dtype, chunk.device)
@@ -273,7 +344,7 @@ class Memory(ABC):
 
         So x moves by a dz, as in the paper, where the update is applied to the numerator.
         """
-        for chunk in self.chunks:
+        for chunk in self.exchanged:
             before = self._before[chunk.index]
             if chunk.index in self._residual:
                 wide = self._widen(before, "float32")
@@ -309,6 +380,14 @@ class Memory(ABC):
         """Set z of a chunk to float64 values, rounded to its dtype. Residuals stay."""
         self._scatter(chunk, self._from_numpy(values, chunk.device))
 
+    def settle(self, chunk: Chunk, values: Values, weight: float) -> None:
+        """Set z of a chunk to float64 values; what its dtype cannot hold stays in the residual, with x = w z + r."""
+        wide = self._from_numpy(values, chunk.device)
+        if chunk.index in self._residual:
+            self._settle(chunk, weight * self._widen(wide, "float32"), weight)
+        else:
+            self._scatter(chunk, wide)
+
     def raw(self, chunk: Chunk) -> Any:
         """Return the bytes of z of a chunk as a new buffer, in its own dtype."""
         flat = self._allocate(chunk.numel, chunk.dtype, chunk.device)
@@ -323,6 +402,20 @@ class Memory(ABC):
         """Return what :meth:`raw` returned as what a transport takes."""
         return self._wire_bytes(flat)
 
+    def held_bytes(self, chunk: Chunk) -> int:
+        """Return how many bytes a chunk takes in its own dtype."""
+        return chunk.numel * WIDTH[chunk.dtype]
+
+    def host_bytes(self, chunk: Chunk) -> Any:
+        """Return z of a chunk as bytes on the host, in its own dtype: where they lie or as a copy."""
+        if not chunk.packed:
+            return self._wire_views[chunk.index]
+        return self._wire_bytes(self._to_host(self.raw(chunk)))
+
+    def put_host_bytes(self, chunk: Chunk, data: npt.NDArray[np.uint8]) -> None:
+        """Write what :meth:`host_bytes` returned into z of a chunk, bit for bit."""
+        self.put_raw(chunk, self._view_as(self._from_bytes(data), chunk.dtype))
+
     def sample(self, chunk: Chunk, count: int) -> Any:
         """Return up to ``count`` elements from the beginning and the end of every piece of a chunk, as a buffer."""
         ends = []
@@ -334,20 +427,44 @@ class Memory(ABC):
         self._copy(self._split(taken, sizes), ends)
         return self._wire_bytes(taken)
 
-    def residual_state(self) -> dict[str, Array]:
-        """Return copies of the residuals by tensor name: float32, flat, in memory order. Empty without half types."""
-        return {self._names[index]: flat for index, flat in self._residuals_by_tensor().items()}
+    # ------------------------------------------------------------------ by tensor, for files
 
-    def load_residual_state(self, state: dict[str, Array]) -> None:
+    @property
+    def tensors(self) -> dict[str, Array]:
+        """What is exchanged, by name."""
+        return dict(zip(self._names, self._tensors, strict=True))
+
+    def residual_state(self) -> dict[str, Array]:
+        """Return copies of the residuals by tensor name: float32, in its shape. Empty without half types.
+
+        A complex tensor has the shape of its real view, here and below, with a last axis of 2.
+        """
+        return self._shaped(self._by_tensor(self._residual, "float32"))
+
+    def load_residual_state(self, state: Mapping[str, Array]) -> None:
         """Set the residuals; tensors that ``state`` does not name get none."""
+        for flat in self._residual.values():
+            flat[:] = 0
+        self._fill(self._residual, state)
+
+    def message_state(self, slabs: Mapping[int, Array]) -> dict[str, Array]:
+        """Return copies of what a message holds by tensor name: in its wire dtype, in its shape."""
+        return self._shaped(self._by_tensor(self._wire_flats(slabs), None))
+
+    def load_message_state(self, slabs: Mapping[int, Array], state: Mapping[str, Array]) -> None:
+        """Fill slabs with what :meth:`message_state` returned."""
+        self._fill(self._wire_flats(slabs), state)
+
+    def _wire_flats(self, slabs: Mapping[int, Array]) -> dict[int, Array]:
+        return {chunk.index: self._on_wire(chunk, slabs[chunk.index]) for chunk in self.exchanged}
+
+    def _fill(self, flats: Mapping[int, Array], shaped: Mapping[str, Array]) -> None:
+        whole = self._flattened(shaped)
         for chunk in self.chunks:
-            if chunk.index in self._residual:
-                for view, piece in zip(self._parts(self._residual[chunk.index], chunk), chunk.pieces, strict=True):
-                    flat = state.get(self._names[piece.tensor])
-                    if flat is None:
-                        view[:] = 0
-                    else:
-                        self._copy([view], [flat[piece.start : piece.stop]])
+            if chunk.index in flats:
+                for view, piece in zip(self._parts(flats[chunk.index], chunk), chunk.pieces, strict=True):
+                    if piece.tensor in whole:
+                        self._copy([view], [whole[piece.tensor][piece.start : piece.stop]])
 
     # ------------------------------------------------------------------ shared by the methods above
 
@@ -440,6 +557,24 @@ class Memory(ABC):
     def _to_numpy(self, array: Array) -> Values:
         """Return a float64 array as a numpy array on the host that may be written to."""
 
+    def _to_host(self, array: Array) -> Array:
+        """Return a flat array on the host; a copy only where that is needed."""
+        return array
+
+    @abstractmethod
+    def _from_bytes(self, data: npt.NDArray[np.uint8]) -> Array:
+        """Return bytes on the host as an array of this kind, without a copy."""
+
     @abstractmethod
     def _from_numpy(self, values: Values, device: str) -> Array:
         """Return the opposite of :meth:`_to_numpy`."""
+
+
+def _contiguous(spec: TensorSpec) -> TensorSpec:
+    """Return a tensor of the same shape whose elements lie in the order of its axes."""
+    strides = []
+    stride = 1
+    for extent in reversed(spec.shape):
+        strides.append(stride)
+        stride *= extent
+    return replace(spec, strides=tuple(reversed(strides)))

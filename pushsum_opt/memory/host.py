@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -37,13 +39,19 @@ class HostMemory(Memory):
                 f"parameter {name} is of dtype {str(tensor.dtype).removeprefix('torch.')}: only floating and complex "
                 f"types can be averaged ({', '.join(NAMES.values())}, complex64, complex128)"
             )
-        if local.device.type != "cpu":
-            raise ConfigurationError(
-                f"parameter {name} is on {local.device}: this version exchanges host memory. Keep the model on the CPU"
-            )
         if local.layout != torch.strided:
             raise ConfigurationError(f"parameter {name} has layout {local.layout}: expected torch.strided")
-        return TensorSpec(tuple(local.shape), local.stride(), NAMES[local.dtype], local.element_size(), "cpu")
+        where = self._where(local, name)
+        return TensorSpec(tuple(local.shape), local.stride(), NAMES[local.dtype], local.element_size(), where)
+
+    def _where(self, local: Tensor, name: str) -> str:
+        """Return where a tensor is, or raise ConfigurationError if that is no place for this kind of memory."""
+        if local.device.type != "cpu":
+            raise ConfigurationError(
+                f"parameter {name} is on {local.device}, and the ones before it are on the host: put the whole model "
+                "on its device before it is wrapped (CUDA devices can be exchanged, other accelerators cannot)"
+            )
+        return "cpu"
 
     def _place(self, tensor: Tensor) -> object:
         local = _storage_of(tensor)
@@ -99,6 +107,12 @@ class HostMemory(Memory):
     def _to_numpy(self, array: Tensor) -> Values:
         values: Values = array.numpy()
         return values
+
+    def _to_host(self, array: Tensor) -> Tensor:
+        return array.cpu()
+
+    def _from_bytes(self, data: npt.NDArray[np.uint8]) -> Tensor:
+        return torch.from_numpy(data)
 
     def _from_numpy(self, values: Values, device: str) -> Tensor:
         return torch.from_numpy(values).to(device)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-__all__ = ["Chunk", "Piece", "TensorSpec", "WireFormat", "is_dense", "plan_chunks", "layout_hash"]
+__all__ = ["Chunk", "Piece", "TensorSpec", "WireFormat", "assign_lanes", "is_dense", "layout_hash", "plan_chunks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +129,23 @@ def plan_chunks(specs: Sequence[TensorSpec], wires: Sequence[WireFormat], chunk_
         ]:
             chunks.append(Chunk(len(chunks), pieces, sum(p.numel for p in pieces), dtype, wire, device, is_packed))
     return tuple(chunks)
+
+
+def assign_lanes(chunks: Sequence[Chunk], lanes: int) -> tuple[int, ...]:
+    """Return, for every chunk, the lane that carries it: nearly as many bytes for each of ``lanes`` lanes.
+
+    The largest chunk that is left goes to the lane that has least (Graham 1969).
+
+    >>> from types import SimpleNamespace as Sized
+    >>> assign_lanes([Sized(nbytes=n) for n in (5, 4, 3, 3, 3)], 2)
+    (0, 1, 1, 0, 1)
+    """
+    owners = [0] * len(chunks)
+    loads = [0] * lanes
+    for index in sorted(range(len(chunks)), key=lambda index: -chunks[index].nbytes):
+        owners[index] = loads.index(min(loads))
+        loads[owners[index]] += chunks[index].nbytes
+    return tuple(owners)
 
 
 def layout_hash(specs: Sequence[TensorSpec], wires: Sequence[WireFormat], chunk_bytes: int) -> bytes:

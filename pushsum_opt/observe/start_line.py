@@ -13,7 +13,7 @@ from ..memory import Memory
 from ..transport import Transport
 from ..transport.waiting import Waiter
 
-__all__ = ["Host", "compose", "hosts"]
+__all__ = ["Host", "compose", "crowded_links", "hosts"]
 
 
 class Exchange(Protocol):
@@ -43,16 +43,21 @@ class Host:
     """The cores on which at least one rank may run: a launcher that binds ranks gives each a part of them."""
 
 
-def hosts(transport: Transport, waiter: Waiter, threads: int) -> list[Host]:
-    """Collective. Return the hosts of the job, rank 0's first; ``threads`` is this rank's number of threads."""
+def hosts(transport: Transport, waiter: Waiter, threads: int, lanes: int = 1) -> list[Host]:
+    """Collective. Return the hosts of the job, rank 0's first.
+
+    Args:
+        threads: this rank's number of threads.
+        lanes: ranks of a host that each rank of the transport stands for.
+    """
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     mine = json.dumps([socket.gethostname(), threads, sorted(cores)]).encode()
     found: dict[str, Host] = {}
     for row in gather_objects(transport, waiter, mine, "counting hosts"):
         name, its_threads, its_cores = json.loads(row)
         host = found.setdefault(name, Host())
-        host.ranks += 1
-        host.threads += its_threads
+        host.ranks += lanes
+        host.threads += its_threads * lanes
         host.cores.update(its_cores)
     return list(found.values())
 
@@ -66,7 +71,7 @@ def compose(exchange: Exchange, hosts: list[Host], *, has_model: bool) -> str:
     """
     mode = {0: "synchronous", "unbounded": "asynchronous"}.get(exchange.staleness, f"staleness {exchange.staleness}")
     parts = [
-        f"{_count(exchange.size, 'rank')} on {_count(len(hosts), 'host')}",
+        f"{_count(sum(host.ranks for host in hosts), 'rank')} on {_count(len(hosts), 'host')}",
         f"graph {exchange.graph!r}",
         mode,
         f"{exchange.memory.name} memory over {exchange.transport.name}",
@@ -78,6 +83,20 @@ def compose(exchange: Exchange, hosts: list[Host], *, has_model: bool) -> str:
     if not has_model:
         parts.append("no model given: buffers and frozen parameters stay as they are on each rank")
     return "; ".join(parts)
+
+
+def crowded_links(exchange: Exchange, hosts: list[Host]) -> str | None:
+    """Return what to warn about where the ranks of a host each send their whole model through its network card."""
+    most = max(host.ranks for host in hosts)
+    if most == 1 or len(hosts) == 1 or exchange.transport.name != "mpi":
+        return None
+    reduced = 2 * (len(hosts) - 1) / len(hosts) * exchange.memory.nbytes
+    return (
+        f"up to {most} ranks share a host and each sends its own model: up to "
+        f"{_bytes(most * exchange.bytes_per_round())} per network card and step, where a hierarchical all-reduce sends {_bytes(reduced)}. With "
+        "within_host='gradients' (or 'ddp') a host is one participant and sends "
+        f"{_bytes(exchange.bytes_per_round())}"
+    )
 
 
 def _crowd(host: Host) -> str:

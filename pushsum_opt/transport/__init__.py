@@ -6,27 +6,37 @@ import sys
 from typing import Any
 
 from ..errors import ConfigurationError
+from ..memory import Memory
 from .background import Background
 from .base import ANY, Notice, Ticket, Transport
+from .deferred import Deferred
+from .groups import host_label, split
 from .loopback import LoopbackComm, LoopbackTransport
 
-__all__ = ["ANY", "LoopbackComm", "Notice", "Ticket", "Transport", "check", "connect"]
+__all__ = ["ANY", "LoopbackComm", "Notice", "Ticket", "Transport", "check", "connect", "host_label", "split"]
 
 
-def connect(comm: Any, *, background: bool = False) -> Transport:
+def connect(comm: Any, *, background: bool = False, memory: Memory | None = None) -> Transport:
     """Open a private transport over a communicator. Collective over its ranks.
 
     Args:
         comm: an mpi4py communicator, or what :func:`pushsum_opt.testing.run` hands to each rank.
         background: let a thread move messages while the caller computes, where the MPI library allows threads;
             elsewhere they move whenever the caller polls.
+        memory: whose buffers will be sent; None where they are all on the host.
 
     Raises:
         ConfigurationError: ``comm`` is neither.
     """
     check(comm)
+    if memory is not None:
+        memory.prepare_thread()
     transport = _open(comm)
-    return Background(transport) if background and transport.threaded and transport.size > 1 else transport
+    if memory is not None and memory.late:
+        transport = Deferred(transport)
+    if not (background and transport.threaded and transport.size > 1):
+        return transport
+    return Background(transport) if memory is None else Background(transport, memory.prepare_thread)
 
 
 def _open(comm: Any) -> Transport:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .base import Notice, Ticket, Transport
@@ -21,10 +21,14 @@ class Background(Transport):
     Only one thread at a time talks to the transport below, and the lock that sees to it is never held while waiting: so
     thread level SERIALIZED is enough. What goes wrong in the thread is raised by the caller's next call, with its
     original traceback.
+
+    Args:
+        prepare: called by the thread before it first talks to the transport: it chooses the thread's accelerator.
     """
 
-    def __init__(self, inner: Transport) -> None:
+    def __init__(self, inner: Transport, prepare: Callable[[], None] = lambda: None) -> None:
         self._inner = inner
+        self._prepare = prepare
         self.rank = inner.rank
         self.size = inner.size
         self.name = inner.name
@@ -121,6 +125,7 @@ class Background(Transport):
 
     def _work(self) -> None:
         try:
+            self._prepare()
             while not self._stopping:
                 with self._changed:
                     moved = self._inner.poll(0.0)

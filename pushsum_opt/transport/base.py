@@ -104,7 +104,10 @@ class Transport(ABC):
 
     @abstractmethod
     def sum(self, values: Any, what: str) -> Ticket:
-        """Begin to replace ``values`` (numpy, float64) by its sum over ranks, equal bits everywhere. Collective."""
+        """Begin to replace ``values`` (numpy, float64 or float32) by its sum over ranks, equal bits everywhere.
+
+        Collective.
+        """
 
     @abstractmethod
     def gather(self, mine: bytes, what: str) -> tuple[Ticket, Any]:

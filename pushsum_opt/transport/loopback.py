@@ -38,12 +38,22 @@ class LoopbackWorld:
         seed: None for messages that arrive at once; otherwise each is late by up to ``spread`` seconds at random.
         spread: seconds.
         delays: seconds by which each message is late, prescribed; instead of ``seed``.
+        local_size: how many consecutive ranks count as sharing a host; None: all of them.
     """
 
     def __init__(
-        self, size: int, *, seed: int | None = None, spread: float = 2e-3, delays: Delays | None = None
+        self,
+        size: int,
+        *,
+        seed: int | None = None,
+        spread: float = 2e-3,
+        delays: Delays | None = None,
+        local_size: int | None = None,
     ) -> None:
         self.size = size
+        self.local_size = local_size or size
+        self._seed = seed
+        self._parts: dict[tuple[int, int], LoopbackWorld] = {}
         self.lock = threading.Lock()
         self.awake = [threading.Condition(self.lock) for _ in range(size)]
         self.failure: tuple[int, str] | None = None
@@ -64,6 +74,20 @@ class LoopbackWorld:
     def comm(self, rank: int) -> LoopbackComm:
         return LoopbackComm(self, rank)
 
+    def part(self, key: tuple[int, int], members: list[int]) -> LoopbackWorld:
+        """Return a world of some of the ranks, the same for the same key, with this one's delays."""
+        with self.lock:
+            if key not in self._parts:
+                delays, seed = self._delays, self._seed
+                self._parts[key] = LoopbackWorld(
+                    len(members),
+                    seed=None if seed is None else hash((seed, key)),
+                    spread=self._spread,
+                    delays=None if delays is None else lambda s, r, count: delays(members[s], members[r], count),
+                )
+                self._parts[key].failure = self.failure and (-1, self.failure[1])
+            return self._parts[key]
+
     def fail(self, rank: int, reason: str) -> None:
         """Make every rank that waits, now or later, stop with this reason."""
         with self.lock:
@@ -71,10 +95,14 @@ class LoopbackWorld:
                 self.failure = (rank, reason)
             for awake in self.awake:
                 awake.notify_all()
+            parts = list(self._parts.values())
+        for part in parts:
+            part.fail(-1, reason if rank < 0 else f"rank {rank} of {self.size} failed: {reason}")
 
     def check(self, rank: int) -> None:
         if self.failure is not None and self.failure[0] != rank:
-            raise PeerFailed(f"rank {rank}: rank {self.failure[0]} stopped: {self.failure[1]}")
+            who = f"rank {self.failure[0]} stopped" if self.failure[0] >= 0 else "another rank stopped"
+            raise PeerFailed(f"rank {rank}: {who}: {self.failure[1]}")
 
     # All methods below are called with the lock held.
 
@@ -159,7 +187,7 @@ class LoopbackComm:
         self.world = world
         self.rank = rank
         self.size = world.size
-        self._contexts = 0
+        self.contexts = 0
 
     def Get_rank(self) -> int:
         return self.rank
@@ -169,8 +197,8 @@ class LoopbackComm:
 
     def next_context(self) -> int:
         """Number the private duplicates; every rank makes them in the same order, as with MPI."""
-        self._contexts += 1
-        return self._contexts
+        self.contexts += 1
+        return self.contexts
 
     def __repr__(self) -> str:
         return f"LoopbackComm(rank={self.rank}, size={self.size})"
@@ -184,7 +212,7 @@ class LoopbackTransport(Transport):
 
     def __init__(self, comm: LoopbackComm) -> None:
         self._world = comm.world
-        self._context = comm.next_context()
+        self.context = comm.next_context()
         self._active: list[Ticket] = []
         self._closed = False
         self.rank = comm.rank
@@ -198,14 +226,14 @@ class LoopbackTransport(Transport):
         ticket = Ticket(what, peer, buffer, sends=True)
         transfer = _Transfer(ticket, _bytes(buffer), self.rank, matched)
         with self._open().lock:
-            self._world.post((self._context, self.rank, peer, tag), transfer)
+            self._world.post((self.context, self.rank, peer, tag), transfer)
         self._active.append(ticket)
         return ticket
 
     def expect(self, buffer: Any, peer: int, tag: int, what: str) -> Ticket:
         ticket = Ticket(what, peer, buffer)
         with self._open().lock:
-            self._world.expect((self._context, peer, self.rank, tag), _Transfer(ticket, _bytes(buffer), self.rank))
+            self._world.expect((self.context, peer, self.rank, tag), _Transfer(ticket, _bytes(buffer), self.rank))
         self._active.append(ticket)
         return ticket
 
@@ -231,7 +259,7 @@ class LoopbackTransport(Transport):
         self.collectives += 1
         ticket = Ticket(what, None, value, collective=self.collectives)
         with self._open().lock:
-            self._world.join((self._context, self.collectives), self.rank, kind, value, ticket)
+            self._world.join((self.context, self.collectives), self.rank, kind, value, ticket)
         self._active.append(ticket)
         return ticket
 
@@ -247,7 +275,7 @@ class LoopbackTransport(Transport):
                 world.check(self.rank)
                 wait_until = deadline if next_due is None else min(deadline, next_due)
                 left = wait_until - time.monotonic()
-                if world.mailbox(self._context, self.rank) or (left <= 0 and wait_until == deadline):
+                if world.mailbox(self.context, self.rank) or (left <= 0 and wait_until == deadline):
                     return False
                 world.awake[self.rank].wait(max(left, 0.0))
 
@@ -255,12 +283,12 @@ class LoopbackTransport(Transport):
         with self._world.lock:
             for peer in peers:
                 if peer != self.rank:
-                    self._world.mailbox(self._context, peer).append(notice)
+                    self._world.mailbox(self.context, peer).append(notice)
                     self._world.awake[peer].notify_all()
 
     def notices(self) -> list[Notice]:
         with self._world.lock:
-            mailbox = self._world.mailbox(self._context, self.rank)
+            mailbox = self._world.mailbox(self.context, self.rank)
             notices = list(mailbox)
             mailbox.clear()
         return notices

@@ -12,6 +12,8 @@ import numpy as np
 from mpi4py import MPI
 
 from ..errors import ClosedError, ConfigurationError, MismatchError
+from ..memory.late import DeviceBytes
+from . import fork
 from .base import ANY, Notice, Ticket, Transport
 
 __all__ = ["MpiTransport"]
@@ -54,6 +56,7 @@ class MpiTransport(Transport):
         self._closed = False
         self.threaded = MPI.Query_thread() >= MPI.THREAD_SERIALIZED
         _alive.add(self)
+        fork.watch(self.rank, self.size)
         if self.size > 1:
             self._listen()
 
@@ -61,10 +64,10 @@ class MpiTransport(Transport):
 
     def post(self, buffer: Any, peer: int, tag: int, what: str, matched: bool = False) -> Ticket:
         send = self._open().Issend if matched else self._open().Isend
-        return self._track(Ticket(what, peer, buffer, sends=True, request=send([buffer, MPI.BYTE], peer, tag)))
+        return self._track(Ticket(what, peer, buffer, sends=True, request=send([_bytes(buffer), MPI.BYTE], peer, tag)))
 
     def expect(self, buffer: Any, peer: int, tag: int, what: str) -> Ticket:
-        request = self._open().Irecv([buffer, MPI.BYTE], MPI.ANY_SOURCE if peer == ANY else peer, tag)
+        request = self._open().Irecv([_bytes(buffer), MPI.BYTE], MPI.ANY_SOURCE if peer == ANY else peer, tag)
         return self._track(Ticket(what, peer, buffer, request=request))
 
     def cancel(self, ticket: Ticket) -> None:
@@ -84,7 +87,8 @@ class MpiTransport(Transport):
         return self._collective(self._open().Ibcast([buffer, MPI.BYTE], root), buffer, what)
 
     def sum(self, values: Any, what: str) -> Ticket:
-        request = self._open().Iallreduce(MPI.IN_PLACE, [values, MPI.DOUBLE], MPI.SUM)
+        kind = MPI.FLOAT if values.dtype == np.float32 else MPI.DOUBLE
+        request = self._open().Iallreduce(MPI.IN_PLACE, [values, kind], MPI.SUM)
         return self._collective(request, values, what)
 
     def gather(self, mine: bytes, what: str) -> tuple[Ticket, Any]:
@@ -204,3 +208,8 @@ class MpiTransport(Transport):
         if self._closed:
             raise ClosedError(f"rank {self.rank}: the MPI transport is already closed")
         return self._comm
+
+
+def _bytes(buffer: Any) -> Any:
+    """Return what mpi4py takes: memory of a device by its address, which only the MPI library will follow."""
+    return MPI.buffer.fromaddress(buffer.address, buffer.nbytes) if isinstance(buffer, DeviceBytes) else buffer

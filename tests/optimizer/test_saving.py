@@ -9,7 +9,7 @@ import logging
 
 import pytest
 import torch
-from optimizer.common import FIRST_ORDER, KINDS, alone, bits, closure_of, flat, network, star, train, values
+from optimizer.common import FIRST_ORDER, KINDS, alone, bits, closure_of, flat, network, ring, star, train, values
 from torch.distributed.checkpoint import state_dict as dcp
 
 import pushsum_opt as ps
@@ -125,8 +125,8 @@ def test_a_saved_state_continues_the_plain_optimizer(kind):
 
 @every_kind
 @pytest.mark.parametrize("make", [network, lambda: halves(network())], ids=["float32", "bfloat16"])
-def test_a_run_that_every_rank_saved_continues_with_the_same_bits(kind, make):
-    """A synchronous run stopped after 4 of 8 steps and resumed in a new wrapper."""
+def test_a_run_on_a_regular_graph_that_every_rank_saved_continues_with_the_same_bits(kind, make):
+    """A synchronous run stopped after 4 of 8 steps and resumed in a new wrapper; w is a_i between its rounds."""
     def step(wrapped, model, k, rank):
         def closure():
             wrapped.zero_grad()
@@ -140,10 +140,7 @@ def test_a_run_that_every_rank_saved_continues_with_the_same_bits(kind, make):
 
     def wrap(comm):
         model = make()
-        weight = 1.0 + comm.rank
-        return model, ps.PushSumOptimizer(
-            KINDS[kind](model.parameters()), model, graph=star, data_weight=weight, comm=comm
-        )
+        return model, ps.PushSumOptimizer(KINDS[kind](model.parameters()), model, graph=ring, comm=comm)
 
     def rank(comm, stops):
         model, wrapped = wrap(comm)
@@ -203,13 +200,38 @@ def test_without_this_ranks_mass_it_restarts_at_its_data_weight_with_one_warning
     with caplog.at_level(logging.WARNING, "pushsum_opt"):
         results = ps.testing.run(3, rank)
     warned = [r.getMessage() for r in caplog.records if "starts with push weight" in r.getMessage()]
-    keeps = [0] if foreign == "rank 0's" else []
-    assert len(warned) == 3 - len(keeps)
+    assert len(warned) == 3
     for r, (before, loaded, rounds) in enumerate(results):
-        assert loaded == pytest.approx(before if r in keeps else 3 * data_weights[r] / 8, rel=1e-14)
+        assert loaded == pytest.approx(3 * data_weights[r] / 8, rel=1e-14)
         assert before != pytest.approx(3 * data_weights[r] / 8), "the test can tell them apart"
         assert rounds == 4
-        assert any(f"rank {r}:" in text for text in warned) == (r not in keeps)
+        assert any(f"rank {r}:" in text for text in warned)
+    assert sum(loaded for _, loaded, _ in results) == pytest.approx(3, rel=1e-14)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["its own file", "rank 0's file"])
+@pytest.mark.parametrize(("graph", "staleness"), [(star, 0), (ring, 0), (ring, 1), (star, 3), (ring, "unbounded")])
+def test_mass_sums_to_n_whichever_file_each_rank_loads(graph, staleness, own):
+    """In the middle of a run, too: what is in flight then belongs to what is given up."""
+
+    def rank(comm):
+        model = network()
+        options = {"graph": graph, "staleness": staleness, "data_weight": 1.0 + comm.rank, "comm": comm}
+        with ps.PushSumOptimizer(KINDS["SGD"](model.parameters()), model, **options) as wrapped:
+            train(wrapped, model, 4, comm.rank)
+            if staleness == "unbounded":
+                wrapped.drain()  # asynchronous messages come when they come
+            state = saved(wrapped.state_dict()) if own else ps.broadcast_object(wrapped.state_dict(), comm=comm)
+            train(wrapped, model, 0 if staleness == "unbounded" else 2, comm.rank, start=4)
+            wrapped.load_state_dict(state)
+            loaded, rounds = wrapped.push_weight, wrapped.round
+            train(wrapped, model, 5, comm.rank, start=4)
+        return loaded, rounds, wrapped.push_weight
+
+    results = ps.testing.run(4, rank, timeout=30, seed=1)
+    assert sum(loaded for loaded, *_ in results) == pytest.approx(4, rel=1e-13)
+    assert sum(end for *_, end in results) == pytest.approx(4, rel=1e-13)
+    assert {rounds for _, rounds, _ in results} == {4}
 
 
 def test_a_plain_optimizers_state_loads_with_one_warning(caplog):
@@ -273,7 +295,7 @@ def test_closures_after_loading_use_the_loaded_groups(kind):
 
 @pytest.mark.parametrize("staleness", [1, 2])
 def test_a_run_with_messages_in_flight_that_every_rank_saved_goes_on_with_all_of_its_mass(staleness):
-    """Whether the messages in flight are saved with it or their mass is made up for: w > 0, and it sums to n."""
+    """One rank alone cannot put messages in flight back: each starts at w = a_i, and says so."""
 
     def rank(comm):
         model = network()

@@ -1,0 +1,67 @@
+"""What the optimizer asks of an algorithm that is built on rounds."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ConfigurationError
+from ..push_sum import PushSum
+
+__all__ = ["Algorithm", "count", "refuse_asynchronous"]
+
+
+class Algorithm(ABC):
+    """Decides what a round is: gossip, or something else that all ranks do in its place.
+
+    An algorithm belongs to one optimizer: make a new one for each.
+    """
+
+    bound = False
+    """Whether it belongs to an optimizer already."""
+
+    def bind(self, push_sum: PushSum, param_groups: list[dict[str, Any]]) -> None:  # noqa: B027
+        """Get to know what it works on; called once, at construction of the optimizer.
+
+        Args:
+            push_sum: what mixes the parameters.
+            param_groups: the wrapped optimizer's groups, with their learning rates.
+
+        Raises:
+            ConfigurationError: it cannot be combined with what the optimizer was given.
+        """
+
+    @abstractmethod
+    def round(self, push_sum: PushSum, param_groups: list[dict[str, Any]]) -> None:
+        """Do round ``push_sum.round``: call ``push_sum.mix()`` or ``push_sum.average()`` once.
+
+        Which of the two must depend on the number of the round alone, for all ranks do the same.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what must be saved beside parameters, optimizer state and the number of the round. Local."""
+        return {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # noqa: B027
+        """Continue from what :meth:`state_dict` returned. Local."""
+
+    @abstractmethod
+    def __repr__(self) -> str:
+        """Name it with its settings; all ranks compare them."""
+
+
+def count(name: str, value: Any, least: int) -> int:
+    """Return an argument that counts rounds, or raise ConfigurationError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigurationError(f"{name}={value!r}: expected a number of rounds, an int of at least {least}")
+    return value
+
+
+def refuse_asynchronous(algorithm: Algorithm, push_sum: PushSum) -> None:
+    """Raise ConfigurationError where ranks may take different numbers of rounds and so would not meet."""
+    if push_sum.staleness == "unbounded":
+        raise ConfigurationError(
+            f"rank {push_sum.rank}: {algorithm!r} with staleness='unbounded': asynchronous ranks take different "
+            "numbers of rounds, so they would not meet for the exact average. Use staleness=0, 1, 2, ... with it"
+        )

@@ -1,0 +1,102 @@
+"""Slow momentum over an exact average now and then (SlowMo)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigurationError
+from ..push_sum import PushSum
+from .base import Algorithm, count, refuse_asynchronous
+
+__all__ = ["SlowMomentum"]
+
+
+class SlowMomentum(Algorithm):
+    """Every H rounds: average exactly, then take one step of heavy-ball momentum on what H rounds have moved.
+
+    SlowMo (Wang, Tantia, Ballas and Rabbat 2020, Algorithm 1). With y the parameters after the last slow step, x the
+    exact average now and gamma the learning rate:
+
+        u <- beta u + (y - x) / gamma;   y <- y - alpha gamma u;   all ranks go on from y.
+
+    u and y are the same on every rank. While gamma is 0 the slow step is left out.
+
+    Args:
+        every: H, rounds between slow steps; the paper's tau, 12 to 48 there.
+        momentum: beta, 0 <= beta < 1; 0.4 to 0.7 in the paper.
+        lr: alpha, the slow learning rate, > 0; 1 with ``momentum=0`` is the plain periodic average.
+
+    Memory: two copies of the parameters. The wrapped optimizer's own momentum is kept across slow steps.
+
+    Raises:
+        ConfigurationError: an argument is out of range, or the optimizer's groups have no learning rate "lr".
+
+    >>> SlowMomentum(every=48, momentum=0.6)
+    SlowMomentum(every=48, momentum=0.6, lr=1.0)
+    """
+
+    def __init__(self, every: int, momentum: float = 0.5, lr: float = 1.0) -> None:
+        self.every = count("every", every, 1)
+        if not 0.0 <= momentum < 1.0:
+            raise ConfigurationError(f"momentum={momentum!r}: expected a number from 0 on, below 1")
+        if not 0.0 < lr < float("inf"):
+            raise ConfigurationError(f"lr={lr!r}: expected a finite number above 0")
+        self.momentum = float(momentum)
+        self.lr = float(lr)
+        self._before: list[Tensor] = []  # y, in the order of the groups
+        self._slow: list[Tensor] = []  # u
+
+    def bind(self, push_sum: PushSum, param_groups: list[dict[str, Any]]) -> None:
+        refuse_asynchronous(self, push_sum)
+        if any("lr" not in group for group in param_groups):
+            raise ConfigurationError(f"{self!r}: a parameter group has no 'lr', which the slow step divides by")
+        self._before = [tensor.clone() for tensor, _ in _parameters(param_groups)]
+        self._slow = [torch.zeros_like(tensor) for tensor in self._before]
+
+    def round(self, push_sum: PushSum, param_groups: list[dict[str, Any]]) -> None:
+        if (push_sum.round + 1) % self.every:
+            push_sum.mix()
+            return
+        push_sum.average()
+        self._slow_step(param_groups)
+
+    @torch.no_grad()
+    def _slow_step(self, param_groups: list[dict[str, Any]]) -> None:
+        for index, (x, gamma) in enumerate(_parameters(param_groups)):
+            if index == len(self._before):  # a group was added, or another file loaded: it starts here
+                self._before.append(x.clone())
+                self._slow.append(torch.zeros_like(x))
+            y, u = self._before[index], self._slow[index]
+            if gamma:
+                u.mul_(self.momentum).add_(y - x, alpha=1.0 / gamma)
+                y.add_(u, alpha=-self.lr * gamma)
+                x.copy_(y)
+            else:
+                y.copy_(x)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"before": self._before, "slow": self._slow}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        if not state_dict:  # a file of another optimizer: begin at the next slow step
+            self._before, self._slow = [], []
+            return
+        self._before = [tensor.clone() for tensor in state_dict["before"]]
+        self._slow = [tensor.clone() for tensor in state_dict["slow"]]
+
+    def __repr__(self) -> str:
+        return f"SlowMomentum(every={self.every}, momentum={self.momentum}, lr={self.lr})"
+
+
+def _parameters(param_groups: list[dict[str, Any]]) -> list[tuple[Tensor, float]]:
+    """Return this rank's part of every parameter, once, with the learning rate of its group."""
+    found: dict[int, tuple[Tensor, float]] = {}
+    for group in param_groups:
+        for parameter in group["params"]:
+            local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+            found[id(parameter)] = (local.detach(), float(group["lr"]))
+    return list(found.values())

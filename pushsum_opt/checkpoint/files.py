@@ -1,0 +1,116 @@
+"""Files that are whole or not there, and that say when they are not what they should be."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+
+from ..errors import CheckpointError
+
+__all__ = ["TEMPORARY", "digest", "load_tensors", "save_tensors", "sync_directory", "write_whole"]
+
+TEMPORARY = ".partial"
+"""What the name of a file ends in while it is being written."""
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file under a temporary name, bring it to the disk, and give it its name: it is whole or not there."""
+    partial = path.with_name(path.name + TEMPORARY)
+    with open(partial, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Bring the names in a directory to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class _Hashing(io.RawIOBase):
+    """Passes on what is written, and keeps its hash and length."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.hash = hashlib.sha256()
+        self.bytes = 0
+        self.error: BaseException | None = None
+
+    def write(self, data: Any) -> int:
+        if self.error is not None:
+            return 0
+        try:
+            written = self._file.write(data)
+        except BaseException as error:
+            self.error = error  # torch turns it into another one, or into none at all at the end of the file
+            raise
+        self.hash.update(data)
+        self.bytes += memoryview(data).nbytes
+        return written
+
+
+def save_tensors(path: Path, value: Any) -> dict[str, Any]:
+    """Write nested containers of tensors and plain values; return the file's ``bytes`` and ``sha256``.
+
+    Raises:
+        CheckpointError: torch could not read it back without running code from the file.
+    """
+    counted: list[_Hashing] = []
+
+    def write(file: IO[bytes]) -> None:
+        counted.append(_Hashing(file))
+        try:
+            torch.save(value, cast(IO[bytes], counted[0]))
+        finally:
+            if counted[0].error is not None:
+                raise counted[0].error
+        file.flush()
+        try:
+            torch.load(file.name, map_location="cpu", mmap=True, weights_only=True)
+        except Exception as error:
+            raise CheckpointError(
+                f"{path}: what is saved holds something that torch.load(weights_only=True) does not take: "
+                f"{_first_line(error)}. Save only tensors, numbers, strings, lists, tuples, sets and dicts: look at "
+                "extra=, and at the state_dict() of what is passed beside the optimizer"
+            ) from error
+
+    write_whole(path, write)
+    return {"bytes": counted[0].bytes, "sha256": counted[0].hash.hexdigest()}
+
+
+def load_tensors(path: Path) -> Any:
+    """Read what :func:`save_tensors` wrote, onto the CPU, without running code from the file.
+
+    Raises:
+        CheckpointError: it is not such a file.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path}: torch cannot read it: {_first_line(error)}") from error
+
+
+def digest(path: Path) -> str:
+    """Return the sha256 of a file, as sha256sum(1) does."""
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while data := file.read(1 << 22):
+            found.update(data)
+    return found.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"

@@ -1,0 +1,167 @@
+"""One rank's part of a checkpoint: gathered from the objects of a run, and put back into them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..push_sum import PushSum
+from . import randomness
+from .directory import FORMAT
+from .together import job_rank, job_size
+
+__all__ = ["Companions", "capture", "check_fits", "place", "restore"]
+
+KEY = "push_sum"
+
+
+class Companions:
+    """What is saved beside the optimizer: anything with state_dict() and load_state_dict(), by name."""
+
+    def __init__(self, scaler: Any, scheduler: Any, also: Mapping[str, Any] | None) -> None:
+        several = scheduler if isinstance(scheduler, Sequence) else () if scheduler is None else (scheduler,)
+        self._held = {
+            **({"scaler": scaler} if scaler is not None else {}),
+            **{f"scheduler {index}": one for index, one in enumerate(several)},
+            **{f"also[{name!r}]": one for name, one in (also or {}).items()},
+        }
+
+    def state(self) -> dict[str, Any]:
+        return {name: one.state_dict() for name, one in self._held.items()}
+
+    def check_fits(self, saved: Mapping[str, Any]) -> None:
+        """Raise CheckpointError unless exactly these were saved."""
+        if set(saved) != set(self._held):
+            raise CheckpointError(
+                f"expected what was saved beside the optimizer ({_listed(saved)}), got {_listed(self._held)}. Pass the "
+                "same scaler=, scheduler= and also= to load as to save"
+            )
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        for name, one in self._held.items():
+            one.load_state_dict(saved[name])
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(sorted(names)) or "nothing"
+
+
+# ---------------------------------------------------------------------- the optimizer and its model
+
+
+def capture(optimizer: Any, companions: Companions, extra: Any) -> dict[str, Any]:
+    """Return everything that this rank needs to go on. Local; tensors are shared, not copied.
+
+    ``model`` is its state_dict. ``names`` says which of its entries are exchanged, and under what name; ``parameters``
+    has what is exchanged and not in the model.
+    """
+    push_sum = optimizer.push_sum
+    if push_sum.on_loan is not None:
+        raise CheckpointError(
+            f"inside {push_sum.on_loan} the model holds the average over ranks, not this rank's own state. Save outside"
+        )
+    exchanged = push_sum.memory.tensors
+    for name, tensor in exchanged.items():
+        if hasattr(tensor, "to_local"):
+            raise CheckpointError(
+                f"{name} is a DTensor, of which every rank holds a shard: expected whole tensors. Save sharded models "
+                "with torch.distributed.checkpoint"
+            )
+    names = _names(optimizer.model, exchanged)
+    return {
+        "format": FORMAT,
+        "rank": job_rank(push_sum),
+        "size": job_size(push_sum),
+        "round": push_sum.round,
+        "place": place(push_sum),
+        "share": 1.0 if push_sum.hosts is None else push_sum.hosts.share,
+        "layout": push_sum.memory.layout.hex(),
+        "model": {} if optimizer.model is None else optimizer.model.state_dict(),
+        "names": names,
+        "parameters": {name: tensor.detach() for name, tensor in exchanged.items() if name not in names.values()},
+        "optimizer": optimizer.state_dict(),
+        "companions": companions.state(),
+        "random": randomness.state(),
+        "extra": extra,
+    }
+
+
+def place(push_sum: PushSum) -> list[int]:
+    """Return (participant in the gossip, lane, lanes) of this rank: (rank, 0, 1), unless a host is one participant."""
+    hosts = push_sum.hosts
+    return [push_sum.rank, 0, 1] if hosts is None else [push_sum.rank, hosts.lane, hosts.lanes]
+
+
+def _names(model: torch.nn.Module | None, exchanged: Mapping[str, Tensor]) -> dict[str, str]:
+    """Map the keys of a model's state_dict to the names of the tensors that are exchanged; tied ones have two keys."""
+    by_identity = {id(tensor): name for name, tensor in exchanged.items()}
+    held = {} if model is None else model.state_dict(keep_vars=True)
+    return {key: by_identity[id(value)] for key, value in held.items() if id(value) in by_identity}
+
+
+def check_fits(part: Mapping[str, Any], optimizer: Any, companions: Companions, *, exact: bool) -> None:
+    """Raise CheckpointError unless a part belongs to such a model and optimizer. Nothing is changed."""
+    layout = optimizer.push_sum.memory.layout.hex()
+    if exact and part["place"][2] > 1 and part["layout"] != layout:
+        raise CheckpointError(
+            f"expected layout {part['layout']} of the model over the lanes of a host, as saved, got {layout}: is "
+            "PUSHSUM_CHUNK_BYTES or wire_dtype another one? Use the same"
+        )
+    fresh = {} if optimizer.model is None else optimizer.model.state_dict()
+    exchanged = optimizer.push_sum.memory.tensors
+    names = _names(optimizer.model, exchanged)
+    _compare("the model", part["model"], fresh)
+    own = {name: exchanged[name] for name in set(exchanged) - set(names.values())}
+    _compare("what the optimizer has beside the model", part["parameters"], own)
+    if part["names"] != names:
+        changed = sorted(set(part["names"].items()) ^ set(names.items()))[:3]
+        raise CheckpointError(f"expected the same tensors to be exchanged as when it was saved, but {changed} differ")
+    groups = [len(group["params"]) for group in part["optimizer"]["param_groups"]]
+    found = [len(group["params"]) for group in optimizer.param_groups]
+    if groups != found:
+        raise CheckpointError(
+            f"expected an optimizer with parameter groups of {groups} parameters, as saved, got {found}. Make the same "
+            "groups, in the same order, before loading"
+        )
+    companions.check_fits(part["companions"])
+
+
+def _compare(what: str, saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:
+    differences = []
+    for name in sorted({*saved, *fresh}):
+        expected, got = (_form(held[name]) if name in held else "nothing" for held in (saved, fresh))
+        if expected != got:
+            differences.append(f"{name}: expected {expected}, got {got}")
+    if differences:
+        more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise CheckpointError(
+            f"{what} is not the one that was saved: {'; '.join(differences[:3])}{more}. Build the same model; to carry "
+            "weights over into another one, use pushsum_opt.checkpoint.consolidate()"
+        )
+
+
+def _form(value: Any) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}" if isinstance(value, Tensor) else "a value"
+
+
+def restore(part: Mapping[str, Any], optimizer: Any, companions: Companions, *, random: bool) -> None:
+    """Put a part back, in place. All ranks do it, and nothing is in flight.
+
+    Args:
+        random: continue the random generators too.
+    """
+    if optimizer.model is not None:
+        optimizer.model.load_state_dict(part["model"])
+    exchanged = optimizer.push_sum.memory.tensors
+    with torch.no_grad():
+        for name, tensor in part["parameters"].items():
+            exchanged[name].copy_(tensor)
+    with optimizer.push_sum.restoring():
+        optimizer.load_state_dict(part["optimizer"])
+    companions.restore(part["companions"])
+    if random:
+        randomness.restore(part["random"])

@@ -1,0 +1,211 @@
+"""A run that saves itself now and then, stops when it is told to, and goes on when it is started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..errors import ConfigurationError
+from ..observe.log import log
+from .loading import find, load_from
+from .part import Companions
+from .saving import save
+from .signals import Signals
+from .together import push_sum_of
+from .votes import Verdict, Votes
+
+__all__ = ["REQUEUE", "Saver"]
+
+REQUEUE = 75
+"""The exit code that says: saved, start me again (EX_TEMPFAIL)."""
+
+
+class Saver:
+    """Saves every so many rounds; when a signal asks for an end, all ranks save in the same round and exit with 75.
+
+    Slurm sends a signal before it takes the nodes away (``#SBATCH --signal=USR1@120 --requeue``); mpirun and
+    ``pushsum run`` pass SIGUSR1 on to every rank. It is enough that one rank gets it. Construction is collective, as is
+    every :meth:`after_step` that saves.
+
+    Ranks agree by an all-reduce of 24 bytes that is begun every ``check_every`` steps and read at the next check: so
+    they stop at most ``2 * check_every`` steps after the signal, and no step waits for it unless one rank is
+    ``check_every`` steps ahead of another. Asynchronous ranks never wait for it: they save at the check at which they
+    learn that a rank wants to.
+
+    Args:
+        directory: where the checkpoints are; all ranks must see the same one.
+        optimizer: a :class:`~pushsum_opt.PushSumOptimizer`.
+        every: save after each round that this number divides; None: only when asked to stop.
+        scaler, scheduler, also, keep: see :func:`~pushsum_opt.checkpoint.save`.
+        check_every: steps between looks at what the other ranks want.
+        signals: which signals ask for an end; taken on the main thread, and given back by :meth:`close`.
+
+    Raises:
+        ConfigurationError: an argument has a value that cannot be used.
+
+    >>> import tempfile, torch, pushsum_opt as ps
+    >>> def train(comm, directory):
+    ...     model = torch.nn.Linear(2, 1)
+    ...     optimizer = ps.PushSumOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, comm=comm)
+    ...     with ps.checkpoint.Saver(directory, optimizer, every=2) as saver:
+    ...         begin = (saver.resume() or {"step": 0})["step"]
+    ...         for step in range(begin, begin + 3):
+    ...             optimizer.step()
+    ...             saver.after_step(step=step + 1)
+    ...     optimizer.close()
+    ...     return begin
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     [ps.testing.run(2, lambda comm: train(comm, directory)) for _ in range(3)]
+    [[0, 0], [2, 2], [4, 4]]
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        optimizer: Any,
+        *,
+        every: int | None = None,
+        scaler: Any = None,
+        scheduler: Any = None,
+        also: Mapping[str, Any] | None = None,
+        keep: int | None = 3,
+        check_every: int = 10,
+        signals: Sequence[int] = (signal.SIGUSR1, signal.SIGTERM),
+    ) -> None:
+        self._push_sum = push_sum_of(optimizer)
+        for name, value in {"every": every, "keep": keep, "check_every": check_every}.items():
+            none = value is None and name != "check_every"
+            if not none and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ConfigurationError(f"{name}={value!r}: expected an int of at least 1")
+        self._directory = Path(directory)
+        self._optimizer = optimizer
+        self._every = every
+        self._check_every = check_every
+        self._beside: dict[str, Any] = {"scaler": scaler, "scheduler": scheduler, "also": also}
+        self._keep = keep
+        self._votes = Votes(self._push_sum)
+        self._signals = Signals(signals)
+        self._asked = False
+        self._steps = 0
+        self._saved_round = self._push_sum.round
+        self._extra: Mapping[str, Any] = {}
+        self._closed = False
+        self._push_sum.before_close(self.close)
+
+    # ------------------------------------------------------------------ the loop
+
+    def resume(self) -> dict[str, Any] | None:
+        """Collective. Load the newest checkpoint, if there is one.
+
+        Returns:
+            What :meth:`after_step` was last called with before it was saved; None at the very beginning.
+
+        Raises:
+            CheckpointError: see :func:`~pushsum_opt.checkpoint.load`.
+        """
+        found = find(self._push_sum, self._directory)
+        if found is None:
+            return None
+        resumed = load_from(found, self._optimizer, Companions(**self._beside))
+        self._saved_round = self._push_sum.round
+        return dict(resumed.extra or {})
+
+    def after_step(self, **extra: Any) -> None:
+        """Save if it is time to, and end the program if a rank was asked to stop.
+
+        Args:
+            extra: what :meth:`resume` shall return, such as ``epoch=3, batch=120``: plain values.
+
+        Raises:
+            SystemExit: with code 75, on every rank, after the state was saved and the optimizer closed.
+            CheckpointError: the state could not be saved; the same on every rank.
+        """
+        self._extra = extra
+        self._steps += 1
+        due = self._is_due()
+        verdict = self._check(due) if self._steps % self._check_every == 0 else None
+        if verdict is not None and verdict.stop:
+            self._stop(verdict)
+        if (due and self._votes.in_step) or (verdict is not None and verdict.save):
+            self.save(**extra)
+
+    def save(self, **extra: Any) -> Path:
+        """Collective. Save now."""
+        path = save(self._directory, self._optimizer, extra=dict(extra), keep=self._keep, **self._beside)
+        self._saved_round = self._push_sum.round
+        return path
+
+    def request_stop(self) -> None:
+        """Do as if a signal had come to this rank: all ranks will save in the same round and exit with code 75."""
+        self._asked = True
+
+    def _is_due(self) -> bool:
+        round = self._push_sum.round
+        if self._every is None or round == self._saved_round:
+            return False
+        return round % self._every == 0 if self._votes.in_step else round - self._saved_round >= self._every
+
+    def _check(self, due: bool) -> Verdict | None:
+        verdict = self._votes.take()
+        if not self._votes.open and not (verdict and verdict.stop):
+            # Ranks in step know by themselves when to save; a wish that was just heard is not repeated.
+            wish = due and not self._votes.in_step and not (verdict and verdict.save)
+            self._votes.cast(stop=self._wants_stop, save=wish)
+        return verdict
+
+    @property
+    def _wants_stop(self) -> bool:
+        return self._asked or self._signals.received is not None
+
+    def _stop(self, verdict: Verdict) -> None:
+        path = self.save(**self._extra)
+        if self._push_sum.first:
+            why = self._signals.received or f"the wish of {verdict.stop} ranks"
+            log.info("stopped by %s in round %d: saved %s; exit code %d", why, self._push_sum.round, path, REQUEUE)
+        self._end()
+        self._optimizer.close()  # together: a rank that just left would look to the others as if it had failed
+        raise SystemExit(REQUEUE)
+
+    # ------------------------------------------------------------------ the end
+
+    def close(self) -> None:
+        """Collective. Give the signals back. Idempotent; closing the optimizer does it too.
+
+        Asynchronous ranks end at different times: a rank that has finished takes part in what the others want to save
+        until all have.
+        """
+        if self._closed:
+            return
+        if self._votes.in_step and self._votes.open:
+            self._votes.wait(patient=False)  # too late to act on it
+        while not self._votes.in_step and not self._closed:
+            if not self._votes.open:
+                self._votes.cast(stop=self._wants_stop, finished=True)
+            verdict = self._votes.wait(patient=True)
+            if verdict.stop:
+                self._stop(verdict)
+            if verdict.save:
+                self.save(**self._extra)
+            if verdict.finished == self._push_sum.size:
+                break
+        self._end()
+
+    def _end(self) -> None:
+        self._signals.close()
+        self._closed = True
+        self._votes.close()
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        elif not self._closed:
+            self._end()  # the others are told by whoever sees the error

@@ -1,0 +1,40 @@
+"""Signals that ask for an end: taken note of at once, acted on when it suits all ranks."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+__all__ = ["Signals"]
+
+
+class Signals:
+    """Remembers whether one of some signals has come.
+
+    Python takes signals on the main thread only; made on another one, this object hears of none. A handler that was
+    there before is called as well.
+    """
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self.received: str | None = None
+        """The name of the first one that came."""
+        self._previous: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in numbers:
+                self._previous[number] = signal.signal(number, self._take)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if self.received is None:
+            self.received = signal.Signals(number).name
+        previous = self._previous.get(number)
+        if callable(previous):
+            previous(number, frame)
+
+    def close(self) -> None:
+        """Put the handlers back that were there before. Idempotent."""
+        while self._previous:
+            number, previous = self._previous.popitem()
+            signal.signal(number, previous if previous is not None else signal.SIG_DFL)

@@ -1,0 +1,111 @@
+"""What may fail on one rank is tried on all, and fails on all of them alike.
+
+All ranks of the job, that is: where several ranks of a host are one participant of the gossip, those too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
+
+from ..agreement import gather_objects
+from ..errors import CheckpointError, ConfigurationError, PeerFailed
+from ..push_sum import PushSum
+from ..transport import Transport
+from ..transport.waiting import Waiter
+
+__all__ = ["job_rank", "job_size", "push_sum_of", "raise_alike", "sum_over_job", "try_together"]
+
+
+def push_sum_of(optimizer: Any) -> PushSum:
+    """Return the push-sum of a wrapped optimizer.
+
+    Raises:
+        ConfigurationError: it is not one.
+    """
+    push_sum = getattr(optimizer, "push_sum", None)
+    if not isinstance(push_sum, PushSum):
+        raise ConfigurationError(f"optimizer: expected a PushSumOptimizer, got {type(optimizer).__name__}")
+    return push_sum
+
+
+def job_rank(push_sum: PushSum) -> int:
+    """Return the rank of this process among all of the job; ``push_sum.rank`` may be that of its host."""
+    return push_sum.rank if push_sum.hosts is None else push_sum.hosts.rank
+
+
+def job_size(push_sum: PushSum) -> int:
+    """Return the number of ranks in the job."""
+    return push_sum.size if push_sum.hosts is None else push_sum.hosts.size
+
+
+def _channels(push_sum: PushSum) -> Iterator[tuple[Transport, Waiter]]:
+    """Give the channels over which, one after the other, something reaches every rank of the job."""
+    yield push_sum.transport, push_sum.waiter
+    if push_sum.hosts is not None:
+        yield push_sum.hosts.transport, push_sum.hosts.waiter
+
+
+def _gather(push_sum: PushSum, mine: Any, what: str) -> list[Any]:
+    """Collective. Return every rank's value, in the order of ranks; it must be one for JSON."""
+    known = [[job_rank(push_sum), mine]]
+    with push_sum.failing_together():
+        for transport, waiter in _channels(push_sum):
+            rows = gather_objects(transport, waiter, json.dumps(known).encode(), what)
+            known = [pair for row in rows for pair in json.loads(row)]
+    return [value for _, value in sorted(known, key=lambda pair: int(pair[0]))]
+
+
+def sum_over_job(push_sum: PushSum, values: Any, what: str) -> None:
+    """Collective. Replace a numpy array (float64) by its sum over all ranks of the job, equal bits on each."""
+    with push_sum.failing_together():
+        for transport, waiter in _channels(push_sum):
+            waiter.wait((transport.sum(values, what),), push_sum.round)
+
+
+def try_together(push_sum: PushSum, doing: str, function: Callable[[], Any]) -> list[Any]:
+    """Collective. Run a function of this rank alone on every rank.
+
+    The exchange of messages is not harmed by a failure: whoever catches it may train on.
+
+    Args:
+        doing: what the ranks do, for messages: "saving", "loading".
+        function: returns something that JSON can hold.
+
+    Returns:
+        What it returned on each rank of the job, in rank order.
+
+    Raises:
+        CheckpointError: it failed on some rank; the same on every rank, naming each rank and its reason.
+    """
+    cause: Exception | None = None
+    try:
+        mine = {"result": function()}
+    except Exception as error:
+        cause = error
+        mine = {"problem": str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"}
+    everyone = _gather(push_sum, mine, doing)
+    problems = {rank: one["problem"] for rank, one in enumerate(everyone) if "problem" in one}
+    if problems:
+        raise_alike(push_sum, doing, problems, cause)
+    return [one["result"] for one in everyone]
+
+
+def raise_alike(push_sum: PushSum, doing: str, problems: dict[int, str], cause: Exception | None = None) -> NoReturn:
+    """Collective. Raise what all ranks know, on all of them; none ends before the others know it too."""
+    with contextlib.suppress(PeerFailed):
+        for transport, waiter in _channels(push_sum):
+            waiter.wait((transport.barrier(f"everyone to see the error in {doing}"),), push_sum.round)
+    holders: dict[str, list[int]] = {}
+    for rank, text in problems.items():
+        holders.setdefault(text, []).append(rank)
+    lines = [f"{_ranks(ranks)}: {text}" for text, ranks in holders.items()]
+    more = "" if len(lines) <= 3 else f"; and {len(lines) - 3} more"
+    raise CheckpointError(f"{doing} a checkpoint failed on {'; '.join(lines[:3])}{more}") from cause
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    shown = ", ".join(map(str, ranks[:6])) + (f", ... ({len(ranks)} in all)" if len(ranks) > 6 else "")
+    return f"rank{'s' if len(ranks) > 1 else ''} {shown}"

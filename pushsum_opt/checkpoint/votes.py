@@ -1,0 +1,103 @@
+"""How ranks that gossip agree on a moment without meeting: a small all-reduce now, its result some steps later."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import settings
+from .. import transport as transports
+from ..errors import PeerFinished
+from ..events import Events
+from ..observe.stall import StallInspector
+from ..push_sum import PushSum
+from ..transport import Ticket
+from ..transport.waiting import Waiter
+
+__all__ = ["Verdict", "Votes"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How many ranks wanted what when they cast this vote: the same on every rank."""
+
+    stop: int
+    save: int
+    finished: int
+
+
+class Votes:
+    """One vote after another; each rank casts the next one only when it has taken the verdict of the last.
+
+    Ranks in step take a verdict after the same number of steps, and wait for it if need be: they act in the same round.
+    Asynchronous ranks never wait: their steps, and with them the order of their other collective calls, differ. So
+    votes have a channel of their own, over all ranks of the job.
+    """
+
+    def __init__(self, push_sum: PushSum) -> None:
+        self._push_sum = push_sum
+        self.in_step = push_sum.staleness != "unbounded"
+        self._channel = transports.connect(push_sum.comm)
+        events = Events()
+        events.subscribe(StallInspector(push_sum.rank))
+        self._waiter = Waiter(self._channel, events, push_sum.timeout, settings.read().stall_seconds)
+        self._values: Any = None
+        self._ticket: Ticket | None = None
+        self._round = 0
+
+    def cast(self, *, stop: bool, save: bool = False, finished: bool = False) -> None:
+        """Begin a vote. Collective, but returns at once."""
+        self._round = self._push_sum.round
+        self._values = np.array([stop, save, finished], np.float64)
+        self._ticket = self._channel.sum(self._values, "a vote on whether to save")
+
+    @property
+    def open(self) -> bool:
+        """Whether a vote was cast whose verdict was not taken."""
+        return self._ticket is not None
+
+    def take(self) -> Verdict | None:
+        """Return the verdict of the open vote; in step, wait for it; otherwise None while some rank has not voted."""
+        if self._ticket is None:
+            return None
+        if self.in_step:
+            return self.wait(patient=False)
+        if not self._ticket.done:
+            self._channel.poll(0.0)
+        return self._verdict() if self._ticket.done else None
+
+    def wait(self, *, patient: bool) -> Verdict:
+        """Return the verdict of the open vote, however long the slowest rank takes if ``patient``."""
+        assert self._ticket is not None
+        ticket = self._ticket
+
+        def left() -> list[Ticket]:
+            # A rank that has failed, or finished, says so on the channel of the messages.
+            self._push_sum.transport.poll(0.0)
+            self._push_sum.waiter.hear()
+            if self.in_step and not ticket.done:
+                self._refuse_finished()
+            return [] if ticket.done else [ticket]
+
+        with self._push_sum.failing_together():
+            self._waiter.wait_while(left, self._push_sum.round, patient=patient)
+        return self._verdict()
+
+    def _refuse_finished(self) -> None:
+        for notice in self._push_sum.waiter.finished.values():
+            if notice.rounds < self._round:
+                raise PeerFinished(
+                    f"rank {self._push_sum.rank}: rank {notice.sender} finished after {notice.rounds} rounds, while "
+                    f"this rank is in round {self._push_sum.round} and waits for it to say whether to save. Every rank "
+                    "must take the same number of steps, and call after_step() after each"
+                )
+
+    def _verdict(self) -> Verdict:
+        self._ticket = None
+        return Verdict(*(int(value) for value in self._values))
+
+    def close(self) -> None:
+        """Free the channel."""
+        self._channel.close()

@@ -1,0 +1,44 @@
+"""Whether MPI takes GPU memory: not asked, but tried, in a job of its own whose crash costs nothing.
+
+An MPI library may say that it does and crash, or say that it does not and do it through UCX. So two processes of a job
+of their own send real buffers to each other, check what came, and take the time; the same through host memory. What
+they found is kept for this host and this MPI, and the faster way is taken.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from .. import settings
+from ..observe.log import log
+from .trial import Verdict, judge, try_out
+
+__all__ = ["Verdict", "judge", "takes_device_memory", "try_out"]
+
+_said = False
+
+
+def takes_device_memory(comm: Any) -> bool:
+    """Tell whether the transport over a communicator is given GPU memory. Local; the first call takes some seconds.
+
+    ``PUSHSUM_CUDA_AWARE=1`` or ``0`` answers without a trial. Rank 0 says once which way is taken, and how fast it is.
+    """
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is None or not isinstance(comm, mpi.Intracomm):
+        return False  # ranks of one process
+    if comm.Get_size() == 1:
+        return False  # nothing is sent
+    verdict = judge(settings.read().cuda_aware, try_out)
+    if comm.Get_rank() == 0:
+        _say(verdict)
+    return verdict.direct
+
+
+def _say(verdict: Verdict) -> None:
+    global _said
+    if not _said:
+        _said = True
+        log.info("GPU memory: %s", verdict.why)
+        if verdict.advice:
+            log.warning("GPU memory: %s", verdict.advice)

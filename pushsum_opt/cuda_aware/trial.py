@@ -1,0 +1,249 @@
+"""The trial: start it, survive it, remember it, and judge what it found."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Facts", "Verdict", "advise", "judge", "outside_of_job", "try_out"]
+
+Facts = dict[str, Any]
+"""What :mod:`~pushsum_opt.cuda_aware.program` found, in GB/s; with "error" where it did not come to its end."""
+
+LIMIT = 90.0  # seconds that a trial may take
+LITTLE = 0.25  # of what the hardware copies by itself: below it something is set wrongly
+
+_JOB = ("PMIX_", "PRTE_", "PMI_", "OMPI_", "SLURM_", "PBS_", "LSB_", "HYDRA_", "MPI_LOCAL", "MPIR_", "PALS_", "FLUX_")
+_KEPT = ("OMPI_MCA_", "OMPI_ALLOW_RUN_AS_ROOT")
+_NO_CHOICE = ("OMPI_MCA_PREFIXES", "OMPI_MCA_initial_wdir", "OMPI_MCA_num_procs", "OMPI_MCA_cpu_type")
+_CHOICES = ("OMPI_MCA_", "UCX_", "MPICH_", "FI_", "MV2_", "I_MPI_", "LD_LIBRARY_PATH", "NVIDIA_VISIBLE_DEVICES")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The way that GPU memory takes."""
+
+    direct: bool
+    """Whether MPI is given GPU memory; otherwise it goes through pinned host memory."""
+
+    why: str
+    advice: str = ""
+    """What to change, where it is slower than it could be."""
+
+
+# ---------------------------------------------------------------------- judging
+
+
+def judge(wish: str, try_it: Callable[[], Facts], environ: Mapping[str, str] = os.environ) -> Verdict:
+    """Choose the way: what was asked for, else the faster one of those that work.
+
+    Args:
+        wish: "1", "0" or "auto", as ``PUSHSUM_CUDA_AWARE`` has it.
+        try_it: what was found; only "auto" asks.
+    """
+    if wish != "auto":
+        way = "is given to MPI" if wish == "1" else "goes through pinned host memory"
+        return Verdict(wish == "1", f"{way}, without a trial (PUSHSUM_CUDA_AWARE={wish})")
+    found = try_it()
+    staged = _through_host(found)
+    aside = f"goes through pinned host memory{f', about {staged:.1f} GB/s' if staged else ''}"
+    if "error" in found:
+        return Verdict(False, f"{aside}: MPI was not seen to take it ({found['error']})", advise(found, environ))
+    if not found.get("right"):
+        wrong = f"what came was not what was sent, at {found.get('size')} bytes"
+        return Verdict(False, f"{aside}: MPI takes it, but {wrong}", advise(found, environ))
+    direct = float(found["direct"])
+    if staged and direct < staged:
+        return Verdict(False, f"{aside}: MPI takes it, but moves only {direct:.1f} GB/s", advise(found, environ))
+    slow = direct < LITTLE * float(found.get("hardware", 0.0))
+    why = f"is given to MPI, {direct:.1f} GB/s"
+    why += f" (through the host: {staged:.1f})" if staged else ""
+    return Verdict(True, why, advise(found, environ) if slow else "")
+
+
+def _through_host(found: Facts) -> float | None:
+    """Return what the way through the host can give: its slowest part, as all run at once; None if not known."""
+    parts = [found.get(name) for name in ("copy_out", "host", "copy_in")]
+    return min(float(part) for part in parts if part is not None) if all(parts) else None
+
+
+def advise(found: Facts, environ: Mapping[str, str]) -> str:
+    """Say what to change so that MPI takes GPU memory, or takes it faster."""
+    hints = []
+    tls = environ.get("UCX_TLS", "")
+    if tls and tls != "all" and "cuda" not in tls and not tls.startswith("^"):
+        hints.append(f"UCX_TLS={tls} leaves the CUDA transports out: unset it, or add cuda_copy,cuda_ipc")
+    if environ.get("OMPI_MCA_pml", "ucx") != "ucx":
+        hints.append(f"OMPI_MCA_pml={environ['OMPI_MCA_pml']} turns UCX off: use ucx")
+    if "," not in environ.get("CUDA_VISIBLE_DEVICES", ",") and found.get("visible") == 1:
+        hints.append(
+            "CUDA_VISIBLE_DEVICES names one GPU: ranks that do not see each other's GPUs cannot copy between them. Let "
+            "all ranks of a host see all of its GPUs (with Slurm: --gpu-bind=none) and put each model on "
+            "ps.local_device()"
+        )
+    if not hints:
+        hints.append(
+            "`pushsum run` starts Open MPI from PyPI with the UCX of the cuda12 or cuda13 extra; on a cluster, load the "
+            "site's CUDA-aware MPI"
+        )
+    if found.get("direct") is None:
+        speed = "GPU memory goes through the host"
+    else:
+        speed = f"MPI moves {found['direct']:.1f} GB/s between GPUs, where the hardware copies {found['hardware']:.1f}"
+    return f"{speed}. {'; '.join(hints)}. `pushsum doctor` says more; PUSHSUM_CUDA_AWARE=1 or 0 ends the trials"
+
+
+# ---------------------------------------------------------------------- trying
+
+
+def try_out(
+    command: Sequence[str] | None = None,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    limit: float = LIMIT,
+    cache: Path | None = None,
+) -> Facts:
+    """Return what a trial found on this host with this MPI: from the cache, or by starting one.
+
+    The ranks of a host come one after another; the first tries, and the others read what it found.
+
+    Args:
+        command: what to start; the file for its result is added. None: two ranks of
+            :mod:`~pushsum_opt.cuda_aware.program`.
+        environ: the environment of a rank, in which MPI is set up.
+        limit: seconds after which a trial is ended.
+        cache: the folder that remembers; None: one of this user's, on this host.
+    """
+    command = _default_command() if command is None else list(command)
+    if not command:
+        return {"error": "there is no mpirun to start a trial with"}
+    folder = _own_folder() if cache is None else cache
+    if folder is None:
+        return _run(command, environ, limit)
+    file = folder / f"{_key(command, environ)}.json"
+    with _one_at_a_time(folder / "lock"):
+        if (known := _read(file)) is not None:
+            return known
+        found = _run(command, environ, limit)
+        file.write_text(json.dumps(found))
+    return found
+
+
+def _run(command: Sequence[str], environ: Mapping[str, str], limit: float) -> Facts:
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder, "result.json")
+        child = subprocess.Popen(
+            [*command, str(result)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=outside_of_job(environ),
+            start_new_session=True,
+        )
+        try:
+            output, _ = child.communicate(timeout=limit)
+            problem = f"exit code {child.returncode}{_last_words(output)}" if child.returncode else ""
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.communicate()
+            problem = f"no answer within {limit:g} s"
+        found = _read(result) or {}
+    if found.get("stage") == "done" and not problem:
+        return found
+    # Right data first, and a crash when the processes end, is no way that a training would survive either.
+    stage = found.get("stage", "starting")
+    return {**found, "error": f"{problem or 'it ended early'} while {stage}"}
+
+
+def _last_words(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip(" -*=")]
+    telling = [line for line in lines if "rror" in line or "signal" in line or "nable" in line] or lines
+    return f": {telling[-1][:200]}" if telling else ""
+
+
+def _default_command() -> list[str]:
+    beside = Path(sys.executable).with_name("mpirun")  # not resolved: a virtual environment's python is a link
+    mpirun = str(beside) if beside.exists() else shutil.which("mpirun") or shutil.which("mpiexec")
+    if mpirun is None:
+        return []
+    try:
+        said = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    options = ["--oversubscribe", "--bind-to", "none"] if "Open MPI" in said or "prte" in said.lower() else []
+    if options and os.geteuid() == 0:
+        options.append("--allow-run-as-root")
+    return [mpirun, *options, "-np", "2", sys.executable, "-m", f"{__package__}.program"]
+
+
+def outside_of_job(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without what makes a process part of a job; how MPI is set up stays."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name not in _NO_CHOICE and (name.startswith(_KEPT) or not name.startswith(_JOB))
+    }
+
+
+# ---------------------------------------------------------------------- remembering
+
+
+def _key(command: Sequence[str], environ: Mapping[str, str]) -> str:
+    """Return a name for this MPI, this driver, and what the environment says to them."""
+    choices = sorted(f"{k}={v}" for k, v in environ.items() if k.startswith(_CHOICES) and k not in _NO_CHOICE)
+    seen = str("CUDA_VISIBLE_DEVICES" in environ and "," not in environ["CUDA_VISIBLE_DEVICES"])
+    parts = [*command, _library(), _driver(), seen, *choices]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def _library() -> str:
+    mpi = sys.modules.get("mpi4py.MPI")
+    return str(mpi.Get_library_version()) if mpi is not None else ""
+
+
+def _driver() -> str:
+    try:
+        return Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        return ""
+
+
+def _own_folder() -> Path | None:
+    """Return this user's folder on this host's own disk; None where it cannot be trusted."""
+    folder = Path(tempfile.gettempdir(), f"pushsum_opt-{os.getuid()}")
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        mine = folder.lstat()
+    except OSError:
+        return None
+    return folder if mine.st_uid == os.getuid() and not folder.is_symlink() else None
+
+
+@contextmanager
+def _one_at_a_time(lock: Path) -> Iterator[None]:
+    """Hold a lock that ends with the process, however it ends."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _read(file: Path) -> Facts | None:
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,10 @@
+"""Ranks that share a host: gradients averaged inside, the model split over the lanes outside.
+
+:mod:`.gradients` needs torch and is imported by whoever has it.
+"""
+
+from __future__ import annotations
+
+from .groups import Hosts
+
+__all__ = ["Hosts"]

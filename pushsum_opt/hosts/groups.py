@@ -1,0 +1,155 @@
+"""The ranks of a job as hosts times lanes, and what the lanes of one host do together.
+
+Rank l of every host forms lane l with its counterparts on the other hosts. In push-sum a host is one participant: it
+has one push weight, and its ranks hold the same parameters. Between hosts lane l carries part l of L of them, so every
+rank's link is used and a host sends its model once, not L times; inside, the parts are then put together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from typing import Any
+
+import numpy as np
+
+from .. import settings
+from ..errors import ConfigurationError, PeerFailed
+from ..events import Events
+from ..memory import Memory
+from ..observe.stall import StallInspector
+from ..transport import Notice, connect, host_label, split
+from ..transport.waiting import Waiter
+
+__all__ = ["Hosts"]
+
+_ROW = struct.Struct("<qd")
+
+
+class Hosts:
+    """This rank's host and lane. Construction is collective over all ranks.
+
+    Args:
+        comm: all ranks of the job.
+        data_weight: v_i of this rank; that of a host is the sum over its ranks.
+        sharded: the ranks of a host hold different parts of the model already (FSDP2), so each lane carries all that
+            its ranks hold, and nothing is put together.
+        timeout: seconds without progress after which waiting for a rank of this host is an error.
+
+    Raises:
+        ConfigurationError: on every rank, where hosts have different numbers of ranks, or a data weight is bad.
+    """
+
+    def __init__(self, comm: Any, *, data_weight: float, sharded: bool, timeout: float) -> None:
+        machine = settings.read()
+        label = host_label(comm, machine.ranks_per_host)
+        labels, weights = _everyone(comm, label, data_weight, timeout, machine.stall_seconds)
+        members = [rank for rank, its in enumerate(labels) if its == label]
+        _refuse_unequal(comm.Get_rank(), labels)
+        self.comm = comm
+        self.rank: int = comm.Get_rank()
+        self.size = len(labels)
+        self.lanes = len(members)
+        self.lane = members.index(self.rank)
+        self.sharded = sharded
+        self.data_weight = float(sum(weights[rank] for rank in members))
+        """The sum of v over this host's ranks."""
+        self.share = float(weights[self.rank]) / self.data_weight
+        """This rank's part of it: how much its gradients count inside the host."""
+        self.lane_comm = split(comm, self.lane)
+        self._host_comm = split(comm, labels.index(label))
+        self.transport = connect(self._host_comm)
+        events = Events()
+        events.subscribe(StallInspector(self.transport.rank))
+        self.waiter = Waiter(self.transport, events, timeout, machine.stall_seconds)
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """(l, L): the part of what this rank holds that it exchanges with other hosts."""
+        return (0, 1) if self.sharded else (self.lane, self.lanes)
+
+    def put_together(self, memory: Memory, round: int) -> None:
+        """Collective over a host. Take every part of the parameters from the rank whose lane carries it."""
+        if self.sharded or self.lanes == 1:
+            return
+        received = []
+        for chunk in memory.chunks:
+            mine = memory.owners[chunk.index] == self.lane
+            data = memory.host_bytes(chunk) if mine else np.empty(memory.held_bytes(chunk), np.uint8)
+            ticket = self.transport.broadcast(data, memory.owners[chunk.index], "putting the lanes together")
+            received.append((chunk, ticket, None if mine else data))
+        for chunk, ticket, data in received:
+            self.waiter.wait((ticket,), round)
+            if data is not None:
+                memory.put_host_bytes(chunk, data)
+
+    def sum(self, values: Any, round: int, what: str) -> None:
+        """Collective over a host. Replace a numpy array by its sum over the ranks of this host."""
+        self.waiter.wait((self.transport.sum(values, what),), round)
+
+    # ------------------------------------------------------------------ the end
+
+    def tell(self, notice: Notice) -> None:
+        """Send a notice to the other ranks of this host, at best effort."""
+        mine = Notice(self.transport.rank, notice.failed, notice.rounds, self.transport.collectives, notice.reason)
+        with contextlib.suppress(Exception):
+            self.transport.tell(range(self.transport.size), mine)
+            self.transport.poll(0.0)
+
+    def leave(self, round: int) -> None:
+        """Collective over a host. Wait for its other ranks to finish too, and take in that they have."""
+        self.waiter.closing = True
+        self.waiter.wait((self.transport.barrier("every rank of the host to close"),), round)
+        others = set(range(self.transport.size)) - {self.transport.rank}
+        while not others <= self.waiter.finished.keys():
+            self.transport.poll(1.0)
+            self.waiter.hear()
+
+    def close(self, *, cleanly: bool) -> None:
+        """Free the communicators, except after an error: freeing could wait for a rank that is gone."""
+        self.transport.close()
+        for comm in (self._host_comm, self.lane_comm):
+            if cleanly and hasattr(comm, "Free") and not _finalized():
+                comm.Free()
+
+    def __repr__(self) -> str:
+        return f"Hosts({self.size // self.lanes} hosts of {self.lanes} ranks; this is lane {self.lane})"
+
+
+def _everyone(
+    comm: Any, label: int, data_weight: float, timeout: float, stall_seconds: float
+) -> tuple[list[int], list[float]]:
+    """Collective. Return every rank's host and data weight."""
+    transport = connect(comm)
+    waiter = Waiter(transport, Events(), timeout, stall_seconds)
+    try:
+        ticket, rows = transport.gather(_ROW.pack(label, data_weight), "counting the ranks of every host")
+        waiter.wait((ticket,), 0)
+        found = [_ROW.unpack(row.tobytes()) for row in rows]
+        bad = [rank for rank, (_, weight) in enumerate(found) if not 0 < weight < float("inf")]
+        with contextlib.suppress(PeerFailed):  # nobody leaves before all have seen it
+            waiter.wait((transport.barrier("everyone to see the hosts"),), 0)
+    finally:
+        transport.close()
+    if bad:
+        raise ConfigurationError(
+            f"rank {comm.Get_rank()}: data_weight={found[bad[0]][1]} on rank {bad[0]}: expected a finite number above "
+            "0, such as the number of samples of that rank"
+        )
+    return [its for its, _ in found], [weight for _, weight in found]
+
+
+def _refuse_unequal(rank: int, labels: list[int]) -> None:
+    counts = [labels.count(label) for label in dict.fromkeys(labels)]
+    if len(set(counts)) > 1:
+        raise ConfigurationError(
+            f"rank {rank}: within_host needs the same number of ranks on every host, for rank l of each carries part l "
+            f"of the model; got {', '.join(map(str, counts[:8]))}{', ...' if len(counts) > 8 else ''}. Start equally "
+            "many per host, or use within_host=None"
+        )
+
+
+def _finalized() -> bool:
+    from mpi4py import MPI
+
+    return bool(MPI.Is_finalized())

@@ -1,0 +1,210 @@
+"""A CUDA device: slabs from plain cudaMalloc through cupy, order by torch's streams and events, passes as kernels.
+
+Slabs never come from torch's or cupy's pool: a pool hands out parts of larger blocks, and memory of expandable segments
+or of cudaMallocAsync cannot be shared with another process, which MPI does between the GPUs of a host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from ..errors import ConfigurationError
+from . import kernels
+from .device import Device
+from .late import DeviceBytes
+
+__all__ = ["CudaDevice"]
+
+try:
+    import cupy
+except (ImportError, OSError) as error:  # OSError: a library of its own that does not load
+    major = str(torch.version.cuda or "13").split(".")[0]
+    raise ConfigurationError(
+        f"parameters are on a GPU, and cupy, which makes the buffers there, cannot be imported ({error}). "
+        f'`pip install "pushsum-opt[cuda{major}]"` installs it; `pushsum doctor` says more'
+    ) from error
+
+MOST_BLOCKS = 4096  # of the check: more would only wait for each other
+FIRST = -1  # the priority of streams that somebody waits for, above the default 0
+
+
+class CudaDevice(Device):
+    """One CUDA device.
+
+    Args:
+        name: "cuda:0" or so, of this process.
+
+    Raises:
+        ConfigurationError: cupy is missing or does not see the device.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._index = torch.device(name).index
+        self._refuse_if_unseen()
+        self._module = cupy.RawModule(
+            code=kernels.SOURCE, options=("--std=c++17",), name_expressions=tuple(kernels.names())
+        )
+        self._functions: dict[str, Any] = {}
+        self._streams: dict[int, Any] = {}
+        with self._here():
+            self.checking, self.outward, self.inward = (_stream() for _ in range(3))
+            self._flag = np.frombuffer(cupy.cuda.PinnedMemoryPointer(cupy.cuda.PinnedMemory(4), 0), np.int32, 1)
+
+    def _refuse_if_unseen(self) -> None:
+        try:
+            count = cupy.cuda.runtime.getDeviceCount()
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            count, why = 0, str(error)
+        else:
+            why = f"it sees {count}"
+        if count <= self._index:
+            raise ConfigurationError(
+                f"parameters are on {self.name}, which cupy cannot use ({why}). Install the cupy that belongs to the "
+                f"CUDA of torch ({torch.version.cuda}): cupy-cuda12x or cupy-cuda13x, and only one of them"
+            )
+
+    def use(self) -> None:
+        torch.cuda.set_device(self._index)
+        # torch leaves a thread that has never used CUDA without a context where the device is number 0, and MPI needs
+        # one: these two calls make it (pytorch/pytorch#195256).
+        cupy.cuda.runtime.setDevice(self._index)
+        cupy.cuda.runtime.free(0)
+
+    # ------------------------------------------------------------------ memory
+
+    def allocate(self, nbytes: int) -> Tensor:
+        with self._here():
+            memory = cupy.cuda.Memory(nbytes)  # cudaMalloc; freed with the last view of it
+            flat = cupy.ndarray((nbytes,), np.uint8, cupy.cuda.MemoryPointer(memory, 0))
+            tensor: Tensor = from_dlpack(flat)
+        return tensor
+
+    def allocate_pinned(self, nbytes: int) -> Tensor:
+        with self._here():
+            memory = cupy.cuda.PinnedMemory(nbytes)  # cudaHostAlloc
+        return torch.from_numpy(np.frombuffer(cupy.cuda.PinnedMemoryPointer(memory, 0), np.uint8, nbytes))
+
+    def wire(self, memory: Tensor) -> DeviceBytes:
+        return DeviceBytes(memory.data_ptr(), memory.nbytes, memory)
+
+    # ------------------------------------------------------------------ order
+
+    def current(self) -> torch.cuda.Stream:
+        if torch.cuda.is_current_stream_capturing():
+            raise ConfigurationError(
+                "a round was called while a CUDA graph is captured: messages cannot be captured. Capture forward and "
+                "backward, and call step() after the replay"
+            )
+        return torch.cuda.current_stream(self._index)
+
+    def record(self, stream: torch.cuda.Stream) -> torch.cuda.Event:
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(stream)
+        return event
+
+    def wait(self, stream: torch.cuda.Stream, event: Any) -> None:
+        stream.wait_event(event)
+
+    # ------------------------------------------------------------------ work
+
+    def copy(self, destination: Tensor, source: Tensor, stream: torch.cuda.Stream) -> None:
+        runtime = cupy.cuda.runtime
+        nbytes = source.nbytes
+        with self._here():
+            runtime.memcpyAsync(
+                destination.data_ptr(), source.data_ptr(), nbytes, runtime.memcpyDefault, stream.cuda_stream
+            )
+
+    def table(self, views: Sequence[Tensor]) -> Tensor:
+        """Return the tiles: int64, shape (tiles, 3): address, first place in the chunk, elements."""
+        rows = []
+        place = 0
+        for view in views:
+            firsts = np.arange(0, view.numel(), kernels.TILE, dtype=np.int64)
+            counts = np.minimum(kernels.TILE, view.numel() - firsts)
+            rows.append(np.stack([view.data_ptr() + firsts * view.element_size(), place + firsts, counts], axis=1))
+            place += view.numel()
+        return torch.from_numpy(np.concatenate(rows)).to(self.name)
+
+    def pack(self, table: Tensor, target: Tensor, dtype: str, wire: str, keep: float, stream: Any) -> None:
+        self._launch(kernels.name_of("pack", dtype, wire), len(table), stream, table, target, keep)
+
+    def merge(self, table: Tensor, source: Tensor, dtype: str, wire: str, fraction: float, stream: Any) -> None:
+        self._launch(kernels.name_of("merge", dtype, wire), len(table), stream, table, source, fraction)
+
+    def merge_half(
+        self, table: Tensor, source: Tensor, residual: Tensor, dtype: str, weight: float, mass: float, stream: Any
+    ) -> None:
+        name = kernels.name_of("merge_half", dtype)
+        self._launch(name, len(table), stream, table, source, residual, weight, mass)
+
+    # ------------------------------------------------------------------ questions
+
+    def finite(self, source: Tensor, wire: str, stream: torch.cuda.Stream) -> bool:
+        count = source.nbytes // kernels.WIDTH[wire]
+        blocks = min(MOST_BLOCKS, -(-count // kernels.TILE))
+        return self._ask(kernels.name_of("finite", wire), blocks, stream, source, count)
+
+    def pieces_finite(self, table: Tensor, dtype: str, stream: torch.cuda.Stream) -> bool:
+        return self._ask(kernels.name_of("pieces_finite", dtype), len(table), stream, table)
+
+    def _ask(self, name: str, blocks: int, stream: torch.cuda.Stream, *arguments: Any) -> bool:
+        self._flag[0] = 0
+        self._launch(name, blocks, stream, *arguments, self._flag.ctypes.data)
+        stream.synchronize()
+        return not self._flag[0]
+
+    # ------------------------------------------------------------------ launching, and the end
+
+    def _launch(self, name: str, blocks: int, stream: torch.cuda.Stream, *arguments: Any) -> None:
+        """Launch a kernel; tensors are passed as addresses, ints as 64 bits, floats as double."""
+        values = [one.data_ptr() if isinstance(one, Tensor) else one for one in arguments]
+        typed = tuple(np.float64(one) if isinstance(one, float) else np.int64(one) for one in values)
+        with self._here(), self._on(stream):
+            function = self._functions.get(name)
+            if function is None:
+                function = self._functions[name] = self._module.get_function(name)
+            function((blocks,), (kernels.THREADS,), typed)
+
+    @contextmanager
+    def _here(self) -> Iterator[None]:
+        """Work on this device, also where the thread has another one."""
+        with torch.cuda.device(self._index):
+            yield
+
+    def _on(self, stream: torch.cuda.Stream) -> Any:
+        """Return cupy's object for a stream of torch, as a context."""
+        pointer = stream.cuda_stream
+        if pointer not in self._streams:
+            external = getattr(cupy.cuda.Stream, "from_external", None)
+            self._streams[pointer] = (
+                external(_Pointer(pointer)) if external else cupy.cuda.ExternalStream(pointer, self._index)
+            )
+        return self._streams[pointer]
+
+    def close(self) -> None:
+        for stream in (self.checking, self.outward, self.inward):
+            stream.synchronize()
+        self.current().synchronize()
+
+
+def _stream() -> torch.cuda.Stream:
+    return torch.cuda.Stream(priority=FIRST)  # type: ignore[no-untyped-call]
+
+
+class _Pointer:
+    """A stream as the CUDA stream protocol wants it, for any version of torch."""
+
+    def __init__(self, pointer: int) -> None:
+        self._pointer = pointer
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._pointer

@@ -1,0 +1,211 @@
+"""The fused passes of push-sum as CUDA source: pack, merge, merge_half, finite, pieces_finite.
+
+Every pass walks a table of tiles. A tile is a run of elements of one tensor: where it lies, which place its first
+element has in the chunk, and how many elements it has. One block of threads takes one tile, so one launch serves any
+number of tensors. All indices are 64 bits wide. Half types are computed in float32, and no CUDA header is needed.
+"""
+
+from __future__ import annotations
+
+__all__ = ["SOURCE", "THREADS", "TILE", "TYPES", "name_of", "names"]
+
+TILE = 4096  # elements that a block takes
+THREADS = 256
+TYPES = {"float64": "double", "float32": "float", "float16": "Half", "bfloat16": "BFloat"}
+WIDTH = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+
+SOURCE = r"""
+struct Half { unsigned short bits; };
+struct BFloat { unsigned short bits; };
+struct Tile { long long address; long long offset; long long count; };
+
+template <class T> struct Wide { typedef float type; };
+template <> struct Wide<double> { typedef double type; };
+
+// ---------------------------------------------------------------- one element: to its wide type, back, and its check
+
+__device__ inline double widen(double x) { return x; }
+__device__ inline float widen(float x) { return x; }
+__device__ inline float widen(BFloat x) { return __uint_as_float(static_cast<unsigned>(x.bits) << 16); }
+__device__ inline float widen(Half x) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+  return y;
+}
+
+__device__ inline void narrow(double x, double& y) { y = x; }
+__device__ inline void narrow(double x, float& y) { y = static_cast<float>(x); }
+__device__ inline void narrow(float x, BFloat& y) {
+  const unsigned bits = __float_as_uint(x);
+  // To the nearest, ties to even; a nan stays a nan.
+  y.bits = x != x ? 0x7fc0 : static_cast<unsigned short>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+__device__ inline void narrow(float x, Half& y) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x)); }
+
+__device__ inline bool is_finite(double x) {
+  return (__double_as_longlong(x) & 0x7ff0000000000000LL) != 0x7ff0000000000000LL;
+}
+__device__ inline bool is_finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
+__device__ inline bool is_finite(BFloat x) { return (x.bits & 0x7f80) != 0x7f80; }
+__device__ inline bool is_finite(Half x) { return (x.bits & 0x7c00) != 0x7c00; }
+
+template <class T, class W> __device__ inline W cast(T x) {
+  W y;
+  if (sizeof(T) == 8 && sizeof(W) == 2) {  // there is no direct way from double to a half type
+    narrow(static_cast<float>(widen(x)), y);
+  } else {
+    narrow(widen(x), y);
+  }
+  return y;
+}
+
+// ---------------------------------------------------------------- four elements at a time where they are aligned
+
+template <class T> struct alignas(4 * sizeof(T)) Four { T at[4]; };
+
+template <class T> __device__ inline bool in_fours(const T* x) {
+  return reinterpret_cast<unsigned long long>(x) % sizeof(Four<T>) == 0;
+}
+
+// ---------------------------------------------------------------- the passes
+
+template <class T, class W> __device__ inline W pack_one(T& z, double keep) {
+  const W q = cast<T, W>(z);
+  if (keep != 0.0) {
+    typedef typename Wide<T>::type A;
+    narrow(widen(z) + static_cast<A>(keep) * (widen(z) - static_cast<A>(widen(q))), z);
+  }
+  return q;
+}
+
+template <class T, class W> __global__ void pack(const Tile* tiles, W* target, double keep) {
+  const Tile tile = tiles[blockIdx.x];
+  T* z = reinterpret_cast<T*>(tile.address);
+  W* q = target + tile.offset;
+  long long done = 0;
+  if (in_fours(z) && in_fours(q)) {
+    const long long fours = tile.count / 4;
+    for (long long i = threadIdx.x; i < fours; i += blockDim.x) {
+      Four<T> own = reinterpret_cast<Four<T>*>(z)[i];
+      Four<W> sent;
+      for (int j = 0; j < 4; ++j) sent.at[j] = pack_one<T, W>(own.at[j], keep);
+      reinterpret_cast<Four<W>*>(q)[i] = sent;
+      if (keep != 0.0) reinterpret_cast<Four<T>*>(z)[i] = own;
+    }
+    done = 4 * fours;
+  }
+  for (long long i = done + threadIdx.x; i < tile.count; i += blockDim.x) {
+    T own = z[i];
+    q[i] = pack_one<T, W>(own, keep);
+    if (keep != 0.0) z[i] = own;
+  }
+}
+
+template <class T, class W> __device__ inline void merge_one(T& z, W theirs, double fraction) {
+  typedef typename Wide<T>::type A;
+  const A own = widen(z);
+  const A other = static_cast<A>(widen(theirs));
+  const A part = static_cast<A>(fraction);
+  // From the nearer end, so that fraction 1 gives exactly what came.
+  narrow(part < A(0.5) ? own + part * (other - own) : other - (other - own) * (A(1) - part), z);
+}
+
+template <class T, class W> __global__ void merge(const Tile* tiles, const W* source, double fraction) {
+  const Tile tile = tiles[blockIdx.x];
+  T* z = reinterpret_cast<T*>(tile.address);
+  const W* theirs = source + tile.offset;
+  long long done = 0;
+  if (in_fours(z) && in_fours(theirs)) {
+    const long long fours = tile.count / 4;
+    for (long long i = threadIdx.x; i < fours; i += blockDim.x) {
+      Four<T> own = reinterpret_cast<Four<T>*>(z)[i];
+      const Four<W> come = reinterpret_cast<const Four<W>*>(theirs)[i];
+      for (int j = 0; j < 4; ++j) merge_one<T, W>(own.at[j], come.at[j], fraction);
+      reinterpret_cast<Four<T>*>(z)[i] = own;
+    }
+    done = 4 * fours;
+  }
+  for (long long i = done + threadIdx.x; i < tile.count; i += blockDim.x) merge_one<T, W>(z[i], theirs[i], fraction);
+}
+
+template <class T> __device__ inline void merge_half_one(T& z, T theirs, float& r, float weight, float mass) {
+  const float total = weight + mass;
+  const float u = (weight * widen(z) + r + mass * widen(theirs)) / total;
+  z = cast<float, T>(u);
+  r = total * (u - widen(z));
+}
+
+template <class T>
+__global__ void merge_half(const Tile* tiles, const T* source, float* residual, double weight, double mass) {
+  const Tile tile = tiles[blockIdx.x];
+  T* z = reinterpret_cast<T*>(tile.address);
+  const T* theirs = source + tile.offset;
+  float* r = residual + tile.offset;
+  const float w = static_cast<float>(weight), m = static_cast<float>(mass);
+  long long done = 0;
+  if (in_fours(z) && in_fours(theirs) && in_fours(r)) {
+    const long long fours = tile.count / 4;
+    for (long long i = threadIdx.x; i < fours; i += blockDim.x) {
+      Four<T> own = reinterpret_cast<Four<T>*>(z)[i];
+      const Four<T> come = reinterpret_cast<const Four<T>*>(theirs)[i];
+      Four<float> left = reinterpret_cast<Four<float>*>(r)[i];
+      for (int j = 0; j < 4; ++j) merge_half_one<T>(own.at[j], come.at[j], left.at[j], w, m);
+      reinterpret_cast<Four<T>*>(z)[i] = own;
+      reinterpret_cast<Four<float>*>(r)[i] = left;
+    }
+    done = 4 * fours;
+  }
+  for (long long i = done + threadIdx.x; i < tile.count; i += blockDim.x) {
+    merge_half_one<T>(z[i], theirs[i], r[i], w, m);
+  }
+}
+
+// The flag lies in pinned host memory: it is written only where something is wrong.
+template <class W> __device__ inline bool run_is_finite(const W* x, long long count, long long first, long long step) {
+  bool good = true;
+  long long done = 0;
+  if (in_fours(x)) {
+    const long long fours = count / 4;
+    for (long long i = first; i < fours; i += step) {
+      const Four<W> four = reinterpret_cast<const Four<W>*>(x)[i];
+      for (int j = 0; j < 4; ++j) good = good && is_finite(four.at[j]);
+    }
+    done = 4 * fours;
+  }
+  for (long long i = done + first; i < count; i += step) good = good && is_finite(x[i]);
+  return good;
+}
+
+template <class W> __global__ void finite(const W* source, long long count, int* flag) {
+  const long long first = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const long long step = static_cast<long long>(gridDim.x) * blockDim.x;
+  if (!run_is_finite(source, count, first, step)) *flag = 1;
+}
+
+template <class T> __global__ void pieces_finite(const Tile* tiles, int* flag) {
+  const Tile tile = tiles[blockIdx.x];
+  if (!run_is_finite(reinterpret_cast<const T*>(tile.address), tile.count, threadIdx.x, blockDim.x)) *flag = 1;
+}
+"""
+
+
+def name_of(kernel: str, *dtypes: str) -> str:
+    """Return the C++ name of a kernel for some dtypes.
+
+    >>> name_of("pack", "float32", "bfloat16")
+    'pack<float, BFloat>'
+    """
+    return f"{kernel}<{', '.join(TYPES[dtype] for dtype in dtypes)}>"
+
+
+def names() -> list[str]:
+    """Return the names of all kernels that any plan can ask for."""
+    halves = ("float16", "bfloat16")
+    pairs = [(own, wire) for own in TYPES for wire in TYPES if own == wire or WIDTH[wire] < WIDTH[own]]
+    return [
+        *(name_of("pack", *pair) for pair in pairs),
+        *(name_of("merge", *pair) for pair in pairs if pair[0] not in halves),
+        *(name_of("merge_half", half) for half in halves),
+        *(name_of("finite", dtype) for dtype in TYPES),
+        *(name_of("pieces_finite", dtype) for dtype in TYPES),
+    ]

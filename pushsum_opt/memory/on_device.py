@@ -1,0 +1,178 @@
+"""torch tensors of which some or all are on an accelerator.
+
+What happens in every round (pack, check, merge) is one fused pass per chunk; what happens seldom is left to torch, on
+the stream on which the caller computes. Chunks on the host are treated as :class:`HostMemory` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigurationError
+from .base import Values
+from .device import Device, Table
+from .host import HostMemory
+from .plan import Chunk
+from .staging import Direct, Path, Slab, Staged
+
+__all__ = ["DeviceMemory"]
+
+
+class DeviceMemory(HostMemory):
+    """The tensors are torch tensors on one accelerator, or some there and some on the host.
+
+    Args:
+        device: the accelerator.
+        direct: hand device memory to the transport; otherwise everything goes through pinned host memory.
+    """
+
+    late = True
+
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        names: Sequence[str],
+        wire_dtype: str | None,
+        chunk_bytes: int,
+        lane: tuple[int, int] = (0, 1),
+        *,
+        device: Device,
+        direct: bool,
+    ) -> None:
+        self._device = device
+        self._path: Path = Direct(device) if direct else Staged(device)
+        self._tables: dict[int, Table] = {}
+        self.name = f"{device.name} ({self._path.name})"
+        super().__init__(tensors, names, wire_dtype, chunk_bytes, lane)
+
+    # ------------------------------------------------------------------ the plan
+
+    def _rebuild(self) -> None:
+        super()._rebuild()
+        # Parameters lie in torch's pool, which other processes cannot always be given a handle to: on the device every
+        # chunk is packed. Only this flag changes, so that ranks on the host still cut the same chunks.
+        here = [chunk for chunk in self.chunks if self._is_here(chunk)]
+        self.chunks = tuple(replace(chunk, packed=True) if chunk in here else chunk for chunk in self.chunks)
+        self._tables = {
+            chunk.index: self._device.table(self._views[chunk.index])
+            for chunk in here
+            if all(view.ndim == 1 and view.is_contiguous() for view in self._views[chunk.index])
+        }
+        if isinstance(self._path, Staged):
+            self._path.most = len(here)
+            self._path.largest = max((chunk.nbytes for chunk in here), default=0)
+
+    def _is_here(self, chunk: Chunk) -> bool:
+        return chunk.device == self._device.name
+
+    def _where(self, local: Tensor, name: str) -> str:
+        place = str(local.device)
+        if place not in ("cpu", self._device.name):
+            raise ConfigurationError(
+                f"parameter {name} is on {place} and others are on {self._device.name}: one process exchanges the "
+                "memory of one device. Start one rank per GPU (`pushsum run -np N`) and put each rank's model on "
+                "ps.local_device()"
+            )
+        return place
+
+    # ------------------------------------------------------------------ slabs and the wire
+
+    @property
+    def extra_bytes(self) -> int:
+        return super().extra_bytes + self._path.held
+
+    def prepare_thread(self) -> None:
+        self._device.use()
+
+    def new_slab(self, nbytes: int, device: str = "cpu") -> Any:
+        return self._path.new_slab(nbytes) if device == self._device.name else super().new_slab(nbytes, device)
+
+    def wire_buffer(self, slab: Any, nbytes: int) -> Any:
+        return self._path.wire(slab, nbytes) if isinstance(slab, Slab) else super().wire_buffer(slab, nbytes)
+
+    def pack(self, chunk: Chunk, slab: Any, left: float = 1.0, given: float = 0.0) -> Any:
+        if not isinstance(slab, Slab):
+            return super().pack(chunk, slab, left, given)
+        stream = self._device.current()
+        with self._path.writing(slab, chunk.nbytes, stream) as target:
+            if chunk.index in self._tables:
+                keep = given / left if chunk.rounded else 0.0
+                self._device.pack(self._tables[chunk.index], target, chunk.dtype, chunk.wire.dtype, keep, stream)
+            else:
+                self._copy(self._cut(self._view_as(target, chunk.wire.dtype), chunk), self._views[chunk.index])
+        if chunk.rounded and given and chunk.index not in self._tables:
+            self.keep_rounding(chunk, slab, left, given)
+        return self._path.wire(slab, chunk.nbytes)
+
+    def received_is_finite(self, chunk: Chunk, slab: Any) -> bool:
+        if not isinstance(slab, Slab):
+            return super().received_is_finite(chunk, slab)
+        # Not on the caller's stream: the answer would wait for all that is queued there, and the processor with it.
+        stream = self._device.checking
+        with self._path.reading(slab, chunk.nbytes, stream) as source:
+            return self._device.finite(source, chunk.wire.dtype, stream)
+
+    def merge(self, chunk: Chunk, slab: Any, weight: float, mass: float) -> None:
+        if not isinstance(slab, Slab) or chunk.index not in self._tables:
+            super().merge(chunk, slab, weight, mass)
+            return
+        table, stream = self._tables[chunk.index], self._device.current()
+        with self._path.reading(slab, chunk.nbytes, stream) as source:
+            if chunk.index in self._residual:
+                residual = self._residual[chunk.index]
+                self._device.merge_half(table, source, residual, chunk.dtype, weight, mass, stream)
+            else:
+                fraction = mass / (weight + mass)
+                self._device.merge(table, source, chunk.dtype, chunk.wire.dtype, fraction, stream)
+
+    def heal(self, chunk: Chunk, slab: Any) -> bool:
+        if chunk.index in self._tables and self._device.pieces_finite(
+            self._tables[chunk.index], chunk.dtype, self._device.current()
+        ):
+            return False
+        return super().heal(chunk, slab)
+
+    def load_message_state(self, slabs: Mapping[int, Any], state: Mapping[str, Tensor]) -> None:
+        flats = {c.index: self._allocate(c.numel, c.wire.dtype, c.device) for c in self.exchanged}
+        self._fill(flats, state)
+        for chunk in self.exchanged:
+            slab, flat = slabs[chunk.index], flats[chunk.index]
+            if isinstance(slab, Slab):
+                stream = self._device.current()
+                with self._path.writing(slab, chunk.nbytes, stream) as target:
+                    self._device.copy(target, flat.view(torch.uint8), stream)
+            else:
+                super()._on_wire(chunk, slab).copy_(flat)
+
+    def _on_wire(self, chunk: Chunk, slab: Any) -> Tensor:
+        """Return a copy of a slab, on the caller's stream: for what happens seldom."""
+        if not isinstance(slab, Slab):
+            on_host: Tensor = super()._on_wire(chunk, slab)
+            return on_host
+        flat = self._allocate(chunk.nbytes, "uint8", chunk.device)
+        stream = self._device.current()
+        with self._path.reading(slab, chunk.nbytes, stream) as source:
+            self._device.copy(flat, source, stream)
+        return self._view_as(flat, chunk.wire.dtype)
+
+    def close(self) -> None:
+        self._device.close()
+        self._path.close()
+        self._tables.clear()
+
+    # ------------------------------------------------------------------ primitives
+
+    def _wire_bytes(self, flat: Tensor) -> Any:
+        """Return bytes on the host: for samples and fingerprints. What travels goes through a slab."""
+        return flat.view(torch.uint8).cpu().numpy()
+
+    def _to_numpy(self, array: Tensor) -> Values:
+        values: Values = array.cpu().numpy()
+        return values
+
+

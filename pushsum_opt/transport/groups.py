@@ -1,0 +1,48 @@
+"""Parts of a communicator: who shares a host, and communicators of some of the ranks."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+from .loopback import LoopbackComm, LoopbackTransport
+
+__all__ = ["host_label", "split"]
+
+
+def host_label(comm: Any, ranks_per_host: int | None) -> int:
+    """Collective. Return a number that ranks have in common if and only if they share a host.
+
+    Args:
+        ranks_per_host: take so many consecutive ranks as a host; None: find out.
+    """
+    rank: int = comm.Get_rank()
+    if isinstance(comm, LoopbackComm):
+        ranks_per_host = ranks_per_host or comm.world.local_size
+    if ranks_per_host is not None:
+        return rank // ranks_per_host
+    from mpi4py import MPI
+
+    host = comm.Split_type(MPI.COMM_TYPE_SHARED, rank)
+    try:
+        return int(host.bcast(rank))
+    finally:
+        host.Free()
+
+
+def split(comm: Any, color: int) -> Any:
+    """Collective. Return a communicator of the ranks that passed the same number, in the order of their ranks."""
+    if isinstance(comm, LoopbackComm):
+        return _split_loopback(comm, color)
+    return comm.Split(color, comm.Get_rank())
+
+
+def _split_loopback(comm: LoopbackComm, color: int) -> LoopbackComm:
+    transport = LoopbackTransport(comm)
+    ticket, rows = transport.gather(struct.pack("<q", color), "splitting a communicator")
+    while not ticket.done:
+        transport.poll(1.0)
+    colors = [struct.unpack("<q", row.tobytes())[0] for row in rows]
+    members = [rank for rank, its in enumerate(colors) if its == color]
+    part = comm.world.part((transport.context, color), members)
+    return LoopbackComm(part, members.index(comm.rank))

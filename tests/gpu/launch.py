@@ -1,0 +1,60 @@
+"""Starts ranks on the one device with `pushsum run`, which sets MPI up for GPU memory, and collects what they wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+from mpi.launch import environment
+
+from pushsum_opt import cuda_aware
+from pushsum_opt.cli import ucx
+
+PROGRAMS = Path(__file__).parent / "programs"
+ROOT = Path(__file__).parents[2]
+DIRECT, STAGED = "1", "0"  # as PUSHSUM_CUDA_AWARE has it
+
+
+def ranks(size, program, *arguments, tmp_path, way, limit=500.0, **variables):
+    """Run a program on ``size`` ranks and return what each wrote to its file, as JSON, in rank order."""
+    if way == DIRECT:
+        skip_unless_direct()
+    folder = tmp_path / f"{program}-{way}-{len(list(tmp_path.iterdir()))}"
+    folder.mkdir()
+    command = [sys.executable, "-m", "pushsum_opt", "run", "-np", str(size), str(PROGRAMS / program), str(folder)]
+    try:
+        done = subprocess.run(
+            [*command, *arguments],
+            env=environment(PUSHSUM_CUDA_AWARE=way, **variables),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=limit,
+        )
+    except subprocess.TimeoutExpired as late:
+        raise AssertionError(f"{program} hung for {limit:g} s:\n{str(late.output)[-6000:]}") from None
+    assert done.returncode == 0, done.stdout[-6000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
+
+
+def skip_unless_direct():
+    """Skip, with the reason, where MPI does not take GPU memory: that is no fault of the library."""
+    why = _why_not_direct()
+    if why:
+        pytest.skip(f"MPI does not take GPU memory here: {why}")
+
+
+@cache
+def _why_not_direct():
+    folder = ucx.ucx_with_cuda()
+    environ = dict(os.environ)
+    if folder is not None:
+        environ |= ucx.variables(folder, environ, all_of_it=True)
+    found = cuda_aware.try_out(environ=environ)
+    return found.get("error") or ("" if found.get("right") else "what came was not what was sent")

@@ -1,0 +1,32 @@
+"""Every kernel once over odd sizes and places, in one process without MPI: for compute-sanitizer."""
+
+import torch
+
+from pushsum_opt.memory.cuda import CudaDevice
+from pushsum_opt.memory.on_device import DeviceMemory
+
+PAIRS = [
+    (torch.float64, None),
+    (torch.float64, "float32"),
+    (torch.float64, "bfloat16"),
+    (torch.float64, "float16"),
+    (torch.float32, None),
+    (torch.float32, "float16"),
+    (torch.float32, "bfloat16"),
+    (torch.float16, None),
+    (torch.bfloat16, None),
+]
+for direct in (True, False):
+    for dtype, wire in PAIRS:
+        whole = torch.randn(30_000, device="cuda").to(dtype)
+        tensors = [whole[1:2], whole[5:4101], whole[4102:8200], whole[8203:29_999]]
+        names = [str(index) for index in range(len(tensors))]
+        memory = DeviceMemory(tensors, names, wire, 1 << 14, device=CudaDevice("cuda:0"), direct=direct)
+        for chunk in memory.chunks:
+            slab = memory.new_slab(chunk.nbytes, chunk.device)
+            memory.pack(chunk, slab, 0.5, 0.5)
+            assert memory.received_is_finite(chunk, slab)
+            memory.merge(chunk, slab, 0.5, 0.5)
+            assert not memory.heal(chunk, slab)
+        memory.close()
+print("ok")

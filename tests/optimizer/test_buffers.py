@@ -1,0 +1,125 @@
+"""What happens to floating buffers: local, averaged inside averaged(), or travelling with the parameters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pushsum_opt as ps
+from pushsum_opt.errors import ConfigurationError, LayoutError
+
+STALENESS = [0, 1, 2, "unbounded"]
+
+
+def normalised() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+
+def forward_and_step(model, optimizer, rank, k):
+    inputs = torch.randn(16, 3, generator=torch.Generator().manual_seed(100 * rank + k)) + rank
+    optimizer.zero_grad()
+    model(inputs).square().mean().backward()
+    optimizer.step()
+
+
+def one_rank(comm, buffers, staleness=0, steps=6, **options):
+    """Train; return the running means before averaged(), inside it and after it, and the tracked batches."""
+    model = normalised()
+    inner = torch.optim.SGD(model.parameters(), lr=0.01)
+    options = {"buffers": buffers, "staleness": staleness, "comm": comm, **options}
+    with ps.PushSumOptimizer(inner, model, **options) as optimizer:
+        for k in range(steps + (comm.rank if staleness == "unbounded" else 0)):
+            forward_and_step(model, optimizer, comm.rank, k)
+        optimizer.drain()
+        before = model[1].running_mean.clone()
+        with optimizer.averaged():
+            inside = model[1].running_mean.clone()
+        return before, inside, model[1].running_mean.clone(), int(model[1].num_batches_tracked)
+
+
+@pytest.mark.parametrize("staleness", STALENESS)
+def test_local_buffers_stay_what_they_are_everywhere(staleness):
+    for before, inside, after, _ in ps.testing.run(3, lambda comm: one_rank(comm, "local", staleness)):
+        assert torch.equal(before, inside)
+        assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("buffers", ["average", None])
+@pytest.mark.parametrize("staleness", STALENESS)
+def test_averaged_buffers_are_the_mean_inside_averaged_and_local_elsewhere(staleness, buffers):
+    results = ps.testing.run(3, lambda comm: one_rank(comm, buffers, staleness))
+    mean = torch.stack([before.double() for before, *_ in results]).mean(0).float()
+    for before, inside, after, _ in results:
+        torch.testing.assert_close(inside, mean, rtol=1e-6, atol=1e-7)
+        assert not torch.allclose(before, mean, atol=1e-3)
+        assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("staleness", STALENESS)
+@pytest.mark.parametrize("buffers", ["local", "gossip"])
+def test_travelling_buffers_come_together_as_parameters_do(staleness, buffers):
+    """Once nothing moves them any more, gossip alone makes them equal; local ones stay apart."""
+
+    def rank(comm):
+        model = normalised()
+        inner = torch.optim.SGD(model.parameters(), lr=0.01)
+        with ps.PushSumOptimizer(inner, model, buffers=buffers, staleness=staleness, comm=comm) as optimizer:
+            for k in range(5):
+                forward_and_step(model, optimizer, comm.rank, k)
+            for _ in range(100):
+                optimizer.gossip()
+                optimizer.drain()
+        return model[1].running_mean.clone(), int(model[1].num_batches_tracked)
+
+    means, tracked = zip(*ps.testing.run(3, rank), strict=True)
+    spread = (torch.stack(means) - torch.stack(means).mean(0)).norm().item()
+    assert (spread < 1e-4) == (buffers == "gossip")
+    assert tracked == (5, 5, 5), "counters are no averages"
+
+
+def test_mass_of_travelling_buffers_is_conserved():
+    """With data weights and an irregular graph: sum of w times the buffer is what it was."""
+
+    def rank(comm):
+        model = nn.Module()
+        model.p = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+        model.register_buffer("b", torch.full((3,), float(comm.rank), dtype=torch.float64))
+        inner = torch.optim.SGD(model.parameters(), lr=0.1)
+        star = ps.graphs.Star()
+        options = {"graph": star, "buffers": "gossip", "data_weight": 1.0 + comm.rank, "comm": comm}
+        with ps.PushSumOptimizer(inner, model, **options) as optimizer:
+            model.b.fill_(float(comm.rank))  # the start gave everyone rank 0's
+            totals = []
+            for _ in range(8):
+                model.p.grad = torch.ones_like(model.p)
+                optimizer.step()
+                totals.append((optimizer.push_weight, optimizer.push_weight * model.b.numpy()))
+        return totals
+
+    for moment in zip(*ps.testing.run(3, rank), strict=True):
+        assert sum(w for w, _ in moment) == pytest.approx(3, rel=1e-14)
+        np.testing.assert_allclose(sum(x for _, x in moment), 3 * (0 * 1 + 1 * 2 + 2 * 3) / 6, rtol=1e-14)
+
+
+def test_a_travelling_buffer_that_was_replaced_is_named():
+    def rank(comm):
+        model = normalised()
+        optimizer = ps.PushSumOptimizer(
+            torch.optim.SGD(model.parameters(), lr=0.1), model, buffers="gossip", comm=comm
+        )
+        forward_and_step(model, optimizer, comm.rank, 0)
+        model[1].running_mean = torch.zeros(4)
+        with pytest.raises(LayoutError, match=r"1\.running_mean"):
+            forward_and_step(model, optimizer, comm.rank, 1)
+
+    ps.testing.run(1, rank)
+
+
+@pytest.mark.parametrize("buffers", ["average", "gossip"])
+def test_buffers_without_a_model_are_refused(buffers):
+    inner = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    with pytest.raises(ConfigurationError, match=f"buffers='{buffers}' without a model"):
+        ps.PushSumOptimizer(inner, buffers=buffers)
