@@ -363,6 +363,11 @@ class PushSumOptimizer(torch.optim.Optimizer):
         """Rounds between posting a message and merging it."""
         return self.push_sum.staleness
 
+    @property
+    def buffers(self) -> str:
+        """What happens to floating buffers: "local", "average" or "gossip"."""
+        return self._buffers
+
     def stats(self) -> dict[str, float]:
         """Return plain floats to log; local and cheap. See :meth:`PushSum.stats`."""
         return self.push_sum.stats()

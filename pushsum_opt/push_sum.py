@@ -535,6 +535,7 @@ class PushSum:
             "graph": f"{self.graph!r} ({self.graph.fingerprint(self.size)[:12]})",
             "staleness": repr(self._staleness),
             "nonfinite": repr(self._nonfinite),
+            "the size of chunks (PUSHSUM_CHUNK_BYTES)": str(self.memory.chunk_bytes),
             "the layout of messages": self.memory.layout.hex(),
             "the version of the wire": str(VERSION),
         }

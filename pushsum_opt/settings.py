@@ -25,7 +25,7 @@ class Settings:
     """Largest piece of a message, in bytes; None: 4 MiB, or 32 MiB where the model is on a GPU. Equal on all ranks."""
 
     cuda_aware: str = "auto"
-    """Whether MPI is given GPU memory: "1" yes, "0" no (through host memory), "auto" if a trial at the start says so."""
+    """Whether MPI is given GPU memory: "1" yes, "0" no (it goes through the host), "auto" what a trial finds best."""
 
     ranks_per_host: int | None = None
     """Take so many consecutive ranks as a host, for ``within_host``; None: find out who shares memory."""

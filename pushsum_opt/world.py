@@ -57,15 +57,16 @@ def communicator() -> Any:
         raise LaunchError(
             f"{name}={count}, but this process is alone in MPI.COMM_WORLD: the launcher and mpi4py's MPI library do "
             f"not belong together, and {count} copies of the same model would train and overwrite one checkpoint. "
-            "Under Slurm, start with `srun --mpi=pmix`; otherwise use the mpirun that belongs to this Python "
-            "(`pushsum run -np N script.py` finds it); `pushsum doctor` shows both"
+            "Under Slurm, start with `srun --mpi=pmix`; otherwise, and in place of torchrun, use the mpirun that belongs "
+            "to this Python (`pushsum run -np N script.py` finds it); `pushsum doctor` shows both"
         )
     return comm
 
 
 def launched_size(environ: Mapping[str, str]) -> tuple[str, int] | None:
     """Return the variable, and the number of ranks in it, by which a launcher says how many it started."""
-    for name in SIZE_VARIABLES:
+    # torchrun's variable is a common name: others set it too, without starting anything.
+    for name in (*SIZE_VARIABLES, *(("WORLD_SIZE",) if "TORCHELASTIC_RUN_ID" in environ else ())):
         text = environ.get(name, "")
         if text.isdigit():
             return name, int(text)

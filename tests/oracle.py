@@ -120,3 +120,51 @@ def overlapped_push(
         history_z.append(z)
         history_w.append(w)
     return Trajectory(np.stack(history_z), np.stack(history_w))
+
+
+def overlap_sgp(
+    z0: Matrix,
+    data_weights: Matrix,
+    matrices: Callable[[int], Matrix],
+    gradient: Callable[[int, int, Matrix], Matrix],
+    learning_rate: float,
+    rounds: int,
+    tau: int,
+) -> Trajectory:
+    """Run the paper's Algorithm 2 (Overlap SGP) as it stands there: a message every ``tau`` iterations.
+
+    A node sends in the iterations 0, tau, 2 tau, ... and, tau iterations after a send, blocks until what its in-peers
+    sent then has come. ``matrices`` is asked in the iterations that send. One thing differs from the paper: the very
+    first message carries mass a d / (1 + d + tau d) rather than the share p, so that w begins low enough for mass to be
+    on its way all the time.
+    """
+    n = len(z0)
+    a = n * data_weights / data_weights.sum()
+    w = a.copy()
+    x = z0 * w[:, None]
+    z = x / w[:, None]
+    count_since_last = 0
+    buffer: tuple[Matrix, Matrix] | None = None
+    history_z, history_w = [z], [w]
+    for k in range(rounds):
+        x = x - learning_rate * a[:, None] * np.stack([gradient(i, k, z[i]) for i in range(n)])
+        arriving = None
+        if k > 0 and count_since_last == tau:
+            arriving, buffer, count_since_last = buffer, None, 0
+        if k % tau == 0:
+            p = matrices(k)
+            given = p - np.diag(np.diag(p))
+            if k == 0:
+                degree = (given > 0).sum(0)
+                first = degree / (1 + degree + tau * degree)
+                given = given * np.where(given.sum(0) > 0, first / np.where(given.sum(0) > 0, given.sum(0), 1), 0.0)
+            buffer = (given @ x, given @ w)
+            kept = 1 - given.sum(0)
+            x, w = kept[:, None] * x, kept * w
+        if arriving is not None:
+            x, w = x + arriving[0], w + arriving[1]
+        count_since_last += 1
+        z = x / w[:, None]
+        history_z.append(z)
+        history_w.append(w)
+    return Trajectory(np.stack(history_z), np.stack(history_w))

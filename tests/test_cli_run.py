@@ -118,7 +118,9 @@ def test_own_oversubscribe_is_not_repeated():
 
 
 UCX = "/opt/ucx/lib"
-WITH_UCX = "-x LD_LIBRARY_PATH --mca pml ucx --mca osc ucx --mca opal_common_ucx_tls any --mca opal_common_ucx_devices any"
+WITH_UCX = (
+    "-x LD_LIBRARY_PATH --mca pml ucx --mca osc ucx --mca opal_common_ucx_tls any --mca opal_common_ucx_devices any"
+)
 
 
 def with_ucx(options, environ):

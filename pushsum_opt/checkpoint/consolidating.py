@@ -17,8 +17,8 @@ def consolidate(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the exact weighted average of a checkpoint's models as a plain state_dict. One process, without MPI.
 
     What :meth:`~pushsum_opt.PushSumOptimizer.averaged` shows: sum of the numerators, residuals and messages in flight
-    included, over the sum of the mass, in float64; floating buffers are averaged with the data weights; anything else
-    is rank 0's. Needs memory for one model in float64 and one rank's file.
+    included, over the sum of the mass, in float64; floating buffers are averaged with the data weights (unless
+    ``buffers="local"``); anything else is rank 0's. Needs memory for one model in float64 and one rank's file.
 
     Args:
         directory: what was passed to save (then the newest checkpoint in it), or the directory of one checkpoint.

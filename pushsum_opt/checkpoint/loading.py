@@ -53,8 +53,9 @@ def load(
 
     On as many ranks as before, everything is as it was: a synchronous or overlapped run goes on with the same bits as
     if it had never stopped. On another number of ranks, every rank starts from the exact weighted average of the model,
-    mass in flight included, with w = a_i; floating buffers are averaged with the data weights; optimizer state,
-    scheduler, scaler and ``extra`` are those of rank ``rank % old size``; random generators stay as they are.
+    mass in flight included, with w = a_i; floating buffers are averaged with the data weights (unless "local");
+    optimizer state, scheduler, scaler, ``extra`` and all that cannot be averaged are those of rank ``rank % old size``;
+    random generators stay as they are.
 
     Nothing is changed unless every rank could read and check its part. The files are read without running code from
     them (``torch.load(weights_only=True)``).

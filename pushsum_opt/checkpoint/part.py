@@ -79,6 +79,7 @@ def capture(optimizer: Any, companions: Companions, extra: Any) -> dict[str, Any
         "round": push_sum.round,
         "place": place(push_sum),
         "share": 1.0 if push_sum.hosts is None else push_sum.hosts.share,
+        "buffers": optimizer.buffers,
         "layout": push_sum.memory.layout.hex(),
         "model": {} if optimizer.model is None else optimizer.model.state_dict(),
         "names": names,

@@ -1,7 +1,8 @@
 """The exact weighted average of the parts of a checkpoint, mass in flight included.
 
 sum_i (w_i z_i + r_i + sum of m z_j in flight to i) / sum of all mass, in float64. What is not exchanged, floating
-buffers above all, is averaged with the data weights; what is not floating is one rank's own.
+buffers above all, is averaged with the data weights, as inside averaged(); what is not floating, and all of it with
+``buffers="local"``, is one rank's own.
 """
 
 from __future__ import annotations
@@ -104,7 +105,8 @@ def _local(part: Mapping[str, Any]) -> dict[str, Tensor]:
     return {
         key: value
         for key, value in part["model"].items()
-        if key not in part["names"]
+        if part["buffers"] == "average"
+        and key not in part["names"]
         and isinstance(value, Tensor)
         and value.layout == torch.strided
         and (value.is_floating_point() or value.is_complex())

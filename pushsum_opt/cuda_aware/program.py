@@ -81,6 +81,8 @@ class OnGpu:
 
     def hardware(self, nbytes: int) -> Callable[[], None]:
         """Copy from this rank's device to the other rank's, or within it where both have the same."""
+        if self.other != self._own and self._runtime.deviceCanAccessPeer(self._own, self.other):
+            self._runtime.deviceEnablePeerAccess(self.other)
         source, destination = self.buffer(nbytes), self.buffer(nbytes, self.other)
         return lambda: self.copy(destination, source)
 

@@ -95,8 +95,8 @@ def advise(found: Facts, environ: Mapping[str, str]) -> str:
         )
     if not hints:
         hints.append(
-            "`pushsum run` starts Open MPI from PyPI with the UCX of the cuda12 or cuda13 extra; on a cluster, load the "
-            "site's CUDA-aware MPI"
+            "`pushsum run` starts Open MPI from PyPI with the UCX of the cuda12 or cuda13 extra; on a cluster, load "
+            "the site's CUDA-aware MPI"
         )
     if found.get("direct") is None:
         speed = "GPU memory goes through the host"

@@ -76,7 +76,7 @@ class Memory(ABC):
         self._tensors = list(tensors)
         self._names = list(names)
         self._wire_dtype = wire_dtype
-        self._chunk_bytes = chunk_bytes
+        self.chunk_bytes = chunk_bytes
         self._lane, self._lanes = lane
         self._places: list[object] = []
         self._residual: dict[int, Array] = {}
@@ -121,7 +121,7 @@ class Memory(ABC):
         wires = [self._wire_format(spec) for spec in specs]
         self._specs = specs
         chunk_bytes = self._lane_chunk_bytes(specs)
-        self.chunks = plan_chunks(specs, wires, chunk_bytes)
+        self.chunks = self._plan(specs, wires, chunk_bytes)
         self.owners = assign_lanes(self.chunks, self._lanes)
         self.layout = layout_hash(specs, wires, chunk_bytes)
         self._views = [[self._piece_view(self._tensors[p.tensor], p) for p in chunk.pieces] for chunk in self.chunks]
@@ -140,12 +140,15 @@ class Memory(ABC):
                 self._residual[chunk.index] = flat
         self._places = [self._place(tensor) for tensor in self._tensors]
 
+    def _plan(self, specs: Sequence[TensorSpec], wires: Sequence[WireFormat], most: int) -> tuple[Chunk, ...]:
+        return plan_chunks(specs, wires, most)
+
     def _lane_chunk_bytes(self, specs: Sequence[TensorSpec]) -> int:
         if self._lanes == 1:
-            return self._chunk_bytes
+            return self.chunk_bytes
         # Some chunks for every lane, or the lanes would differ much in their bytes.
         total = sum(spec.numel * spec.itemsize for spec in specs)
-        return min(self._chunk_bytes, max(SMALLEST_LANE_CHUNK, total // (4 * self._lanes)))
+        return min(self.chunk_bytes, max(SMALLEST_LANE_CHUNK, total // (4 * self._lanes)))
 
     def _reorder(self, flat: Array, old: TensorSpec, new: TensorSpec) -> Array:
         """Return the elements of a flat array in the memory order of a tensor whose strides have changed."""

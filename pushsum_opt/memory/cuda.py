@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,7 @@ __all__ = ["CudaDevice"]
 try:
     import cupy
 except (ImportError, OSError) as error:  # OSError: a library of its own that does not load
-    major = str(torch.version.cuda or "13").split(".")[0]
-    raise ConfigurationError(
-        f"parameters are on a GPU, and cupy, which makes the buffers there, cannot be imported ({error}). "
-        f'`pip install "pushsum-opt[cuda{major}]"` installs it; `pushsum doctor` says more'
-    ) from error
+    cupy, why_not = None, str(error)
 
 MOST_BLOCKS = 4096  # of the check: more would only wait for each other
 FIRST = -1  # the priority of streams that somebody waits for, above the default 0
@@ -49,9 +46,6 @@ class CudaDevice(Device):
         self.name = name
         self._index = torch.device(name).index
         self._refuse_if_unseen()
-        self._module = cupy.RawModule(
-            code=kernels.SOURCE, options=("--std=c++17",), name_expressions=tuple(kernels.names())
-        )
         self._functions: dict[str, Any] = {}
         self._streams: dict[int, Any] = {}
         with self._here():
@@ -59,6 +53,12 @@ class CudaDevice(Device):
             self._flag = np.frombuffer(cupy.cuda.PinnedMemoryPointer(cupy.cuda.PinnedMemory(4), 0), np.int32, 1)
 
     def _refuse_if_unseen(self) -> None:
+        if cupy is None:
+            major = str(torch.version.cuda or "13").split(".")[0]
+            raise ConfigurationError(
+                f"parameters are on {self.name}, and cupy, which makes the buffers there, cannot be imported "
+                f'({why_not}). `pip install "pushsum-opt[cuda{major}]"` installs it; `pushsum doctor` says more'
+            )
         try:
             count = cupy.cuda.runtime.getDeviceCount()
         except cupy.cuda.runtime.CUDARuntimeError as error:
@@ -171,7 +171,7 @@ class CudaDevice(Device):
         with self._here(), self._on(stream):
             function = self._functions.get(name)
             if function is None:
-                function = self._functions[name] = self._module.get_function(name)
+                function = self._functions[name] = _module().get_function(name)
             function((blocks,), (kernels.THREADS,), typed)
 
     @contextmanager
@@ -190,10 +190,14 @@ class CudaDevice(Device):
             )
         return self._streams[pointer]
 
-    def close(self) -> None:
-        for stream in (self.checking, self.outward, self.inward):
-            stream.synchronize()
-        self.current().synchronize()
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self._index)
+
+
+@cache
+def _module() -> Any:
+    """Compile the kernels; cupy keeps the result on disk for the next process, and loads it once per device."""
+    return cupy.RawModule(code=kernels.SOURCE, options=("--std=c++17",), name_expressions=tuple(kernels.names()))
 
 
 def _stream() -> torch.cuda.Stream:

@@ -108,5 +108,5 @@ class Device(ABC):
         """Tell whether the tensors hold no inf and no nan."""
 
     @abstractmethod
-    def close(self) -> None:
-        """Wait for all work on this object's own streams."""
+    def synchronize(self) -> None:
+        """Wait for all work on the device, on whatever stream."""

@@ -17,7 +17,7 @@ from ..errors import ConfigurationError
 from .base import Values
 from .device import Device, Table
 from .host import HostMemory
-from .plan import Chunk
+from .plan import Chunk, TensorSpec, WireFormat
 from .staging import Direct, Path, Slab, Staged
 
 __all__ = ["DeviceMemory"]
@@ -52,12 +52,17 @@ class DeviceMemory(HostMemory):
 
     # ------------------------------------------------------------------ the plan
 
-    def _rebuild(self) -> None:
-        super()._rebuild()
+    def _plan(self, specs: Sequence[TensorSpec], wires: Sequence[WireFormat], most: int) -> tuple[Chunk, ...]:
         # Parameters lie in torch's pool, which other processes cannot always be given a handle to: on the device every
         # chunk is packed. Only this flag changes, so that ranks on the host still cut the same chunks.
-        here = [chunk for chunk in self.chunks if self._is_here(chunk)]
-        self.chunks = tuple(replace(chunk, packed=True) if chunk in here else chunk for chunk in self.chunks)
+        chunks = super()._plan(specs, wires, most)
+        return tuple(replace(chunk, packed=True) if self._is_here(chunk) else chunk for chunk in chunks)
+
+    def _rebuild(self) -> None:
+        if self._tables:
+            self._device.synchronize()  # whatever is replaced now may still be in use
+        super()._rebuild()
+        here = [chunk for chunk in self.exchanged if self._is_here(chunk)]
         self._tables = {
             chunk.index: self._device.table(self._views[chunk.index])
             for chunk in here
@@ -161,7 +166,7 @@ class DeviceMemory(HostMemory):
         return self._view_as(flat, chunk.wire.dtype)
 
     def close(self) -> None:
-        self._device.close()
+        self._device.synchronize()
         self._path.close()
         self._tables.clear()
 

@@ -151,11 +151,14 @@ def assign_lanes(chunks: Sequence[Chunk], lanes: int) -> tuple[int, ...]:
 def layout_hash(specs: Sequence[TensorSpec], wires: Sequence[WireFormat], chunk_bytes: int) -> bytes:
     """Return 8 bytes that travel with every message, so that two ranks with different plans notice at once.
 
-    Devices are left out: a rank on the host may exchange with one on a GPU.
+    A rank on the host may exchange with one on a GPU: which device it is does not count, only which tensors share one.
     """
     digest = hashlib.blake2b(digest_size=8)
+    devices: dict[str, int] = {}
     for spec, wire in zip(specs, wires, strict=True):
-        digest.update(repr((spec.shape, spec.strides if spec.dense else None, spec.dtype, wire.dtype)).encode())
+        number = devices.setdefault(spec.device, len(devices))
+        strides = spec.strides if spec.dense else None
+        digest.update(repr((spec.shape, strides, spec.dtype, wire.dtype, number)).encode())
     digest.update(str(chunk_bytes).encode())
     return digest.digest()
 

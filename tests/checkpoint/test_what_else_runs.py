@@ -61,6 +61,22 @@ def test_buffers_that_travel_are_averaged_by_mass_as_averaged_does(tmp_path):
     torch.testing.assert_close(ps.checkpoint.consolidate(tmp_path)["norm.running_mean"], mean, rtol=1e-14, atol=1e-16)
 
 
+def test_local_buffers_are_rank_0s_or_of_rank_modulo_old_size(tmp_path):
+    def rank(comm, loads):
+        with running(comm, buffers="local") as run:
+            if loads:
+                ps.checkpoint.load(tmp_path, run.optimizer, **run.beside)
+            else:
+                run.steps(0, 3)
+                ps.checkpoint.save(tmp_path, run.optimizer, **run.beside)
+            return flat(run.model.norm.running_mean)
+
+    saved = ps.testing.run(2, lambda comm: rank(comm, False))
+    assert saved[0] != saved[1]
+    assert ps.testing.run(3, lambda comm: rank(comm, True)) == [saved[0], saved[1], saved[0]]
+    assert flat(ps.checkpoint.consolidate(tmp_path)["norm.running_mean"]) == saved[0]
+
+
 def test_slow_momentum_resumes_on_another_number_of_ranks(tmp_path):
     def rank(comm, loads):
         with running(comm, algorithm=SlowMomentum(every=3)) as run:
@@ -182,8 +198,8 @@ def test_shards_are_refused(tmp_path, monkeypatch):
 
     def rank(comm):
         model = Network()
-        with ps.PushSumOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, comm=comm) as optimizer:
-            with pytest.raises(ps.errors.CheckpointError, match=r"is a DTensor.*torch\.distributed\.checkpoint"):
-                ps.checkpoint.save(tmp_path, optimizer)
+        refused = pytest.raises(ps.errors.CheckpointError, match=r"is a DTensor.*torch\.distributed\.checkpoint")
+        with ps.PushSumOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, comm=comm) as optimizer, refused:
+            ps.checkpoint.save(tmp_path, optimizer)
 
     ps.testing.run(1, rank)

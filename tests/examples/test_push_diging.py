@@ -130,8 +130,11 @@ def test_real_ranks_have_the_bits_of_loopback_ranks(example, tmp_path):
         np.testing.assert_array_equal(np.load(tmp_path / f"{rank}.npy"), expected)
 
 
-def test_the_algorithm_is_as_short_as_in_the_paper():
-    functions = {node.name: node for node in ast.parse(EXAMPLE.read_text()).body if isinstance(node, ast.FunctionDef)}
-    lines = lambda name: functions[name].end_lineno - functions[name].lineno + 1  # noqa: E731
-    assert lines("push_diging") <= 16
-    assert sum(map(lines, functions)) <= 80
+def test_all_of_it_is_sixty_lines_of_code():
+    """Beside blank lines and docstrings."""
+    text = EXAMPLE.read_text()
+    documented = [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Module, ast.FunctionDef))]
+    docstrings = [node.body[0] for node in documented if ast.get_docstring(node)]
+    words = {line for one in docstrings for line in range(one.lineno, one.end_lineno + 1)}
+    code = [line for number, line in enumerate(text.splitlines(), 1) if line.strip() and number not in words]
+    assert len(code) <= 60

@@ -186,6 +186,28 @@ def test_an_exception_in_the_thread_surfaces_in_the_next_round_with_its_tracebac
     ps.testing.run(2, rank)
 
 
+@pytest.mark.parametrize("tau", [1, 3, 9])
+def test_push_weights_stay_above_0_when_rounds_begin_anew_after_a_drain_on_an_irregular_graph(tau):
+    """Some ranks hold much less than a_i then, and nothing comes back for tau rounds."""
+
+    def star(rank, size, round):
+        return tuple(range(1, size)) if rank == 0 else (0,)
+
+    def rank(comm):
+        lowest = []
+        with ps.PushSum([np.zeros(1)], graph=star, staleness=tau, data_weight=1.0 + 9 * comm.rank, comm=comm) as one:
+            for _ in range(3):
+                for _ in range(2 * tau + 3):
+                    one.mix()
+                    lowest.append(one.push_weight)
+                one.drain()
+        return min(lowest), one.push_weight
+
+    results = ps.testing.run(5, rank)
+    assert min(lowest for lowest, _ in results) > 0
+    assert sum(weight for _, weight in results) == pytest.approx(5, rel=1e-13)
+
+
 def test_strides_that_change_with_messages_in_flight_are_refused_with_the_way_out():
     torch = pytest.importorskip("torch")
 

@@ -151,7 +151,7 @@ class EmulatedDevice(Device):
         self.finish(stream)
         return all(bool(view.isfinite().all()) for view in table)
 
-    def close(self):
+    def synchronize(self):
         for stream in (self.own, self.checking, self.outward, self.inward):
             self.finish(stream)
 

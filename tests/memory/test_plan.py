@@ -108,3 +108,6 @@ def test_the_layout_hash_tells_shapes_strides_dtypes_wire_and_chunks_apart():
     assert len({base, *others}) == 7
     elsewhere = TensorSpec((4, 6), (6, 1), "float32", 4, "cuda:0")
     assert layout_hash([elsewhere], [wire], 1024) == base, "a rank on the host may exchange with one on a GPU"
+    pairs = ([spec(), spec()], [spec(), elsewhere], [elsewhere, spec()])
+    together, apart, swapped = (layout_hash(pair, [wire, wire], 1024) for pair in pairs)
+    assert together != apart == swapped, "which tensors share a device decides which share a chunk"

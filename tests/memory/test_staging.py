@@ -187,11 +187,11 @@ def test_a_buffer_is_not_ready_before_the_device_is_done_with_it(direct):
     sent = memory.pack(chunk, slab)
     assert isinstance(sent, Late)
     assert not sent.ready()
-    device.close()
+    device.synchronize()
     assert sent.ready()
     memory.merge(chunk, slab, 1.0, 1.0)
     assert not memory.wire_buffer(slab, chunk.nbytes).ready(), "the merge still reads it"
-    device.close()
+    device.synchronize()
     assert memory.wire_buffer(slab, chunk.nbytes).ready()
 
 
@@ -214,7 +214,7 @@ def test_bounce_buffers_are_two_while_the_device_keeps_up_and_one_per_chunk_at_m
             for chunk, slab in zip(memory.chunks, slabs, strict=True):
                 memory.pack(chunk, slab)
                 if eager:
-                    device.close()
+                    device.synchronize()
         assert isinstance(memory._path, Staged)
         assert len(memory._path._out) == most - (eager > 0), "one is enough where each is done before the next begins"
         assert memory.extra_bytes == memory._path.held == len(memory._path._out) * 512
@@ -229,7 +229,7 @@ def test_a_checked_chunk_is_copied_to_the_device_once():
     device.copy, copy = lambda *arguments: (copies.append(arguments), copy(*arguments)), device.copy
     assert memory.received_is_finite(chunk, slab)
     memory.merge(chunk, slab, 1.0, 1.0)
-    device.close()
+    device.synchronize()
     assert len(copies) == 1
 
 

@@ -1,12 +1,16 @@
-"""What goes to MPI by its address alone, and the trial of GPU memory with host memory in its place."""
+"""What GPUs ask of real MPI, without one: buffers by address, buffers that are late, and the trial on host memory."""
 
 from __future__ import annotations
 
+import hashlib
+import re
 import sys
 
 import pytest
+from memory.test_staging import training
 from mpi.launch import succeeds
 
+from pushsum_opt import testing
 from pushsum_opt.cuda_aware import trial
 
 pytestmark = pytest.mark.mpi
@@ -14,6 +18,19 @@ pytestmark = pytest.mark.mpi
 
 def test_memory_that_is_only_known_by_its_address_is_sent_and_received():
     succeeds(2, "device_bytes.py")
+
+
+@pytest.mark.parametrize("way", ["direct", "staged"])
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_late_streams_change_no_bit_over_mpi(way, staleness, monkeypatch):
+    """With staleness, a thread begins the transfers as the emulated device gets ready."""
+    monkeypatch.setenv("PUSHSUM_CHUNK_BYTES", "512")
+    expected = [
+        (hashlib.sha256(b"".join(bits)).hexdigest(), repr(weight))
+        for bits, weight in testing.run(3, lambda comm: training(comm, staleness=staleness, wire="bfloat16"))
+    ]
+    output = succeeds(3, "emulated.py", way, str(staleness))
+    assert re.findall(r"digest \d+ (\w+) (\S+)", output) == expected
 
 
 def on_host(tmp_path):

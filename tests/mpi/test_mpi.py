@@ -69,7 +69,12 @@ def test_an_error_that_the_user_caught_still_reaches_the_peers_with_its_reason()
     assert re.search(r"PeerFailed: rank [01]: rank 2 stopped: OSError: lost", done.stdout)
 
 
-def test_copies_that_do_not_see_each_other_are_refused():
+@pytest.mark.parametrize(
+    "launcher",
+    [{"SLURM_STEP_NUM_TASKS": "4"}, {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4"}],
+    ids=lambda variables: list(variables)[-1],
+)
+def test_copies_that_do_not_see_each_other_are_refused(launcher):
     """A launcher that does not belong to mpi4py's MPI starts N programs that each think they are alone."""
     import subprocess
     import sys
@@ -79,11 +84,17 @@ def test_copies_that_do_not_see_each_other_are_refused():
         capture_output=True,
         text=True,
         timeout=60,
-        env={**environment(), "SLURM_STEP_NUM_TASKS": "4"},
+        env={**environment(), **launcher},
     )
     assert done.returncode == 1
-    assert "LaunchError: SLURM_STEP_NUM_TASKS=4" in done.stderr
+    assert f"LaunchError: {list(launcher)[-1]}=4" in done.stderr
     assert "srun --mpi=pmix" in done.stderr
+
+
+def test_a_world_size_that_no_launcher_set_says_nothing():
+    from pushsum_opt.world import launched_size
+
+    assert launched_size({"WORLD_SIZE": "4"}) is None
 
 
 @pytest.mark.parametrize("staleness", [1, 2])
@@ -94,6 +105,15 @@ def test_an_overlapped_training_has_the_same_bits_as_on_loopback_whatever_the_na
     arguments = ["--staleness", str(staleness), "--naps", "3"]
     assert digests(succeeds(size, "same_bits.py", *arguments)) == expected
     assert sum(float(weight) for _, weight in expected) == pytest.approx(size, rel=1e-12)
+
+
+@pytest.mark.parametrize("level", ["funneled", "serialized"])
+def test_overlap_works_where_threads_may_not_call_mpi_or_only_one_at_a_time(level):
+    """At FUNNELED no thread moves messages: they move whenever the rank takes a step."""
+    run = testing.run(3, lambda comm: numpy_training(comm, staleness=2))
+    output = succeeds(3, "same_bits.py", "--staleness", "2", "--naps", "5", "--threads", level)
+    assert digests(output) == [(digest, repr(weight)) for digest, weight in run]
+    assert output.count(f"ok at level {level}") == 3
 
 
 def test_asynchronous_ranks_of_different_speeds_and_lengths_lose_no_mass():
@@ -116,3 +136,8 @@ def test_a_waiting_rank_leaves_its_core_to_others(tau):
     taken, used = share["0"]
     assert taken > 2.5
     assert used < 0.2, "far below one core; what it is on a quiet machine, a benchmark says"
+
+
+@pytest.mark.parametrize("staleness", ["0", "2", "unbounded"])
+def test_ranks_with_different_numbers_of_batches_wait_for_nobody_and_every_batch_counts(staleness):
+    succeeds(3, "uneven.py", staleness)

@@ -15,7 +15,7 @@ from mpi.launch import HERE, ROOT, environment, launcher, mpirun
 pytestmark = [pytest.mark.mpi, pytest.mark.slow]
 
 SIZE = 3
-SECONDS = 90
+SECONDS = 240
 MPIRUN = [*launcher(), "-np", str(SIZE), sys.executable]
 PUSHSUM_RUN = [sys.executable, "-m", "pushsum_opt", "run", "-np", str(SIZE)]
 
@@ -54,7 +54,7 @@ def stop(folder, staleness, *, command=None, to_one_rank=False):
 def run(folder, staleness, steps):
     """Run to the end, from where a checkpoint says; return (first step, push weight, digest) of every rank."""
     folder.mkdir(exist_ok=True)
-    done = mpirun(SIZE, "preempted.py", str(folder), str(staleness), str(steps))
+    done = mpirun(SIZE, "preempted.py", str(folder), str(staleness), str(steps), limit=SECONDS)
     assert done.returncode == 0, done.stdout[-4000:]
     return [tuple((folder / f"end-{rank}").read_text().split()) for rank in range(SIZE)]
 

@@ -22,11 +22,9 @@ example, folder, hostile, *arguments = sys.argv[1:]
 rank, size = ps.rank(), ps.size()
 
 if hostile == "slurm":
-    os.environ |= {
-        **{"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NODEID": "0", "SLURM_NNODES": "1"},
-        **{"SLURM_NTASKS": str(size), "SLURM_NTASKS_PER_NODE": str(size)},
-        **{"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
-    }
+    os.environ |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NODEID": "0", "SLURM_NNODES": "1"}
+    os.environ |= {"SLURM_NTASKS": str(size), "SLURM_NTASKS_PER_NODE": str(size)}
+    os.environ |= {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
 
 fetchers, epochs = [], []  # what every pass over the training data asked for, batch by batch
 fetch = _MapDatasetFetcher.fetch

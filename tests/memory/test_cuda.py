@@ -1,0 +1,70 @@
+"""What of the CUDA room can be tried without a GPU: its tables, the list of its kernels, and what it refuses."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from gpu.device import WHY_NOT
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pushsum_opt.errors import ConfigurationError
+from pushsum_opt.memory import kernels
+from pushsum_opt.memory.cuda import CudaDevice
+from pushsum_opt.memory.host import DTYPES, HostMemory
+
+ON_HOST = SimpleNamespace(name="cpu")
+
+
+@given(st.lists(st.integers(1, 3 * kernels.TILE + 5), min_size=1, max_size=6), st.sampled_from([2, 4, 8]))
+def test_tiles_cover_every_element_of_every_tensor_once_and_in_order(lengths, itemsize):
+    dtype = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[itemsize]
+    views = [torch.empty(length, dtype=dtype) for length in lengths]
+    expected = np.concatenate([view.data_ptr() + itemsize * np.arange(len(view)) for view in views])
+    place = 0
+    for address, offset, count in CudaDevice.table(ON_HOST, views).tolist():
+        assert offset == place
+        assert 0 < count <= kernels.TILE
+        np.testing.assert_array_equal(expected[place : place + count], address + itemsize * np.arange(count))
+        place += count
+    assert place == sum(lengths)
+
+
+def test_tables_count_in_64_bits():
+    class Large:
+        """Four times 2^31 elements, of which only the address and the length matter."""
+
+        def numel(self):
+            return 1 << 33
+
+        def data_ptr(self):
+            return 1 << 46
+
+        def element_size(self):
+            return 4
+
+    last = CudaDevice.table(ON_HOST, [Large()])[-1]
+    assert last.dtype == torch.int64
+    assert last.tolist() == [(1 << 46) + 4 * ((1 << 33) - kernels.TILE), (1 << 33) - kernels.TILE, kernels.TILE]
+
+
+@pytest.mark.parametrize("wire", [None, "float64", "float32", "float16", "bfloat16"])
+def test_every_plan_finds_its_kernels(wire):
+    memory = HostMemory([torch.zeros(3, dtype=DTYPES[name]) for name in kernels.TYPES], "abcd", wire, 1 << 20)
+    known = kernels.names()
+    for chunk in memory.chunks:
+        half = chunk.dtype in ("float16", "bfloat16")
+        merge = ("merge_half", chunk.dtype) if half else ("merge", chunk.dtype, chunk.wire.dtype)
+        assert chunk.wire.dtype == chunk.dtype or not half
+        for kernel in (merge, ("pack", chunk.dtype, chunk.wire.dtype), ("finite", chunk.wire.dtype)):
+            assert kernels.name_of(*kernel) in known
+        assert kernels.name_of("pieces_finite", chunk.dtype) in known
+
+
+@pytest.mark.skipif(not WHY_NOT, reason="there is a GPU")
+def test_without_cupy_or_a_gpu_the_error_says_what_to_install():
+    with pytest.raises(ConfigurationError, match=r"parameters are on cuda:0.*cupy.*(pip install|Install)"):
+        CudaDevice("cuda:0")
