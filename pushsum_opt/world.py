@@ -57,8 +57,8 @@ def communicator() -> Any:
         raise LaunchError(
             f"{name}={count}, but this process is alone in MPI.COMM_WORLD: the launcher and mpi4py's MPI library do "
             f"not belong together, and {count} copies of the same model would train and overwrite one checkpoint. "
-            "Under Slurm, start with `srun --mpi=pmix`; otherwise, and in place of torchrun, use the mpirun that belongs "
-            "to this Python (`pushsum run -np N script.py` finds it); `pushsum doctor` shows both"
+            "Under Slurm, start with `srun --mpi=pmix`; otherwise, and in place of torchrun, use the mpirun that "
+            "belongs to this Python (`pushsum run -np N script.py` finds it); `pushsum doctor` shows both"
         )
     return comm
 

@@ -94,6 +94,17 @@ def possible() -> str | None:
     return None
 
 
+def spoken(rate: str) -> str:
+    """Write a rate as people do.
+
+    >>> spoken("1gbit")
+    '1 Gbit/s'
+    """
+    for short, long in (("gbit", " Gbit/s"), ("mbit", " Mbit/s"), ("kbit", " kbit/s")):
+        rate = rate.replace(short, long)
+    return rate
+
+
 @contextlib.contextmanager
 def emulated_hosts(count: int, rate: str, ranks_per_host: int = 1) -> Iterator[EmulatedHosts]:
     """Make ``count`` hosts whose links send at most ``rate`` (as tc writes it, such as 1gbit).

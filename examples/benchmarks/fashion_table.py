@@ -128,8 +128,10 @@ def finals(runs: list[list[dict]]) -> list[float]:
 
 
 def show(table: dict) -> None:
+    from emulated_hosts import spoken
+
     print(
-        f"\n{table['date']}: {table['ranks']} ranks on {table['hosts']} host(s), {table['rate']}, "
+        f"\n{table['date']}: {table['ranks']} ranks, hosts: {table['hosts']}, {spoken(table['rate'])}, "
         f"{table['batch']} samples per rank and step, {table['cores']} cores for all, "
         f"machine load {min(table['load']):.1f} to {max(table['load']):.1f}"
     )
@@ -164,6 +166,7 @@ def plot(table: dict, path: Path) -> None:
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
+    from emulated_hosts import spoken
 
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
     for mode, runs in table["runs"].items():
@@ -180,8 +183,8 @@ def plot(table: dict, path: Path) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(
-        f"Fashion-MNIST, {table['ranks']} ranks on {table['hosts']} host(s), {table['rate'].replace('bit', 'bit/s')}; "
-        f"thick: mean of {max(map(len, table['runs'].values()))} seeds",
+        f"Fashion-MNIST, {table['ranks']} ranks, hosts: {table['hosts']}, {spoken(table['rate'])}; "
+        f"thick lines: mean of {max(map(len, table['runs'].values()))} seeds",
         fontsize=10,
     )
     axes.legend(frameon=False, fontsize=9, loc="lower right")

@@ -143,19 +143,10 @@ def disturbance(arguments: argparse.Namespace) -> str:
 
 
 def place(row: dict) -> str:
+    from emulated_hosts import spoken
+
     each = "" if row["ranks_per_host"] == 1 else f" x {row['ranks_per_host']} ranks"
     return f"{row['hosts']} hosts{each}, {spoken(row['rate'])}"
-
-
-def spoken(rate: str) -> str:
-    """Write a rate as people do.
-
-    >>> spoken("1gbit")
-    '1 Gbit/s'
-    """
-    for short, long in (("gbit", " Gbit/s"), ("mbit", " Mbit/s"), ("kbit", " kbit/s")):
-        rate = rate.replace(short, long)
-    return rate
 
 
 def ratios(row: dict) -> dict[str, float]:

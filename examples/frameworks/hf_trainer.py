@@ -59,8 +59,9 @@ def main() -> None:
         model,
         Arguments(
             arguments.out, num_train_epochs=arguments.epochs, per_device_train_batch_size=16, report_to="none",
-            gradient_accumulation_steps=arguments.accumulate, save_strategy="epoch", disable_tqdm=True,
-            dataloader_pin_memory=False, seed=42 + ps.rank(),  # dropout differs between ranks
+            gradient_accumulation_steps=arguments.accumulate, disable_tqdm=True, dataloader_pin_memory=False,
+            save_strategy="epoch" if ps.rank() == 0 else "no",
+            seed=42 + ps.rank(),  # dropout differs between ranks
         ),
         train_dataset=[row for index, row in enumerate(rows) if index % 5],
         eval_dataset=rows[::5],

@@ -39,7 +39,7 @@ class Saver:
     Args:
         directory: where the checkpoints are; all ranks must see the same one.
         optimizer: a :class:`~pushsum_opt.PushSumOptimizer`.
-        every: save after each round that this number divides; None: only when asked to stop.
+        every: save after each round that this number divides, or as soon after as can be; None: only when asked to stop.
         scaler, scheduler, also, keep: see :func:`~pushsum_opt.checkpoint.save`.
         check_every: steps between looks at what the other ranks want.
         signals: which signals ask for an end; taken on the main thread, and given back by :meth:`close`.
@@ -117,6 +117,8 @@ class Saver:
     def after_step(self, **extra: Any) -> None:
         """Save if it is time to, and end the program if a rank was asked to stop.
 
+        Inside ``optimizer.join()``, where ranks take different numbers of steps, it does nothing.
+
         Args:
             extra: what :meth:`resume` shall return, such as ``epoch=3, batch=120``: plain values.
 
@@ -125,6 +127,8 @@ class Saver:
             CheckpointError: the state could not be saved; the same on every rank.
         """
         self._extra = extra
+        if self._push_sum.out_of_step is not None:
+            return
         self._steps += 1
         due = self._is_due()
         verdict = self._check(due) if self._steps % self._check_every == 0 else None
@@ -147,7 +151,9 @@ class Saver:
         round = self._push_sum.round
         if self._every is None or round == self._saved_round:
             return False
-        return round % self._every == 0 if self._votes.in_step else round - self._saved_round >= self._every
+        if self._votes.in_step:
+            return round // self._every > self._saved_round // self._every
+        return round - self._saved_round >= self._every
 
     def _check(self, due: bool) -> Verdict | None:
         verdict = self._votes.take()

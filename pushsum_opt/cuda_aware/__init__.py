@@ -30,7 +30,7 @@ def takes_device_memory(comm: Any) -> bool:
     if comm.Get_size() == 1:
         return False  # nothing is sent
     verdict = judge(settings.read().cuda_aware, try_out)
-    if comm.Get_rank() == 0:
+    if mpi.COMM_WORLD.Get_rank() == 0:
         _say(verdict)
     return verdict.direct
 

@@ -93,8 +93,8 @@ def crowded_links(exchange: Exchange, hosts: list[Host]) -> str | None:
     reduced = 2 * (len(hosts) - 1) / len(hosts) * exchange.memory.nbytes
     return (
         f"up to {most} ranks share a host and each sends its own model: up to "
-        f"{_bytes(most * exchange.bytes_per_round())} per network card and step, where a hierarchical all-reduce sends {_bytes(reduced)}. With "
-        "within_host='gradients' (or 'ddp') a host is one participant and sends "
+        f"{_bytes(most * exchange.bytes_per_round())} per network card and step, where a hierarchical all-reduce sends "
+        f"{_bytes(reduced)}. With within_host='gradients' (or 'ddp') a host is one participant and sends "
         f"{_bytes(exchange.bytes_per_round())}"
     )
 

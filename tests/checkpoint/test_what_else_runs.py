@@ -77,6 +77,31 @@ def test_local_buffers_are_rank_0s_or_of_rank_modulo_old_size(tmp_path):
     assert flat(ps.checkpoint.consolidate(tmp_path)["norm.running_mean"]) == saved[0]
 
 
+def test_ranks_with_different_numbers_of_batches_save_and_stop_between_their_epochs(tmp_path):
+    def rank(comm):
+        run = Run(comm)
+        saver = Saver(tmp_path, run.optimizer, every=3, check_every=2, **run.beside)
+        stopped = None
+        for epoch in range(4):
+            try:
+                with run.optimizer.join():
+                    for k in range(2 + 3 * comm.rank):
+                        run.steps(k, k + 1)
+                        if (epoch, comm.rank, k) == (1, 0, 0):
+                            saver.request_stop()
+                        saver.after_step()
+                saver.after_step(epoch=epoch + 1)
+            except SystemExit as stop:
+                stopped = stop.code, epoch
+                break
+        return stopped, run.optimizer.round
+
+    results = ps.testing.run(3, rank, timeout=60)
+    assert len(set(results)) == 1
+    assert results[0][0] == (75, 3), "asked in epoch 1, voted in 1, seen in 3"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_slow_momentum_resumes_on_another_number_of_ranks(tmp_path):
     def rank(comm, loads):
         with running(comm, algorithm=SlowMomentum(every=3)) as run:

@@ -195,6 +195,29 @@ def test_a_buffer_is_not_ready_before_the_device_is_done_with_it(direct):
     assert memory.wire_buffer(slab, chunk.nbytes).ready()
 
 
+@WAYS
+def test_a_slab_that_was_just_filled_is_read_only_after_that(direct):
+    """As when messages that were saved are filled in again: the check stands on another stream."""
+    memory, _ = memory_of(direct, eager=0.0)
+    chunk = memory.chunks[0]
+    slab = memory.new_slab(chunk.nbytes, NAME)  # filled with bytes that are nan
+    memory.pack(chunk, slab)
+    assert memory.received_is_finite(chunk, slab)
+
+
+@WAYS
+def test_a_slab_that_is_still_read_is_filled_only_after_that(direct):
+    memory, device = memory_of(direct, eager=0.0)
+    three = memory.chunks[3]
+    slab = memory.new_slab(three.nbytes, NAME)
+    memory.wire_buffer(slab, three.nbytes).data.view("float32")[:] = 5.0
+    memory.merge(three, slab, 1.0, 1.0)
+    memory.pack(memory.chunks[0], slab)
+    device.finish(device.outward)  # as early as it may
+    device.synchronize()
+    assert set(memory.values(three)) == {4.0}, "what had come was overwritten before it was merged"
+
+
 def test_checking_what_has_come_does_not_wait_for_the_callers_own_work():
     for direct in (True, False):
         memory, device = memory_of(direct, eager=0.0)

@@ -1,0 +1,48 @@
+"""What the first line says, and when it warns that the ranks of a host crowd its network card."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from pushsum_opt.graphs import Ring
+from pushsum_opt.observe.start_line import Host, compose, crowded_links
+
+
+def exchange(size, nbytes, transport="mpi"):
+    return SimpleNamespace(
+        size=size,
+        rank=0,
+        graph=Ring(),
+        staleness=1,
+        memory=SimpleNamespace(name="host", nbytes=nbytes),
+        transport=SimpleNamespace(name=transport),
+        bytes_per_round=lambda: float(nbytes),
+    )
+
+
+def hosts(*ranks):
+    return [Host(ranks=count, threads=count, cores=set(range(64))) for count in ranks]
+
+
+def test_the_line_counts_ranks_and_hosts():
+    assert compose(exchange(16, 1024), hosts(8, 8), has_model=True) == (
+        "16 ranks on 2 hosts; graph Ring(); staleness 1; host memory over mpi; 1.0 KiB sent per rank and step"
+    )
+
+
+def test_ranks_that_each_send_a_model_through_one_card_are_told_what_else_there_is():
+    """8 models of 1 MiB per card, against 2 (4 - 1) / 4 = 1.5 of an all-reduce over 4 hosts."""
+    warning = crowded_links(exchange(32, 2**20), hosts(8, 8, 8, 8))
+    assert "up to 8 ranks share a host" in warning
+    assert "up to 8.0 MiB per network card and step" in warning
+    assert "a hierarchical all-reduce sends 1.5 MiB" in warning
+    assert "within_host='gradients'" in warning
+
+
+@pytest.mark.parametrize(
+    ("ranks", "transport"), [((1, 1, 1), "mpi"), ((8,), "mpi"), ((4, 4), "loopback")], ids=str
+)
+def test_nothing_is_said_where_no_card_is_crowded(ranks, transport):
+    assert crowded_links(exchange(sum(ranks), 2**20, transport), hosts(*ranks)) is None
