@@ -24,6 +24,7 @@ extras = {
         "hypothesis",
         "networkx",
         "pytest>=8",
+        "pytest-xdist",
         "scikit-learn",
         "tqdm",
     ],

@@ -350,7 +350,7 @@ class PushSum:
     def state(self) -> dict[str, Any]:
         """Return what belongs to this rank, tensors as copies. Local, without side effects.
 
-        ``run``, ``rank``, ``size``, ``round``, ``push_weight``, ``data_weight``, ``staleness``, ``residuals``, and
+        ``run``, ``rank``, ``size``, ``round``, ``push_weight``, ``data_weight``, ``residuals``, and
         ``in_flight``: what is awaited, with the messages that have come and are not due.
         """
         return {
@@ -360,7 +360,6 @@ class PushSum:
             "round": self._round,
             "push_weight": self._weight,
             "data_weight": self._data_weight,
-            "staleness": self._staleness,
             "residuals": self.memory.residual_state(),
             "in_flight": self.gossip.state(),
         }
@@ -415,9 +414,7 @@ class PushSum:
         self.memory.refresh()
         self._round = int(state["round"])
         self.memory.load_residual_state(state["residuals"])
-        # Under another staleness the messages come too early or too late; merging them at once is right for any.
-        hold = state["staleness"] == self._staleness
-        self._weight = self.gossip.load_state(state["in_flight"], float(state["push_weight"]), hold=hold)
+        self._weight = self.gossip.load_state(state["in_flight"], float(state["push_weight"]))
 
     # ------------------------------------------------------------------ the end
 

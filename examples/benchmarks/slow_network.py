@@ -155,7 +155,7 @@ def ratios(row: dict) -> dict[str, float]:
 
 def show(row: dict) -> None:
     disturbed = f"; {row['disturbance']}: mean {row['mean_compute']:.3f} s" if row["disturbance"] else ""
-    print(f"\n{place(row)}, {row['parameters'] / 1e6:.2f} M float32, compute {row['compute']:g} s{disturbed}")
+    print(f"\n{place(row)}, {row['parameters'] / 1e6:.3g} M float32, compute {row['compute']:g} s{disturbed}")
     heads = {"median ms": 11, "mean ms": 10, "95 % ms": 10, "x compute": 11, "speed / ddp": 13}
     heads |= {"cores per rank": 16, "others' cores": 15}
     print(f"  {'program':11}" + "".join(f"{head:>{width}}" for head, width in heads.items()))
@@ -222,7 +222,7 @@ def plot(rows: list[dict], path: Path) -> None:
     first = rows[0]
     figure.supxlabel(
         "mean step time / mean compute time (dashed: no time lost)\n"
-        f"{first['compute']:g} s of compute a step, {first['parameters'] / 1e6:.2f} M float32 parameters",
+        f"{first['compute']:g} s of compute a step, {first['parameters'] / 1e6:.3g} M float32 parameters",
         fontsize=9,
     )
     figure.savefig(path, dpi=160)

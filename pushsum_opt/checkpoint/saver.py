@@ -39,7 +39,8 @@ class Saver:
     Args:
         directory: where the checkpoints are; all ranks must see the same one.
         optimizer: a :class:`~pushsum_opt.PushSumOptimizer`.
-        every: save after each round that this number divides, or as soon after as can be; None: only when asked to stop.
+        every: save after each round that this number divides, or as soon after as can be. None: only when asked to
+            stop.
         scaler, scheduler, also, keep: see :func:`~pushsum_opt.checkpoint.save`.
         check_every: steps between looks at what the other ranks want.
         signals: which signals ask for an end; taken on the main thread, and given back by :meth:`close`.

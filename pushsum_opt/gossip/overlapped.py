@@ -151,9 +151,7 @@ class OverlappedGossip(Gossip):
             for sent, messages in self._awaited
         ]
 
-    def load_state(self, awaited: Sequence[Mapping[str, Any]], push_weight: float, *, hold: bool) -> float:
-        if not hold:
-            return super().load_state(awaited, push_weight, hold=False)
+    def load_state(self, awaited: Sequence[Mapping[str, Any]], push_weight: float) -> float:
         self.forget()
         for item in awaited:
             messages = []

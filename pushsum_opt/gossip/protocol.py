@@ -89,12 +89,13 @@ class Gossip(ABC):
         """
         return []
 
-    def load_state(self, awaited: Sequence[Mapping[str, Any]], push_weight: float, *, hold: bool) -> float:
+    def load_state(self, awaited: Sequence[Mapping[str, Any]], push_weight: float) -> float:
         """Continue with what :meth:`state` returned, as if these messages had just come. Local.
+
+        They are merged when they are due: at once where no message outlives its round.
 
         Args:
             push_weight: w before.
-            hold: merge each when it is due, as the run that was saved would have done; otherwise, now.
 
         Returns:
             w afterwards.

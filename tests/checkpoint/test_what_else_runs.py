@@ -81,9 +81,8 @@ def test_ranks_with_different_numbers_of_batches_save_and_stop_between_their_epo
     def rank(comm):
         run = Run(comm)
         saver = Saver(tmp_path, run.optimizer, every=3, check_every=2, **run.beside)
-        stopped = None
-        for epoch in range(4):
-            try:
+        try:
+            for epoch in range(4):
                 with run.optimizer.join():
                     for k in range(2 + 3 * comm.rank):
                         run.steps(k, k + 1)
@@ -91,10 +90,9 @@ def test_ranks_with_different_numbers_of_batches_save_and_stop_between_their_epo
                             saver.request_stop()
                         saver.after_step()
                 saver.after_step(epoch=epoch + 1)
-            except SystemExit as stop:
-                stopped = stop.code, epoch
-                break
-        return stopped, run.optimizer.round
+        except SystemExit as stop:
+            return (stop.code, epoch), run.optimizer.round
+        return None, run.optimizer.round
 
     results = ps.testing.run(3, rank, timeout=60)
     assert len(set(results)) == 1

@@ -13,7 +13,7 @@ from optimizer.common import FIRST_ORDER, KINDS, network, star, train
 import pushsum_opt as ps
 from pushsum_opt import collectives
 
-COLLECTIVE = {"add_param_group", "averaged", "close", "drain"}
+COLLECTIVE = {"add_param_group", "averaged", "close", "drain", "join"}
 ROUNDS = {"step", "gossip"}
 CONSTANT = {"OptimizerPreHook", "OptimizerPostHook", "profile_hook_step"}  # torch's own: types and a decorator
 
@@ -23,6 +23,7 @@ def save(optimizer):
 
 
 LOCAL = {
+    "buffers": lambda o: o.buffers,
     "defaults": lambda o: o.defaults,
     "load_state_dict": lambda o: o.load_state_dict(copy.deepcopy(o.state_dict())),
     "param_groups": lambda o: o.param_groups[0].update(lr=0.05),
