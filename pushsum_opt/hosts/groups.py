@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ from ..transport import Notice, connect, host_label, split
 from ..transport.waiting import Waiter
 
 __all__ = ["Hosts"]
+
+SMALL = 1 << 16  # bytes up to which a sum is left to MPI
+SUM_TAG = 0
 
 _ROW = struct.Struct("<qd")
 
@@ -84,8 +88,28 @@ class Hosts:
                 memory.put_host_bytes(chunk, data)
 
     def sum(self, values: Any, round: int, what: str) -> None:
-        """Collective over a host. Replace a numpy array by its sum over the ranks of this host."""
-        self.waiter.wait((self.transport.sum(values, what),), round)
+        """Collective over a host. Replace a flat numpy array by its sum over the ranks of this host, equal bits on each.
+
+        What is large is summed in parts, one on each rank, and then put together: MPI's own non-blocking sum moves all
+        of it to everyone, in steps that each wait for the next poll.
+        """
+        if values.nbytes < SMALL or self.lanes == 1:
+            self.waiter.wait((self.transport.sum(values, what),), round)
+            return
+        parts = [values[start:stop] for start, stop in pairwise(self._bounds(values.size))]
+        mine, others = parts[self.lane], [lane for lane in range(self.lanes) if lane != self.lane]
+        received = {lane: np.empty_like(mine) for lane in others}
+        tickets = [self.transport.expect(received[lane], lane, SUM_TAG, what) for lane in others]
+        tickets += [self.transport.post(parts[lane], lane, SUM_TAG, what) for lane in others]
+        self.waiter.wait(tickets, round)
+        received[self.lane] = mine.copy()
+        mine[:] = 0
+        for lane in range(self.lanes):  # always in this order
+            mine += received[lane]
+        self.waiter.wait([self.transport.broadcast(part, lane, what) for lane, part in enumerate(parts)], round)
+
+    def _bounds(self, count: int) -> list[int]:
+        return [count * lane // self.lanes for lane in range(self.lanes + 1)]
 
     # ------------------------------------------------------------------ the end
 

@@ -92,19 +92,18 @@ def several_per_host(hosts, lanes, weights, given):
     return ps.testing.run(hosts * lanes, rank, local_size=lanes)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"staleness": 1},
-        {"staleness": 2},
-        {"gossip_every": 3},
-        {"algorithm": lambda: PeriodicAverage(3)},
-        {"algorithm": lambda: SlowMomentum(3), "staleness": 1},
-        {"wire_dtype": "float32"},
-    ],
-    ids=str,
-)
+OPTIONS = {
+    "synchronous": {},
+    "staleness 1": {"staleness": 1},
+    "staleness 2": {"staleness": 2},
+    "local steps": {"gossip_every": 3},
+    "exact averages": {"algorithm": lambda: PeriodicAverage(3)},
+    "slow momentum": {"algorithm": lambda: SlowMomentum(3), "staleness": 1},
+    "rounded on the wire": {"wire_dtype": "float32"},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
 @pytest.mark.parametrize(("hosts", "lanes"), [(1, 2), (2, 1), (3, 2), (2, 3)])
 def test_hosts_are_participants_on_the_mean_gradient(hosts, lanes, options):
     weights = [1.0 + (3 * rank) % 4 for rank in range(hosts * lanes)]
@@ -251,3 +250,23 @@ def test_numpy_ranks_can_be_lanes_too():
         return z.min(), z.max(), small.min(), small.max()
 
     assert ps.testing.run(8, rank, local_size=2) == [(1.5, 1.5, 1.5, 1.5)] * 8
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("count", [1, 10, 16_384, 50_001])
+@pytest.mark.parametrize("lanes", [1, 2, 3, 5])
+def test_sums_inside_a_host_have_equal_bits_on_every_rank(lanes, count, dtype):
+    """Small ones are left to MPI, large ones are summed in parts."""
+    from pushsum_opt.hosts import Hosts
+
+    def rank(comm):
+        hosts = Hosts(comm, data_weight=1.0, sharded=False, timeout=30.0)
+        values = np.random.default_rng(comm.rank).normal(size=count).astype(dtype)
+        hosts.sum(values, 0, "a sum")
+        return values
+
+    found = ps.testing.run(2 * lanes, rank, local_size=lanes, seed=1)
+    for host in (0, lanes):
+        ours = [np.random.default_rng(host + lane).normal(size=count).astype(dtype) for lane in range(lanes)]
+        np.testing.assert_allclose(found[host], np.sum(ours, axis=0, dtype=np.float64), rtol=1e-4, atol=1e-5)
+        assert all(np.array_equal(found[host], found[host + lane]) for lane in range(lanes))
