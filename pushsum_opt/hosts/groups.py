@@ -88,7 +88,7 @@ class Hosts:
                 memory.put_host_bytes(chunk, data)
 
     def sum(self, values: Any, round: int, what: str) -> None:
-        """Collective over a host. Replace a flat numpy array by its sum over the ranks of this host, equal bits on each.
+        """Collective over a host. Replace a flat numpy array by its sum over the host's ranks, equal bits on each.
 
         What is large is summed in parts, one on each rank, and then put together: MPI's own non-blocking sum moves all
         of it to everyone, in steps that each wait for the next poll.

@@ -55,7 +55,9 @@ def test_mass_is_conserved_whatever_the_delays_speeds_and_numbers_of_steps(size,
     assert all(least >= 0.5 - 1e-12 for _, _, least, _ in results), "no give leaves less than half of a"
 
 
-@pytest.mark.parametrize("graph", [Ring(), OnePeerExponential(), Complete(), shift], ids=["ring", "one peer", "complete", "shift"])
+@pytest.mark.parametrize(
+    "graph", [Ring(), OnePeerExponential(), Complete(), shift], ids=["ring", "one peer", "complete", "shift"]
+)
 def test_ranks_come_together(graph):
     def rank(comm):
         z = np.full(3, float(comm.rank))
