@@ -489,7 +489,8 @@ class PushSumOptimizer(torch.optim.Optimizer):
                 "that its gradients explain; prefer a first-order optimizer",
                 stacklevel=3,
             )
-        if isinstance(self.model, nn.parallel.DistributedDataParallel) and torch.distributed.get_world_size() == size:
+        parallel = isinstance(self.model, nn.parallel.DistributedDataParallel) and self._within_host is None
+        if parallel and torch.distributed.get_world_size() == size:
             warnings.warn(
                 f"the model is wrapped in DistributedDataParallel over the same {size} ranks: gradients are averaged "
                 "by all-reduce and parameters again by gossip. Use one of the two",
