@@ -20,6 +20,7 @@ def test_memory_that_is_only_known_by_its_address_is_sent_and_received():
     succeeds(2, "device_bytes.py")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["direct", "staged"])
 @pytest.mark.parametrize("staleness", [0, 2])
 def test_late_streams_change_no_bit_over_mpi(way, staleness, monkeypatch):

@@ -40,7 +40,7 @@ def reference():
     return ps.testing.run(HOSTS, rank)
 
 
-@pytest.mark.parametrize("how", ["gradients", "ddp", "fsdp"])
+@pytest.mark.parametrize("how", ["gradients", *(pytest.param(how, marks=pytest.mark.slow) for how in ("ddp", "fsdp"))])
 def test_hosts_train_as_participants_on_the_mean_gradient(how, tmp_path):
     succeeds(HOSTS * LANES, "within_host.py", how, str(tmp_path), PUSHSUM_RANKS_PER_HOST=str(LANES))
     expected = reference()
