@@ -67,8 +67,7 @@ def run(name: str, folder: Path, *arguments: str, hostile: str = "no") -> Run:
 @pytest.fixture(scope="module", params=EXAMPLES)
 def name(request):
     needed = EXAMPLES[request.param][0]
-    if find_spec(needed) is None:
-        pytest.skip(f"{needed} is not installed: pip install 'pushsum-opt[frameworks]'")
+    assert find_spec(needed) is not None, f"{needed} is missing: pip install 'pushsum-opt[frameworks]'"
     return request.param
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,6 @@ class Kind:
     """One kind of memory: how to make tensors and read them."""
 
     name: str
-    halves: bool = True
 
     def make(self, values: np.ndarray, dtype: str) -> Any:
         """A tensor with these values, its strides kept."""
@@ -56,26 +56,29 @@ class Kind:
         return np.array(tensor, np.float64) if self.name == "array" else tensor.detach().cpu().double().numpy().copy()
 
 
-KINDS = [
-    Kind("host"),
-    Kind("array"),
-    Kind("emulated, direct"),
-    Kind("emulated, staged"),
-    pytest.param(Kind("cuda, direct"), marks=needs_cuda),
-    pytest.param(Kind("cuda, staged"), marks=needs_cuda),
-]
+def cases(*dtypes, without=None):
+    """Cross kinds with dtypes, or pairs of them; numpy has no bfloat16, so its kind has no such case."""
+    found = []
+    for name in ("host", "array", "emulated, direct", "emulated, staged", "cuda, direct", "cuda, staged"):
+        for chosen in dtypes or ((),):
+            types = (chosen,) if isinstance(chosen, str) else tuple(chosen)
+            if name != without and not (name == "array" and "bfloat16" in types):
+                marks = needs_cuda if name.startswith("cuda") else ()
+                identity = "-".join((name.replace(", ", "-"), *types))
+                found.append(pytest.param(Kind(name), *types, marks=marks, id=identity))
+    return found
 
 
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.name.replace(", ", "-"))
-def kind(request):
-    return request.param
-
-
-@pytest.fixture(params=["float64", "float32", "float16", "bfloat16"])
-def dtype(request, kind):
-    if kind.name == "array" and request.param == "bfloat16":
-        pytest.skip("numpy has no bfloat16")
-    return request.param
+def pytest_generate_tests(metafunc):
+    """Run a test that says nothing of its kinds over all of them, and with ``dtype`` over all dtypes that they have."""
+    names = set(metafunc.fixturenames)
+    marks = metafunc.definition.iter_markers("parametrize")
+    chosen = {name for mark in marks for name in ([mark.args[0]] if isinstance(mark.args[0], str) else mark.args[0])}
+    if "kind" in names - chosen:
+        if "dtype" in names:
+            metafunc.parametrize(("kind", "dtype"), cases("float64", "float32", "float16", "bfloat16"))
+        else:
+            metafunc.parametrize("kind", cases())
 
 
 def values_of(seed, shapes=SHAPES):
@@ -156,13 +159,11 @@ def test_what_is_packed_is_what_is_held_bit_for_bit(kind, dtype):
 
 
 @pytest.mark.parametrize(
-    ("own", "wire"),
-    [(own, wire) for own in ("float64", "float32") for wire in ("float32", "float16", "bfloat16") if own != wire],
+    ("kind", "own", "wire"),
+    cases(*(pair for pair in product(("float64", "float32"), ("float32", "float16", "bfloat16")) if len({*pair}) > 1)),
 )
 def test_rounding_on_the_wire_is_kept(kind, own, wire):
     """w z + M q after giving is what w z was before: the mean over ranks is exact."""
-    if kind.name == "array" and wire == "bfloat16":
-        pytest.skip("numpy has no bfloat16")
     left, given = 0.6, 0.4
     tensors = tensors_of(kind, 2, own)
     memory = kind.bind(tensors, wire)
@@ -227,11 +228,9 @@ def test_merging_what_was_rounded_widens_it_first(kind):
         np.testing.assert_allclose(now, z + (0.5 / 1.5) * (z_j - z), rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("kind", "half"), cases("float16", "bfloat16"))
 def test_half_types_lose_no_mass_over_many_merges(kind, half):
     """x = w z + r follows the float64 sum to float32's precision, where z alone would have lost it."""
-    if kind.name == "array" and half == "bfloat16":
-        pytest.skip("numpy has no bfloat16")
     mine = tensors_of(kind, 6, half)
     memory = kind.bind(mine)
     weight = 1.0
@@ -376,10 +375,11 @@ def test_tensors_can_be_added(kind, dtype):
     assert sum(chunk.numel for chunk in memory.chunks) == sum(np.prod(shape) for shape in SHAPES[:4])
 
 
+@pytest.mark.parametrize(
+    ("kind", "dtype"), cases("float64", "float32", "float16", "bfloat16", without="array")
+)  # what numpy has is fixed in place
 def test_a_tensor_that_moved_is_followed(kind, dtype):
     """Its storage is another one now, with other strides: what is packed comes from there."""
-    if kind.name == "array":
-        pytest.skip("the storage of a numpy array cannot be replaced")
     tensor = kind.make(np.arange(600.0).reshape(20, 30) / 100, dtype)
     memory = kind.bind([tensor])
     moved = kind.make(np.asfortranarray(-np.arange(600.0).reshape(20, 30) / 100), dtype)
@@ -389,9 +389,8 @@ def test_a_tensor_that_moved_is_followed(kind, dtype):
     np.testing.assert_array_equal(got, kind.read(memory, moved).T.reshape(-1))
 
 
+@pytest.mark.parametrize("kind", cases(without="array"))
 def test_a_tensor_of_another_shape_is_refused(kind):
-    if kind.name == "array":
-        pytest.skip("the storage of a numpy array cannot be replaced")
     tensor = kind.make(np.zeros(5), "float32")
     memory = kind.bind([tensor], names=["layer.weight"])
     tensor.data = kind.make(np.zeros(6), "float32")
