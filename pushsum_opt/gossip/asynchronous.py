@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import LayoutError
-from ..transport import ANY, Ticket
+from ..transport import ANY, Ticket, Transport
 from .messages import Outgoing, Slabs, expect_chunks
 from .pace import Pace
 from .protocol import Exchange, Gossip, InFlight
@@ -60,8 +60,8 @@ class AsynchronousGossip(Gossip):
         self._arriving: list[_Arrival] = []
         self._header = bytearray(HEADER_BYTES)
         self._listening: Ticket | None = None
-        if exchange.transport.size > 1:
-            self._listen()
+        self._served = exchange.transport.serve(self._accept)
+        self._take_in()
 
     # ------------------------------------------------------------------ a round
 
@@ -69,10 +69,11 @@ class AsynchronousGossip(Gossip):
         self._follow_the_plan(round)
         if self._pace is not None:
             self._pace.step_done(self._exchange.data_weight / push_weight)
-        self._exchange.transport.poll(0.0)
+        self._take_in()
         self._exchange.waiter.hear()
-        push_weight = self._merge_what_has_come(round, push_weight)
-        return self._give(round, push_weight)
+        # In this order, as Algorithm 1 has it, the local steps in between are taken with what has come in w. The other
+        # way round they would be taken with what is left after giving: in steps a_i / w as large, and noisier.
+        return self._merge_what_has_come(round, self._give(round, push_weight))
 
     def _give(self, round: int, weight: float) -> float:
         exchange = self._exchange
@@ -105,30 +106,33 @@ class AsynchronousGossip(Gossip):
 
     # ------------------------------------------------------------------ receiving
 
-    def _listen(self) -> None:
-        """Take the next header from anybody, if there is a place for what follows it."""
-        if self._listening is None and len(self._arriving) < RECEIVING:
-            self._listening = self._exchange.transport.expect(self._header, ANY, header_tag(0), "any message")
+    def _take_in(self) -> None:
+        """See what has come by now."""
+        self._exchange.transport.poll(0.0)
+        if not self._served:
+            self._accept(self._exchange.transport)
+
+    def _accept(self, transport: Transport) -> None:
+        """Begin to receive a message whose header has come, and listen for the next one if there is a place for it.
+
+        A thread that moves messages calls this by itself: a message does not wait for this rank's next round.
+        """
+        if self._listening is not None and self._listening.done:
+            self._listening = None
+            header = Header.unpack(self._header)
+            mass = self._exchange.merger.open(header, header.sender, None)
+            slabs = self._received_slabs.take()
+            # Chunks carry the tag of round 0 as the header does: a rank sends the same peer one message at a time.
+            tickets = expect_chunks(self._exchange.memory, transport, slabs, header.sender, 0)
+            self._arriving.append(_Arrival(header.sender, header, mass, slabs, tickets))
+        if self._listening is None and len(self._arriving) < RECEIVING and transport.size > 1:
+            self._listening = transport.expect(self._header, ANY, header_tag(0), "any message")
 
     def _merge_what_has_come(self, round: int, weight: float) -> float:
-        while self._listening is not None and self._listening.done:
-            self._listening = None
-            self._open(Header.unpack(self._header))
-            self._listen()
-        for arrival in self._arriving:
-            if arrival.done:
-                weight = self._merge(arrival, round, weight)
-        self._arriving = [arrival for arrival in self._arriving if arrival.tickets]
-        self._listen()
+        for arrival in [arrival for arrival in self._arriving if arrival.done]:
+            weight = self._merge(arrival, round, weight)
+            self._arriving.remove(arrival)  # in place: the thread appends to it
         return weight
-
-    def _open(self, header: Header) -> None:
-        exchange, peer = self._exchange, header.sender
-        mass = exchange.merger.open(header, peer, None)
-        slabs = self._received_slabs.take()
-        # Chunks carry the tag of round 0 as the header does: a rank sends the same peer one message at a time.
-        tickets = expect_chunks(exchange, slabs, peer, 0)
-        self._arriving.append(_Arrival(peer, header, mass, slabs, tickets))
 
     def _merge(self, arrival: _Arrival, round: int, weight: float) -> float:
         exchange, sent = self._exchange, arrival.header.round
@@ -138,7 +142,6 @@ class AsynchronousGossip(Gossip):
             self._pace.merge(arrival.header.pace, arrival.mass / (weight + arrival.mass))
         exchange.events.message_merged(round, arrival.peer, max(0, round - sent))
         self._received_slabs.put_back(arrival.slabs)
-        arrival.tickets = []
         return weight + arrival.mass
 
     def _follow_the_plan(self, round: int) -> None:
@@ -167,8 +170,9 @@ class AsynchronousGossip(Gossip):
 
         def left() -> Sequence[Ticket]:
             nonlocal weight, everyone
-            # In this order: a header that was taken before the barrier was done is opened after it was seen to be.
+            # In this order: what had been taken before the barrier was done is accepted after it was seen to be.
             all_sent = everyone is not None and everyone.ticket.done
+            self._take_in()
             weight = self._merge_what_has_come(round, weight)
             self._free_sent_slabs()
             if self._sending:
@@ -195,6 +199,7 @@ class AsynchronousGossip(Gossip):
         return self.drain(round, push_weight, call)
 
     def close(self) -> None:
+        self._exchange.transport.serve(None)
         if self._listening is not None:
             self._exchange.transport.cancel(self._listening)
             self._listening = None

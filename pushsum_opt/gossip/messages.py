@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..memory import Chunk, Memory
-from ..transport import Ticket
+from ..transport import Ticket, Transport
 from .protocol import Exchange
 from .wire import HEADER_BYTES, Header, chunk_tag, header_tag
 
@@ -96,7 +96,7 @@ class Incoming:
         what = f"its message of round {round}"
         expect = exchange.transport.expect
         self.header = expect(self._header_buffer, peer, header_tag(round), what)
-        self._chunks = expect_chunks(exchange, slabs, peer, round)
+        self._chunks = expect_chunks(exchange.memory, exchange.transport, slabs, peer, round)
 
     @property
     def done(self) -> bool:
@@ -155,13 +155,14 @@ class Restored:
         return weight + self._mass
 
 
-def expect_chunks(exchange: Exchange, slabs: dict[int, Any], peer: int, round: int) -> list[Ticket]:
+def expect_chunks(
+    memory: Memory, transport: Transport, slabs: dict[int, Any], peer: int, round: int
+) -> list[Ticket]:
     """Begin to receive the chunks of a message, each into its slab."""
-    memory = exchange.memory
 
     def expect(chunk: Chunk) -> Ticket:
         buffer = memory.wire_buffer(slabs[chunk.index], chunk.nbytes)
         what = f"chunk {chunk.index} of its message of round {round}"
-        return exchange.transport.expect(buffer, peer, chunk_tag(round), what)
+        return transport.expect(buffer, peer, chunk_tag(round), what)
 
     return [expect(chunk) for chunk in memory.exchanged]

@@ -15,6 +15,8 @@ from .loopback import LoopbackComm, LoopbackTransport
 
 __all__ = ["ANY", "LoopbackComm", "Notice", "Ticket", "Transport", "check", "connect", "host_label", "split"]
 
+DEVICE_PERIOD = 5e-4  # seconds: chunks wait for copies on the device, and the next ones for them
+
 
 def connect(comm: Any, *, background: bool = False, memory: Memory | None = None) -> Transport:
     """Open a private transport over a communicator. Collective over its ranks.
@@ -36,7 +38,11 @@ def connect(comm: Any, *, background: bool = False, memory: Memory | None = None
         transport = Deferred(transport)
     if not (background and transport.threaded and transport.size > 1):
         return transport
-    return Background(transport) if memory is None else Background(transport, memory.prepare_thread)
+    if memory is None:
+        return Background(transport)
+    if memory.late:
+        return Background(transport, memory.prepare_thread, period=DEVICE_PERIOD)
+    return Background(transport, memory.prepare_thread)
 
 
 def _open(comm: Any) -> Transport:

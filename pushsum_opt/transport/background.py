@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from .base import Notice, Ticket, Transport
+from .naps import rest
 
 __all__ = ["Background"]
 
-DUE = 140e-6  # seconds between polls while somebody waits for a message,
-MOVING = 1e-3  # while messages are under way and the caller computes: the sockets hold that much,
-IDLE = 20e-3  # and while there is nothing but a peer's notice that could come
+IDLE = 20e-3  # seconds between polls while there is nothing but a peer's notice that could come
 
 
 class Background(Transport):
-    """Any transport, polled by a thread of its own.
+    """Any transport, polled by a thread of its own while the caller computes, and by the caller while it waits.
 
     Only one thread at a time talks to the transport below, and the lock that sees to it is never held while waiting: so
     thread level SERIALIZED is enough. What goes wrong in the thread is raised by the caller's next call, with its
@@ -24,20 +24,28 @@ class Background(Transport):
 
     Args:
         prepare: called by the thread before it first talks to the transport: it chooses the thread's accelerator.
+        period: seconds between polls while messages are under way and the caller computes. The default is as long as
+            the sockets of a 10 Gbit/s link hold data for.
     """
 
-    def __init__(self, inner: Transport, prepare: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, inner: Transport, prepare: Callable[[], None] = lambda: None, *, period: float = 2e-3
+    ) -> None:
         self._inner = inner
         self._prepare = prepare
+        self._period = period
         self.rank = inner.rank
         self.size = inner.size
         self.name = inner.name
         self.threaded = True
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        self._nudge = threading.Lock()  # held, but to wake the thread, which sleeps in acquire()
+        self._nudge.acquire()
+        self._pausing = 0.0  # seconds that the thread sleeps just now
         self._completions = 0
         self._seen = 0
-        self._waiting = False
+        self._caller_looks = False
+        self._work_beside: Callable[[Transport], None] | None = None
         self._stopping = False
         self._inbox: list[Notice] = []
         self._error: BaseException | None = None
@@ -88,27 +96,45 @@ class Background(Transport):
             return inbox
 
     def poll(self, seconds: float) -> bool:
-        with self._changed:
-            self._waiting = True
-            self._changed.notify_all()
-            try:
-                self._changed.wait_for(self._has_news, seconds)
-            finally:
-                self._waiting = False
-            self._raise()
-            moved = self._completions != self._seen
-            self._seen = self._completions
-            return moved
+        begin = time.monotonic()
+        self._caller_looks = seconds > 0.0  # the thread may rest meanwhile
+        try:
+            while True:
+                with self._lock:
+                    self._raise()
+                    self._look()
+                    moved = self._completions != self._seen
+                    self._seen = self._completions
+                    waited = time.monotonic() - begin
+                    if moved or self._inbox or waited >= seconds:
+                        return moved
+                rest(waited)
+        finally:
+            if self._caller_looks:
+                with self._lock:
+                    self._caller_looks = False
+                    self._wake()
+
+    def serve(self, work: Callable[[Transport], None] | None) -> bool:
+        with self._turn():
+            self._work_beside = work
+        return True
 
     def close(self) -> None:
-        with self._changed:
+        with self._lock:
             self._stopping = True
-            self._changed.notify_all()
+            self._wake()
         self._thread.join()
         self._inner.close()
 
-    def _has_news(self) -> bool:
-        return self._completions != self._seen or bool(self._inbox) or self._error is not None
+    def _look(self) -> bool:
+        """See what the transport below has done; tell whether anything has moved. The lock is held."""
+        moved = self._inner.poll(0.0)
+        self._completions += moved
+        self._inbox += self._inner.notices()
+        if self._work_beside is not None:
+            self._work_beside(self._inner)
+        return moved
 
     def _turn(self) -> _Turn:
         return _Turn(self)
@@ -116,6 +142,11 @@ class Background(Transport):
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
+
+    def _wake(self) -> None:
+        """Have the thread look at once if it rests. The lock is held."""
+        if self._pausing > self._period and self._nudge.locked():  # only callers unlock it, and they hold the lock
+            self._nudge.release()
 
     @property
     def collectives(self) -> int:  # type: ignore[override]
@@ -127,19 +158,15 @@ class Background(Transport):
         try:
             self._prepare()
             while not self._stopping:
-                with self._changed:
-                    moved = self._inner.poll(0.0)
-                    self._completions += moved
-                    self._inbox += self._inner.notices()
-                    if moved or self._inbox:
-                        self._changed.notify_all()
-                    if not moved:
-                        pause = DUE if self._waiting else MOVING if self._inner.under_way else IDLE
-                        self._changed.wait(pause)
+                with self._lock:
+                    moved = self._look()
+                    pause = self._period if self._inner.under_way and not self._caller_looks else IDLE
+                    self._pausing = 0.0 if moved else pause
+                if not moved:
+                    self._nudge.acquire(timeout=pause)
         except BaseException as error:
-            with self._changed:
+            with self._lock:
                 self._error = error
-                self._changed.notify_all()
 
 
 class _Turn:
@@ -159,5 +186,5 @@ class _Turn:
             raise
 
     def __exit__(self, *exc: object) -> None:
-        self._owner._changed.notify_all()
+        self._owner._wake()
         self._owner._lock.release()

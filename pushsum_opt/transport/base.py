@@ -17,7 +17,7 @@ Promised:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,6 +127,16 @@ class Transport(ABC):
 
         Waiting leaves the processor and the interpreter lock to others.
         """
+
+    def serve(self, work: Callable[[Transport], None] | None) -> bool:
+        """Have ``work(transport)`` done, alone, by a thread that polls this transport; None: no longer.
+
+        It is given the transport to begin transfers on, and returns at once.
+
+        Returns:
+            Whether there is such a thread. Otherwise nothing happens by itself.
+        """
+        return False
 
     @abstractmethod
     def tell(self, peers: Iterable[int], notice: Notice) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import time
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from ..errors import ClosedError, ConfigurationError, MismatchError
 from ..memory.late import DeviceBytes
 from . import fork
 from .base import ANY, Notice, Ticket, Transport
+from .naps import LONGEST, rest
 
 __all__ = ["MpiTransport"]
 
@@ -22,9 +22,6 @@ NOTICE_TAG = 1000
 NOTICE_BYTES = 1024
 NOTICE_HEAD = struct.Struct("<i?qqi")
 HIGHEST_TAG = 32767  # what the standard promises at least; all of ours lie below it
-PATIENCE = 1e-4  # seconds for which a poll only yields the processor, before it naps
-SOON = 2e-3  # seconds for which its naps are short; after that the wait is a long one,
-SHORT_NAP, NAP = 50e-6, 140e-6  # seconds; the kernel adds about 50 microseconds to each
 
 # MPI writes into the buffers of an open transport whether or not anybody still refers to it.
 _alive: set[MpiTransport] = set()
@@ -45,7 +42,7 @@ class MpiTransport(Transport):
             raise ConfigurationError(f"this MPI library allows tags up to {highest}: expected at least {HIGHEST_TAG}")
         self._comm, request = comm.Idup()
         while not request.Test():
-            time.sleep(NAP)
+            time.sleep(LONGEST)
         self.rank = comm.Get_rank()
         self.size = comm.Get_size()
         self._requests: list[MPI.Request] = []
@@ -118,18 +115,14 @@ class MpiTransport(Transport):
             waited = time.monotonic() - begin
             if self._inbox or waited >= seconds:
                 return False
-            # A blocked MPI call would spin and starve the ranks that compute. While a transfer is under way the next
-            # piece is microseconds off, so only yield; a peer that computes takes longer, so nap.
-            if waited < PATIENCE:
-                os.sched_yield()
-            else:
-                time.sleep(SHORT_NAP if waited < SOON else NAP)
+            rest(waited)
 
     def _advance(self) -> bool:
         if not self._requests:
             return False
         try:
-            finished = MPI.Request.Testsome(self._requests)
+            # Open MPI looks first and then makes progress: what that brings is only seen by looking again.
+            finished = MPI.Request.Testsome(self._requests) or MPI.Request.Testsome(self._requests)
         except MPI.Exception as error:
             raise self._explain(error) from error
         if not finished:

@@ -91,6 +91,37 @@ def test_a_step_never_waits_for_a_peer_that_stands_still():
     assert quick < 1.0
 
 
+def test_a_message_comes_whole_while_its_receiver_computes():
+    """The receiver's next round merges it: it does not first have to agree to take it."""
+
+    def rank(comm):
+        with ps.PushSum([np.zeros(40)], graph=Ring(), staleness="unbounded", comm=comm) as push_sum:
+            if comm.rank == 1:
+                push_sum.mix()
+                return push_sum.stats()["in_flight"]
+            time.sleep(0.5)
+            here = push_sum.stats()["in_flight"]
+            push_sum.mix()
+            return here
+
+    assert ps.testing.run(2, rank) == [1.0, 0.0]
+
+
+def test_a_round_gives_before_it_merges_so_that_the_next_step_is_taken_with_what_has_come():
+    def rank(comm):
+        with ps.PushSum([np.zeros(40)], graph=Ring(), staleness="unbounded", comm=comm) as push_sum:
+            if comm.rank == 1:
+                push_sum.mix()
+                time.sleep(1.0)
+                return push_sum.push_weight
+            time.sleep(0.5)
+            push_sum.mix()
+            return push_sum.push_weight
+
+    # Rank 0 gives half of its 1 and then merges 0.5; merged first, half of 1.5 would be left.
+    assert ps.testing.run(2, rank) == [1.0, 0.5]
+
+
 def test_nobody_gives_to_a_rank_that_has_finished():
     """Rank 0 leaves at once; what it takes home must not grow while the others go on for long."""
 
