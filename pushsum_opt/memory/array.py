@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigurationError
-from .base import Memory, Values
+from .base import Memory
 from .plan import Piece, TensorSpec, is_dense
+from .primitives import Values
 
 __all__ = ["ArrayMemory"]
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError
-from .base import Memory, Values
+from .base import Memory
 from .plan import Piece, TensorSpec, is_dense
+from .primitives import Values
 
 __all__ = ["HostMemory"]
 

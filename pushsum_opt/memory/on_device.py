@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError
-from .base import Values
 from .device import Device, Table
 from .host import HostMemory
 from .plan import Chunk, TensorSpec, WireFormat
+from .primitives import Values
 from .staging import Direct, Path, Slab, Staged
 
 __all__ = ["DeviceMemory"]

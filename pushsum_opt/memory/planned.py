@@ -1,0 +1,244 @@
+"""The tensors of one rank as a fixed list of chunks, and what belongs to their elements while the plan changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from ..errors import ConfigurationError, LayoutError
+from .plan import Chunk, TensorSpec, WireFormat, assign_lanes, layout_hash, plan_chunks
+from .primitives import Array, Primitives
+
+__all__ = ["HALF", "WIDTH", "Planned"]
+
+SMALLEST_LANE_CHUNK = 1 << 16
+
+HALF = ("float16", "bfloat16")
+WIDTH = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
+
+
+class Planned(Primitives):
+    """Tensors, cut into chunks; residuals of half-precision elements follow them from plan to plan.
+
+    Args:
+        tensors: what is exchanged. They are changed in place, never re-bound, and never multiplied by w.
+        names: one per tensor, for messages.
+        wire_dtype: "bfloat16", "float16", "float32" or "float64": wider values are rounded to it on the wire, narrower
+            ones travel as they are. None: everything travels as it is.
+        chunk_bytes: see :func:`~pushsum_opt.memory.plan.plan_chunks`.
+        lane: (l, L): this rank exchanges part l of L of the tensors. (0, 1): all of them.
+
+    Raises:
+        ConfigurationError: a tensor cannot be exchanged (not of a floating type, or its elements overlap in memory).
+    """
+
+    chunks: tuple[Chunk, ...]
+    """All chunks: every element of every tensor is in one of them."""
+
+    owners: tuple[int, ...]
+    """The lane that exchanges each chunk."""
+
+    layout: bytes
+    """8 bytes that are equal on two ranks if and only if their messages fit each other."""
+
+    def __init__(
+        self,
+        tensors: Sequence[Array],
+        names: Sequence[str],
+        wire_dtype: str | None,
+        chunk_bytes: int,
+        lane: tuple[int, int] = (0, 1),
+    ) -> None:
+        if wire_dtype is not None and wire_dtype not in WIDTH:
+            raise ConfigurationError(f"wire_dtype={wire_dtype!r}: expected None or one of {', '.join(WIDTH)}")
+        self._tensors = list(tensors)
+        self._names = list(names)
+        self._wire_dtype = wire_dtype
+        self.chunk_bytes = chunk_bytes
+        self._lane, self._lanes = lane
+        self._places: list[object] = []
+        self._residual: dict[int, Array] = {}
+        self._before: dict[int, Array] = {}
+        self._rebuild()
+
+    # ------------------------------------------------------------------ the plan
+
+    def refresh(self) -> None:
+        """Notice that a tensor has moved or changed its strides since the last round, and plan anew.
+
+        Raises:
+            LayoutError: a tensor changed its shape or dtype.
+        """
+        if [self._place(tensor) for tensor in self._tensors] != self._places:
+            self._rebuild()
+
+    def extend(self, tensors: Sequence[Array], names: Sequence[str]) -> None:
+        """Add tensors, behind the ones that are there."""
+        added = [self._describe(tensor, name) for tensor, name in zip(tensors, names, strict=True)]
+        self._tensors += tensors
+        self._names += names
+        self._specs = [*(self._specs or ()), *added]
+        self._rebuild()
+
+    _specs: list[TensorSpec] | None = None
+
+    def _rebuild(self) -> None:
+        specs = [self._describe(tensor, name) for tensor, name in zip(self._tensors, self._names, strict=True)]
+        for name, old, new in zip(self._names, self._specs or specs, specs, strict=True):
+            if (old.shape, old.dtype) != (new.shape, new.dtype):
+                raise LayoutError(
+                    f"parameter {name} was {old.dtype}{list(old.shape)} at construction and is "
+                    f"{new.dtype}{list(new.shape)} now. Shapes and dtypes are fixed once the optimizer is wrapped: "
+                    "convert the model first, then make a new optimizer"
+                )
+        self._refuse_overlaps(specs)
+        # Residuals belong to elements, not to chunks: carry them over to the new plan in tensor order.
+        residuals = self._by_tensor(self._residual, "float32")
+        for index, flat in residuals.items():
+            residuals[index] = self._reorder(flat, (self._specs or specs)[index], specs[index])
+        wires = [self._wire_format(spec) for spec in specs]
+        self._specs = specs
+        chunk_bytes = self._lane_chunk_bytes(specs)
+        self.chunks = self._plan(specs, wires, chunk_bytes)
+        self.owners = assign_lanes(self.chunks, self._lanes)
+        self.layout = layout_hash(specs, wires, chunk_bytes)
+        self._views = [[self._piece_view(self._tensors[p.tensor], p) for p in chunk.pieces] for chunk in self.chunks]
+        self._wire_views = {
+            chunk.index: self._wire_bytes(self._views[chunk.index][0]) for chunk in self.chunks if not chunk.packed
+        }
+        self._before.clear()
+        self._residual.clear()
+        for chunk in self.exchanged:
+            if chunk.dtype in HALF:
+                flat = self._allocate(chunk.numel, "float32", chunk.device)
+                flat[:] = 0  # not flat * 0: new memory may hold nan
+                for view, piece in zip(self._parts(flat, chunk), chunk.pieces, strict=True):
+                    if piece.tensor in residuals:
+                        self._copy([view], [residuals[piece.tensor][piece.start : piece.stop]])
+                self._residual[chunk.index] = flat
+        self._places = [self._place(tensor) for tensor in self._tensors]
+
+    def _plan(self, specs: Sequence[TensorSpec], wires: Sequence[WireFormat], most: int) -> tuple[Chunk, ...]:
+        return plan_chunks(specs, wires, most)
+
+    def _lane_chunk_bytes(self, specs: Sequence[TensorSpec]) -> int:
+        if self._lanes == 1:
+            return self.chunk_bytes
+        # Some chunks for every lane, or the lanes would differ much in their bytes.
+        total = sum(spec.numel * spec.itemsize for spec in specs)
+        return min(self.chunk_bytes, max(SMALLEST_LANE_CHUNK, total // (4 * self._lanes)))
+
+    def _wire_format(self, spec: TensorSpec) -> WireFormat:
+        if self._wire_dtype is None or WIDTH[self._wire_dtype] >= spec.itemsize:
+            return WireFormat(spec.dtype, spec.itemsize)
+        return WireFormat(self._wire_dtype, WIDTH[self._wire_dtype])
+
+    def _refuse_overlaps(self, specs: Sequence[TensorSpec]) -> None:
+        spans = []
+        for tensor, name, spec in zip(self._tensors, self._names, specs, strict=True):
+            if spec.numel:
+                reach = sum((extent - 1) * stride for extent, stride in zip(spec.shape, spec.strides, strict=True))
+                if not spec.dense and reach + 1 < spec.numel:
+                    raise ConfigurationError(
+                        f"parameter {name} of shape {list(spec.shape)} has strides {list(spec.strides)}: several of "
+                        "its elements share memory, so a merge would hit them several times. Pass a .contiguous() copy"
+                    )
+                start = self._address(tensor)
+                spans.append((spec.device, start, start + (reach + 1) * spec.itemsize, name))
+        spans.sort()
+        for (device, _, stop, name), (other_device, start, _, other) in pairwise(spans):
+            if device == other_device and start < stop:
+                raise ConfigurationError(
+                    f"parameters {name} and {other} overlap in memory without being the same tensor, so a merge would "
+                    "hit the shared part twice. Exchange one of them, or the tensor that both are views of"
+                )
+
+    def described(self) -> dict[str, str]:
+        """Return dtype, shape and strides of every tensor, by name: what ranks compare."""
+        specs = zip(self._names, self._specs or [], strict=True)
+        return {name: f"{spec.dtype}{list(spec.shape)} strides {list(spec.strides)}" for name, spec in specs}
+
+    def describe(self, chunk: Chunk) -> str:
+        """Name the tensors of a chunk, for messages."""
+        names = [self._names[piece.tensor] for piece in chunk.pieces]
+        return names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}"
+
+    # ------------------------------------------------------------------ what travels
+
+    @property
+    def exchanged(self) -> tuple[Chunk, ...]:
+        """The chunks that this rank exchanges: all of them, unless it is one lane of several."""
+        if self._lanes == 1:
+            return self.chunks
+        return tuple(chunk for chunk in self.chunks if self.owners[chunk.index] == self._lane)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one whole message, its header left out."""
+        return sum(chunk.nbytes for chunk in self.exchanged)
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest chunk on the wire."""
+        return max((chunk.nbytes for chunk in self.exchanged), default=0)
+
+    # ------------------------------------------------------------------ by tensor
+
+    def _by_tensor(self, flats: Mapping[int, Array], dtype: str | None) -> dict[int, Array]:
+        """Put flat arrays of chunks together by tensor: flat copies, in memory order.
+
+        Args:
+            flats: by chunk index; what belongs to other chunks is 0.
+            dtype: what they hold; None: the wire dtype of each chunk.
+        """
+        specs = self._specs or []
+        whole: dict[int, Array] = {}
+        for chunk in self.chunks if flats else ():
+            if chunk.index in flats:
+                for view, piece in zip(self._parts(flats[chunk.index], chunk), chunk.pieces, strict=True):
+                    if piece.tensor not in whole:
+                        numel = specs[piece.tensor].numel
+                        whole[piece.tensor] = self._allocate(numel, dtype or chunk.wire.dtype, chunk.device)
+                        whole[piece.tensor][:] = 0
+                    self._copy([whole[piece.tensor][piece.start : piece.stop]], [view])
+        return whole
+
+    def _shaped(self, whole: Mapping[int, Array]) -> dict[str, Array]:
+        """Give flat tensors in memory order their shapes, by name."""
+        specs = self._specs or []
+        return {
+            self._names[index]: self._reorder(flat, specs[index], _contiguous(specs[index])).reshape(specs[index].shape)
+            for index, flat in whole.items()
+        }
+
+    def _flattened(self, shaped: Mapping[str, Array]) -> dict[int, Array]:
+        """Return the opposite of :meth:`_shaped`."""
+        specs = self._specs or []
+        return {
+            index: self._reorder(shaped[name].reshape(-1), _contiguous(specs[index]), specs[index])
+            for index, name in enumerate(self._names)
+            if name in shaped
+        }
+
+    def _reorder(self, flat: Array, old: TensorSpec, new: TensorSpec) -> Array:
+        """Return the elements of a flat array in the memory order of a tensor whose strides have changed."""
+        if old.memory_order == new.memory_order:
+            return flat
+        there = flat.reshape([old.shape[axis] for axis in old.memory_order])
+        back = [old.memory_order.index(axis) for axis in new.memory_order]
+        return self._permute(there, back).reshape(-1)
+
+    def _parts(self, flat: Array, chunk: Chunk) -> Sequence[Array]:
+        """Cut a flat array of a chunk's length into a flat view for each of its pieces."""
+        return self._split(flat, [piece.numel for piece in chunk.pieces])
+
+
+def _contiguous(spec: TensorSpec) -> TensorSpec:
+    """Return a tensor of the same shape whose elements lie in the order of its axes."""
+    strides = []
+    stride = 1
+    for extent in reversed(spec.shape):
+        strides.append(stride)
+        stride *= extent
+    return replace(spec, strides=tuple(reversed(strides)))
