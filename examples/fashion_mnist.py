@@ -111,14 +111,21 @@ def train_epoch(
 ) -> float:
     """Train on every batch of this rank; return the mean loss."""
     total = 0.0
-    for images, labels in loader:
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(floats(images)), labels)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        total += loss.item()
+    with until_all_are_through(optimizer):
+        for images, labels in loader:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(floats(images)), labels)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.item()
     return total / len(loader)
+
+
+def until_all_are_through(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
+    """Return a context in which ranks that are faster than others go on gossiping until these have finished too."""
+    asynchronous = isinstance(optimizer, ps.PushSumOptimizer) and optimizer.staleness == "unbounded"
+    return optimizer.join() if asynchronous else contextlib.nullcontext()
 
 
 def parse_arguments() -> argparse.Namespace:

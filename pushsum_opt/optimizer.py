@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import IO, Any, NoReturn, cast
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from . import _torch_compat, agreement, collectives, world
 from .algorithms import Algorithm, Gossip
@@ -21,8 +19,10 @@ from .hosts.gradients import average_gradients
 from .observe import start_line
 from .observe.log import log
 from .push_sum import PushSum
-from .transport import Transport
-from .transport.waiting import Waiter
+from .wrapped.precision import amp_scaling
+from .wrapped.rates import scale_with_rates, scaled_rates
+from .wrapped.start import copy_start
+from .wrapped.tensors import Tensors
 
 __all__ = ["PushSumOptimizer"]
 
@@ -108,7 +108,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         self.model = model
         _torch_compat.make_hook_tables(self)
         self._buffers = buffers or ("local" if model is None else "average")
-        self._homes = self._find_homes()
+        self._tensors = Tensors(optimizer, model, with_buffers=self._buffers == "gossip")
         self._gossip_every = gossip_every
         self._steps = 0
         self._joining: Join | None = None
@@ -119,7 +119,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
             data_weight = hosts.data_weight
         self._within_host = within_host
         self.push_sum = PushSum(
-            self._exchanged(),
+            self._tensors.exchanged,
             graph=graph,
             staleness=staleness,
             data_weight=data_weight,
@@ -174,29 +174,37 @@ class PushSumOptimizer(torch.optim.Optimizer):
 
     def _local_step(self, closure: Callable[[], Any] | None) -> Any:
         self._refuse_lost_parameters()
-        scale = 1.0 if self._joining is None else self._joining.scale
-        with self.push_sum.local_step(scale), self._amp_scaling(closure is None) as skip:
+        average = self._average_gradients if self._within_host == "gradients" and closure is None else None
+        with self._scaled_step(), amp_scaling(self, self.optimizer, average) as skip:
             if skip:
                 return None
             if closure is None:
                 return self.optimizer.step()
             return self.optimizer.step(closure if self._within_host != "gradients" else self._averaging(closure))
 
+    def _scaled_step(self) -> AbstractContextManager[None]:
+        """Return a context in which a step moves x by a_i dz, as in the paper."""
+        scale = 1.0 if self._joining is None else self._joining.scale
+        if not scale_with_rates(self.optimizer):
+            return self.push_sum.local_step(scale)
+        factor = self.push_sum.step_factor(scale)
+        return nullcontext() if factor == 1.0 else scaled_rates(self.optimizer, factor)
+
     def _averaging(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """Average the gradients inside the host each time a closure has made them."""
 
         def averaging_closure() -> Any:
             loss = closure()
-            self._average_gradients(skip=False)
+            self._average_gradients(False)
             return loss
 
         return averaging_closure
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _average_gradients(self, *, skip: bool) -> bool:
+    def _average_gradients(self, skip: bool) -> bool:
         assert self.push_sum.hosts is not None
         with self.push_sum.failing_together():
-            return average_gradients(self.push_sum.hosts, self._parameters(), self.round, skip=skip)
+            return average_gradients(self.push_sum.hosts, self._tensors.parameters, self.round, skip=skip)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _gossip_round(self) -> None:
@@ -207,51 +215,8 @@ class PushSumOptimizer(torch.optim.Optimizer):
     def _plain_round(self) -> None:
         self._algorithm.round(self.push_sum, self.param_groups)
 
-    # ------------------------------------------------------------------ mixed precision
-
-    # An inf is local to one rank, and a rank that skips step() would leave its peers waiting. So the scaler is asked to
-    # call step() always, as it does for torch's fused optimizers, and only the local update is skipped.
+    # For a GradScaler: call step() always, see wrapped/precision.py.
     _step_supports_amp_scaling = True
-
-    @contextmanager
-    def _amp_scaling(self, has_gradients: bool) -> Iterator[bool]:
-        """Deal with what a GradScaler has set on this object; yield whether the local update must be skipped.
-
-        Args:
-            has_gradients: they are there, rather than made by a closure.
-        """
-        found_inf: Any = getattr(self, "found_inf", None)
-        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
-        if self._within_host == "gradients" and has_gradients:
-            # Every rank of the host has a scale of its own: unscale before averaging, and skip on all or on none.
-            skip = isinstance(found_inf, Tensor) and bool(found_inf.item())
-            if isinstance(found_inf, Tensor) and not skip:
-                self._unscale(grad_scale)
-            yield self._average_gradients(skip=skip)
-        elif not isinstance(found_inf, Tensor):  # no scaler, or the int 0 where no parameter has a gradient
-            yield False
-        elif _torch_compat.supports_amp_scaling(self.optimizer):
-            inner: Any = self.optimizer
-            inner.found_inf, inner.grad_scale = found_inf, grad_scale
-            try:
-                yield False
-            finally:
-                del inner.found_inf, inner.grad_scale
-        elif found_inf.item():
-            yield True
-        else:
-            self._unscale(grad_scale)
-            yield False
-
-    def _unscale(self, grad_scale: Tensor | None) -> None:
-        if grad_scale is None:  # the user has called scaler.unscale_()
-            return
-        inverse = grad_scale.double().reciprocal().float()  # as GradScaler.unscale_ does
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    grad = parameter.grad
-                    (grad._values() if grad.is_sparse else grad).mul_(inverse.to(grad.device))
 
     # ------------------------------------------------------------------ what a torch optimizer has
 
@@ -291,10 +256,10 @@ class PushSumOptimizer(torch.optim.Optimizer):
         Raises:
             MismatchError: the ranks add different tensors; none of them is exchanged.
         """
-        known = {id(tensor) for tensor in self._exchanged().values()}
+        known = {id(tensor) for tensor in self._tensors.exchanged.values()}
         self.optimizer.add_param_group(param_group)
-        self._homes = self._find_homes()
-        new = {name: p for name, p in self._exchanged().items() if id(p) not in known}
+        self._tensors.look_again()
+        new = {name: p for name, p in self._tensors.exchanged.items() if id(p) not in known}
         self.push_sum.extend(new)
         with self.push_sum.failing_together():
             collectives.broadcast_tensors(self.push_sum.transport, self.push_sum.waiter, new.values(), 0)
@@ -425,32 +390,6 @@ class PushSumOptimizer(torch.optim.Optimizer):
 
     # ------------------------------------------------------------------ the start
 
-    def _parameters(self) -> list[Tensor]:
-        """Every parameter of the optimizer, once, in the order of its groups."""
-        seen = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
-        return list(seen.values())
-
-    def _exchanged(self) -> dict[str, Tensor]:
-        """Every tensor that gossip mixes, by name: the optimizer's parameters, and buffers where they travel too."""
-        optimized = self._named_parameters()
-        if self._buffers != "gossip":
-            return optimized
-        buffers = {name: t for t, (_, _, name) in self._homes.items() if not isinstance(t, nn.Parameter)}
-        return {**optimized, **buffers}
-
-    def _named_parameters(self) -> dict[str, Tensor]:
-        names = {id(p): name for p, (_, _, name) in self._homes.items()}
-        named: dict[str, Tensor] = {}
-        for g, group in enumerate(self.optimizer.param_groups):
-            given = group.get("param_names", ())
-            for index, parameter in enumerate(group["params"]):
-                spare = given[index] if index < len(given) else f"group {g} parameter {index}"
-                name = names.get(id(parameter), spare)
-                while name in named and named[name] is not parameter:
-                    name += "'"
-                named.setdefault(name, parameter)
-        return named
-
     def _start_alike(self) -> None:
         """Rank 0's parameters, buffers and optimizer state reach every rank that differs."""
         settings = {
@@ -462,22 +401,14 @@ class PushSumOptimizer(torch.optim.Optimizer):
         # First inside every host, then between hosts: rank 0's values reach all.
         hosts = self.push_sum.hosts
         if hosts is not None and not hosts.sharded:
-            self._copy_start(hosts.transport, hosts.waiter, settings)
-        self._copy_start(self.push_sum.transport, self.push_sum.waiter, settings)
+            self._copy_start(hosts, settings)
+        self._copy_start(self.push_sum, settings)
         self._algorithm.bind(self.push_sum, self.param_groups)
         self._algorithm.bound = True
 
-    def _copy_start(self, channel: Transport, waiter: Waiter, settings: dict[str, str]) -> None:
-        agreement.agree(channel, waiter, settings, {})
-        tensors = {id(p): p for p in self._parameters()}
-        if self.model is not None:
-            tensors |= {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
-        collectives.broadcast_tensors(channel, waiter, tensors.values(), 0)
-        state = self.optimizer.state_dict()
-        if not collectives.equal_everywhere(channel, waiter, _digest(state)):
-            received = collectives.broadcast_bytes(channel, waiter, _to_bytes(state) if channel.rank == 0 else b"", 0)
-            if channel.rank != 0:
-                self.optimizer.load_state_dict(torch.load(io.BytesIO(received), weights_only=False))
+    def _copy_start(self, channel: PushSum | Hosts, settings: dict[str, str]) -> None:
+        agreement.agree(channel.transport, channel.waiter, settings, {})
+        copy_start(channel.transport, channel.waiter, self.optimizer, self._tensors.all)
 
     def _warn_about_set_up(self) -> None:
         size = self.push_sum.size
@@ -505,18 +436,8 @@ class PushSumOptimizer(torch.optim.Optimizer):
             peer,
         )
 
-    # ------------------------------------------------------------------ parameters that the model has lost
-
     def _refuse_lost_parameters(self) -> None:
-        for tensor, (module, short, _) in self._homes.items():
-            if _torch_compat.own_tensor(module, short) is not tensor:
-                self._look_again()
-                return
-
-    def _look_again(self) -> None:
-        homes = self._find_homes()
-        exchanged = {id(tensor) for tensor in self._exchanged().values()}
-        lost = [name for t, (_, _, name) in self._homes.items() if id(t) in exchanged and t not in homes]
+        lost = self._tensors.lost()
         if lost:
             with self.push_sum.failing_together():
                 raise LayoutError(
@@ -525,45 +446,6 @@ class PushSumOptimizer(torch.optim.Optimizer):
                     "load_state_dict(assign=True) does; training would change tensors that nobody uses. Load with "
                     "assign=False, or make the optimizer and wrap it afterwards"
                 )
-        self._homes = homes
-
-    def _find_homes(self) -> dict[Tensor, tuple[nn.Module, str, str]]:
-        """Map what may travel of the model to the module that holds it, its name there and its full name."""
-        homes: dict[Tensor, tuple[nn.Module, str, str]] = {}
-        for prefix, module in self.model.named_modules() if self.model is not None else ():
-            held = list(module.named_parameters(recurse=False))
-            if self._buffers == "gossip":
-                held += [(name, b) for name, b in module.named_buffers(recurse=False) if _is_floating(b)]
-            for short, tensor in held:
-                homes.setdefault(tensor, (module, short, f"{prefix}.{short}" if prefix else short))
-        return homes
-
-
-def _is_floating(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
-class _Digest(io.RawIOBase):
-    """A file that keeps only the hash of what is written: a state need not fit into memory twice to be compared."""
-
-    def __init__(self) -> None:
-        self.hash = hashlib.blake2b(digest_size=16)
-
-    def write(self, data: Any) -> int:
-        self.hash.update(data)
-        return len(data)
-
-
-def _digest(state: dict[str, Any]) -> bytes:
-    file = _Digest()
-    torch.save(state, cast(IO[bytes], file))
-    return file.hash.digest()
-
-
-def _to_bytes(state: dict[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
 
 
 def _make_hosts(within_host: str, comm: Any, staleness: Any, data_weight: float, timeout: float) -> tuple[Hosts, Any]:

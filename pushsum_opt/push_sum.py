@@ -6,13 +6,9 @@ estimate z, the push weight w is one float64, and the numerator x = w z is impli
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import os
-import threading
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -21,7 +17,7 @@ import numpy as np
 from . import agreement, cuda_aware, graphs, settings, world
 from . import memory as memories
 from . import transport as transports
-from .errors import ClosedError, ConfigurationError, MismatchError, NonFiniteError, PushSumError
+from .errors import ClosedError, ConfigurationError, MismatchError, NonFiniteError
 from .events import Events, Listener
 from .gossip.asynchronous import AsynchronousGossip
 from .gossip.merging import Merger
@@ -31,11 +27,12 @@ from .gossip.protocol import Exchange, Gossip
 from .gossip.synchronous import SynchronousGossip
 from .gossip.wire import HEADER_BYTES, VERSION, Header
 from .hosts import Hosts
+from .membership import Membership
 from .memory import Chunk
 from .observe.first_step import NOTHING, FirstStep
 from .observe.stall import StallInspector
 from .observe.statistics import Statistics
-from .transport import Notice
+from .registry import register, still_open
 from .transport.waiting import Waiter
 
 __all__ = ["PushSum"]
@@ -132,8 +129,6 @@ class PushSum:
         self.waiter = Waiter(self.transport, self._events, timeout, machine.stall_seconds)
         self._staleness = staleness
         self._nonfinite = nonfinite
-        self._failure: str | None = None
-        self._closed = False
         self._round = 0
         self._restores = False
         self._before_close: list[Callable[[], None]] = []
@@ -141,7 +136,8 @@ class PushSum:
         """Who holds other values in the tensors for a while, if anybody: rounds and steps are refused meanwhile."""
         self.out_of_step: str | None = None
         """Who lets ranks take different numbers of steps for a while, if anybody: collective calls are refused then."""
-        self._partners = set(self.graph.partners(self.rank, self.size))
+        partners = self.graph.partners(self.rank, self.size)
+        self._membership = Membership(self.transport, self.waiter, partners, hosts)
         self._first_step: FirstStep | None = None
         with self.failing_together():
             agreement.agree(self.transport, self.waiter, self._fingerprint(), _versions(values))
@@ -155,7 +151,7 @@ class PushSum:
             self.memory, self.transport, self.graph, self.waiter, self._events, merger, self._data_weight
         )
         self.gossip = self._make_gossip(exchange, rate_correction)
-        _register(self)
+        register(self)
 
     def _is_first(self, rank: int) -> bool:
         return rank == 0 and (self.hosts is None or self.hosts.lane == 0)
@@ -168,7 +164,7 @@ class PushSum:
     @staticmethod
     def newest(comm: Any) -> PushSum | None:
         """Return the open PushSum that was made last on a communicator, if any."""
-        return next((one for one in reversed(_still_open()) if one._comm is comm), None)
+        return next((one for one in reversed(still_open()) if one._comm is comm), None)
 
     def _make_gossip(self, exchange: Exchange, rate_correction: bool) -> Gossip:
         if self._staleness == 0:
@@ -206,7 +202,7 @@ class PushSum:
 
     @property
     def closed(self) -> bool:
-        return self._closed
+        return self._membership.closed
 
     def stats(self) -> dict[str, float]:
         """Return plain floats to log. Local and cheap.
@@ -299,24 +295,32 @@ class PushSum:
                 "(learning rate, loss scaling). nonfinite='skip' leaves such parts as they are on each rank"
             )
 
-    @contextmanager
-    def local_step(self, scale: float = 1.0) -> Iterator[None]:
-        """Scale what happens to the tensors inside by a_i / w, so that x moves by a_i dz as in the paper.
+    def step_factor(self, scale: float = 1.0) -> float:
+        """Return what a local step dz must be multiplied by so that x moves by a_i dz, as in the paper: a_i / w.
 
-        While w = a_i there is nothing to do; otherwise it costs one copy of the tensors.
+        Exactly 1 where that is all but 1.
 
         Args:
             scale: a further factor of the step.
         """
         self._refuse_if_on_loan()
-        scaled = self._data_weight * self.gossip.step_scale() * scale
-        if abs(self._weight / scaled - 1.0) < EXACT:
+        factor = self._data_weight * self.gossip.step_scale() * scale / self._weight
+        return 1.0 if abs(factor - 1.0) < EXACT else factor
+
+    @contextmanager
+    def local_step(self, scale: float = 1.0) -> Iterator[None]:
+        """Scale what happens to the tensors inside by :meth:`step_factor`.
+
+        Where that is 1 there is nothing to do; otherwise it costs one copy of the tensors.
+        """
+        factor = self.step_factor(scale)
+        if factor == 1.0:
             yield
             return
         self.memory.refresh()
         self.memory.snapshot()
         yield
-        self.memory.scale_step(self._weight, scaled)
+        self.memory.scale_step(self._weight, factor * self._weight)
 
     def drain(self, *, call: str = "drain()") -> None:
         """Collective. Wait for and merge every message in flight. When synchronous, all that it does is meet."""
@@ -423,43 +427,32 @@ class PushSum:
 
         After an error it returns at once: the other ranks have been told.
         """
-        if self._closed:
+        member = self._membership
+        if member.closed:
             return
         try:
-            if self._failure is None:
+            if member.failure is None:
                 for callback in self._before_close:
                     callback()
                 with self.failing_together():
-                    self._leave()
+                    member.leave(self._round, self._bring_home)
         finally:
-            self._closed = True
-            if self._failure is None:
+            member.closed = True
+            if member.failure is None:
                 self.gossip.close()
             self.transport.close()
             if self.hosts is not None:
-                self.hosts.close(cleanly=self._failure is None)
-            if self._failure is None:
+                self.hosts.close(cleanly=member.failure is None)
+            if member.failure is None:
                 self.memory.close()
+
+    def _bring_home(self) -> None:
+        self._weight = self.gossip.drain(self._round, self._weight, "close()")
+        self.put_together()
 
     def before_close(self, callback: Callable[[], None]) -> None:
         """Have something done first when this is closed; all ranks must close together what they made together."""
         self._before_close.append(callback)
-
-    def _leave(self) -> None:
-        # First say so: from now on nobody waits for this rank, or gives to it.
-        mine = Notice(self.rank, failed=False, rounds=self._round, collectives=self.transport.collectives)
-        self.transport.tell(self._partners, mine)
-        self.waiter.closing = True
-        self._weight = self.gossip.drain(self._round, self._weight, "close()")
-        self.put_together()
-        self.waiter.wait((self.transport.barrier("everyone to close"),), self._round)
-        # Each partner has told us as we have told it: take it in, so that nothing is left on the wire.
-        while not self._partners <= self.waiter.finished.keys():
-            self.transport.poll(1.0)
-            self.waiter.hear()
-        if self.hosts is not None:
-            self.hosts.tell(mine)
-            self.hosts.leave(self._round)
 
     def __enter__(self) -> PushSum:
         return self
@@ -467,8 +460,8 @@ class PushSum:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and self._failure is None:
-            self._fail(error)
+        if error is not None:
+            self._membership.fail(error, self._round)
         self.close()
 
     def __repr__(self) -> str:
@@ -477,34 +470,13 @@ class PushSum:
             f"round={self._round}, push_weight={self._weight:.6g})"
         )
 
-    @contextmanager
-    def failing_together(self) -> Iterator[None]:
-        """Tell the other ranks when this one fails, and refuse to go on afterwards."""
-        try:
-            yield
-        except BaseException as error:
-            self._fail(error)
-            raise
-
-    def _fail(self, error: BaseException) -> None:
-        if self._failure is not None:
-            return
-        self._failure = f"{type(error).__name__}: {error}"
-        notice = Notice(self.rank, True, self._round, self.transport.collectives, self._failure)
-        with contextlib.suppress(Exception):  # at best effort: the error at hand is the one to raise
-            self.transport.tell(self._partners, notice)
-            self.transport.poll(0.0)
-            if self.hosts is not None:
-                self.hosts.tell(notice)
+    def failing_together(self) -> AbstractContextManager[None]:
+        """Return a context that tells the other ranks when this one fails in it, and refuses to go on afterwards."""
+        return self._membership.failing_together(self._round)
 
     def refuse_if_closed(self) -> None:
-        if self._closed:
-            raise ClosedError(f"rank {self.rank}: already closed. Make a new one to exchange again")
-        if self._failure is not None:
-            raise ClosedError(
-                f"rank {self.rank}: an earlier error ended the exchange in round {self._round} ({self._failure}). "
-                "The ranks no longer agree on what was merged: restart from a checkpoint"
-            )
+        """Raise ClosedError after :meth:`close`, or after an error."""
+        self._membership.refuse_if_over(self._round)
 
     def _refuse_out_of_step(self, call: str) -> None:
         self.refuse_if_closed()
@@ -577,31 +549,3 @@ def _versions(values: Sequence[Any]) -> dict[str, str]:
         "torch": str(torch.__version__) if torch is not None else "not loaded",
     }
 
-
-
-
-# In the order of construction, which is the same on every rank, so that the end of the program closes them in step.
-_made: list[weakref.ref[PushSum]] = []
-_made_lock = threading.Lock()
-
-
-def _register(push_sum: PushSum) -> None:
-    with _made_lock:
-        _made[:] = [ref for ref in _made if (alive := ref()) is not None and not alive.closed]
-        _made.append(weakref.ref(push_sum))
-
-
-def _still_open() -> list[PushSum]:
-    with _made_lock:
-        return [push_sum for ref in _made if (push_sum := ref()) is not None and not push_sum.closed]
-
-
-@atexit.register
-def _close_at_exit() -> None:
-    """Bring messages home before MPI goes away; a rank that still trains is told that this one has finished."""
-    for push_sum in _still_open():
-        if push_sum.transport.name == "mpi":
-            try:
-                push_sum.close()
-            except PushSumError as error:
-                world.abort(error)

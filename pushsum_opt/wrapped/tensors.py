@@ -1,0 +1,93 @@
+"""Which tensors of an optimizer and its model travel, what they are called, and whether the model still holds them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .. import _torch_compat
+
+__all__ = ["Tensors"]
+
+
+class Tensors:
+    """The tensors of an optimizer and its model.
+
+    Args:
+        optimizer: its parameters travel.
+        model: gives them their names. None: they are called by group and index.
+        with_buffers: the model's floating buffers travel too.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module | None, *, with_buffers: bool) -> None:
+        self._optimizer = optimizer
+        self._model = model
+        self._with_buffers = with_buffers
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Take the model as it is now."""
+        self._homes = self._find_homes()
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Every parameter of the optimizer, once, in the order of its groups."""
+        seen = {id(p): p for group in self._optimizer.param_groups for p in group["params"]}
+        return list(seen.values())
+
+    @property
+    def exchanged(self) -> dict[str, Tensor]:
+        """Every tensor that gossip mixes, by name: the optimizer's parameters, then buffers where they travel too."""
+        optimized = self._named_parameters()
+        buffers = {name: t for t, (_, _, name) in self._homes.items() if not isinstance(t, nn.Parameter)}
+        return {**optimized, **buffers}
+
+    @property
+    def all(self) -> list[Tensor]:
+        """Every tensor that the optimizer or the model holds, exchanged or not, once."""
+        tensors = {id(p): p for p in self.parameters}
+        if self._model is not None:
+            tensors |= {id(t): t for t in (*self._model.parameters(), *self._model.buffers())}
+        return list(tensors.values())
+
+    def lost(self) -> list[str]:
+        """Return the names of exchanged tensors that the model no longer holds; nearly free when there are none."""
+        for tensor, (module, short, _) in self._homes.items():
+            if _torch_compat.own_tensor(module, short) is not tensor:
+                break
+        else:
+            return []
+        now = self._find_homes()
+        exchanged = {id(tensor) for tensor in self.exchanged.values()}
+        lost = [name for t, (_, _, name) in self._homes.items() if id(t) in exchanged and t not in now]
+        if not lost:
+            self._homes = now  # they have moved within the model
+        return lost
+
+    def _named_parameters(self) -> dict[str, Tensor]:
+        names = {id(p): name for p, (_, _, name) in self._homes.items()}
+        named: dict[str, Tensor] = {}
+        for g, group in enumerate(self._optimizer.param_groups):
+            given = group.get("param_names", ())
+            for index, parameter in enumerate(group["params"]):
+                spare = given[index] if index < len(given) else f"group {g} parameter {index}"
+                name = names.get(id(parameter), spare)
+                while name in named and named[name] is not parameter:
+                    name += "'"
+                named.setdefault(name, parameter)
+        return named
+
+    def _find_homes(self) -> dict[Tensor, tuple[nn.Module, str, str]]:
+        """Map what may travel of the model to the module that holds it, its name there and its full name."""
+        homes: dict[Tensor, tuple[nn.Module, str, str]] = {}
+        for prefix, module in self._model.named_modules() if self._model is not None else ():
+            held = list(module.named_parameters(recurse=False))
+            if self._with_buffers:
+                held += [(name, b) for name, b in module.named_buffers(recurse=False) if _is_floating(b)]
+            for short, tensor in held:
+                homes.setdefault(tensor, (module, short, f"{prefix}.{short}" if prefix else short))
+        return homes
+
+
+def _is_floating(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
