@@ -6,6 +6,8 @@ Contracts:
     * the hook tables are dicts of callables under the names below;
     * a GradScaler always calls ``step()`` of an optimizer with ``_step_supports_amp_scaling``, with ``grad_scale``
       (None once unscaled) and ``found_inf`` (which may be the int 0) set on it as attributes;
+    * hooks that run around ``step()`` are in ``_optimizer_step_pre_hooks`` and ``_optimizer_step_post_hooks`` of an
+      optimizer, and those of all optimizers in ``_global_optimizer_pre_hooks`` and ``_global_optimizer_post_hooks``;
     * ``Module._parameters`` and ``Module._buffers`` map names to the tensors that the module itself holds.
 """
 
@@ -17,8 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 __all__ = [
+    "has_step_hooks",
     "make_hook_tables",
     "own_tensor",
     "run_load_state_dict_post_hooks",
@@ -42,6 +46,16 @@ def make_hook_tables(optimizer: Optimizer) -> None:
 def supports_amp_scaling(optimizer: Optimizer) -> bool:
     """Tell whether an optimizer takes ``grad_scale`` and ``found_inf`` by itself, as torch's fused ones do."""
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def has_step_hooks(optimizer: Optimizer) -> bool:
+    """Tell whether somebody's code runs around every ``step()`` of this optimizer."""
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+    )
 
 
 def run_state_dict_pre_hooks(optimizer: Optimizer) -> None:

@@ -21,7 +21,8 @@ class Membership:
         partners: every rank that this one ever gives to or takes from.
         hosts: the other ranks of its host, where they are one participant; they are told too.
 
-    ``round``, below, is always the number of rounds that this rank has completed.
+    ``round``, below, is always the number of rounds that this rank has completed; in :meth:`failing_together`, when
+    the context begins.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ import inspect
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from pushsum_opt import _torch_compat
 
@@ -100,6 +101,25 @@ def test_hooks_that_only_look_run_in_order_with_the_optimizer(register, run):
     seen.clear()
     run(bare)
     assert [name for name, _ in seen] == ["prepended", "first"]
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        lambda optimizer: optimizer.register_step_pre_hook(lambda *args: None),
+        lambda optimizer: optimizer.register_step_post_hook(lambda *args: None),
+        lambda optimizer: register_optimizer_step_pre_hook(lambda *args: None),
+        lambda optimizer: register_optimizer_step_post_hook(lambda *args: None),
+    ],
+    ids=["own pre", "own post", "global pre", "global post"],
+)
+def test_hooks_around_a_step_are_seen(register):
+    optimizer = sgd()
+    assert not _torch_compat.has_step_hooks(optimizer)
+    handle = register(optimizer)
+    assert _torch_compat.has_step_hooks(optimizer)
+    handle.remove()
+    assert not _torch_compat.has_step_hooks(optimizer)
 
 
 def test_torch_runs_the_same_hooks_in_its_own_state_dict():

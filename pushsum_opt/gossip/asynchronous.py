@@ -25,11 +25,10 @@ SENDING = 4  # rounds whose messages may be on their way from this rank
 LEAST = 0.5  # of a_i: no give may leave less, or a fast rank would run away with ever larger steps
 
 
-@dataclass
+@dataclass(eq=False)
 class _Arrival:
     """A message whose header has come, on its way into slabs."""
 
-    peer: int
     header: Header
     mass: float
     slabs: dict[int, Any]
@@ -38,6 +37,14 @@ class _Arrival:
     @property
     def done(self) -> bool:
         return all(ticket.done for ticket in self.tickets)
+
+
+@dataclass(eq=False)
+class _Listening:
+    """A place for the next header, whoever sends it."""
+
+    ticket: Ticket
+    buffer: bytearray
 
 
 class AsynchronousGossip(Gossip):
@@ -58,10 +65,11 @@ class AsynchronousGossip(Gossip):
         self._received_slabs = Slabs(exchange.memory)
         self._sending: list[Outgoing] = []
         self._arriving: list[_Arrival] = []
-        self._header = bytearray(HEADER_BYTES)
-        self._listening: Ticket | None = None
-        self._served = exchange.transport.serve(self._accept)
-        self._take_in()
+        self._listening: _Listening | None = None
+        # An accelerator's buffers are handed out by the caller alone.
+        self._served = not exchange.memory.late and exchange.transport.serve(self._accept)
+        if not self._served:
+            self._accept(exchange.transport)
 
     # ------------------------------------------------------------------ a round
 
@@ -107,40 +115,59 @@ class AsynchronousGossip(Gossip):
     # ------------------------------------------------------------------ receiving
 
     def _take_in(self) -> None:
-        """See what has come by now."""
-        self._exchange.transport.poll(0.0)
+        """See what has come by now.
+
+        Raises:
+            MismatchError: a peer's message does not fit.
+        """
+        exchange = self._exchange
+        exchange.transport.poll(0.0)
         if not self._served:
-            self._accept(self._exchange.transport)
+            self._accept(exchange.transport)
+        listening = self._listening
+        if listening is not None and listening.ticket.done:
+            header = Header.unpack(listening.buffer)
+            if header.layout != exchange.memory.layout:  # that is why it was not accepted
+                exchange.merger.check(header, header.sender, None)
 
     def _accept(self, transport: Transport) -> None:
         """Begin to receive a message whose header has come, and listen for the next one if there is a place for it.
 
-        A thread that moves messages calls this by itself: a message does not wait for this rank's next round.
+        A thread that moves messages calls this by itself: a message does not wait for this rank's next round. One that
+        does not fit is left alone: this rank may be about to take the same new strides as its sender.
         """
-        if self._listening is not None and self._listening.done:
-            self._listening = None
-            header = Header.unpack(self._header)
-            mass = self._exchange.merger.open(header, header.sender, None)
+        memory, listening = self._exchange.memory, self._listening
+        if listening is not None and listening.ticket.done:
+            header = Header.unpack(listening.buffer)
+            if header.layout != memory.layout:
+                return
+            mass = self._exchange.merger.check(header, header.sender, None)
             slabs = self._received_slabs.take()
             # Chunks carry the tag of round 0 as the header does: a rank sends the same peer one message at a time.
-            tickets = expect_chunks(self._exchange.memory, transport, slabs, header.sender, 0)
-            self._arriving.append(_Arrival(header.sender, header, mass, slabs, tickets))
+            tickets = expect_chunks(memory, transport, slabs, header.sender, 0)
+            self._arriving.append(_Arrival(header, mass, slabs, tickets))
+            self._listening = None
         if self._listening is None and len(self._arriving) < RECEIVING and transport.size > 1:
-            self._listening = transport.expect(self._header, ANY, header_tag(0), "any message")
+            buffer = bytearray(HEADER_BYTES)
+            self._listening = _Listening(transport.expect(buffer, ANY, header_tag(0), "any message"), buffer)
 
     def _merge_what_has_come(self, round: int, weight: float) -> float:
-        for arrival in [arrival for arrival in self._arriving if arrival.done]:
+        here = [arrival for arrival in self._arriving if arrival.done]
+        for arrival in here:
             weight = self._merge(arrival, round, weight)
             self._arriving.remove(arrival)  # in place: the thread appends to it
+        if here:
+            self._take_in()  # there are places for more
         return weight
 
     def _merge(self, arrival: _Arrival, round: int, weight: float) -> float:
-        exchange, sent = self._exchange, arrival.header.round
+        exchange, header = self._exchange, arrival.header
+        exchange.merger.greet(header, header.sender)
         for chunk in exchange.memory.exchanged:
-            exchange.merger.merge(chunk, arrival.slabs[chunk.index], arrival.peer, sent, weight, arrival.mass)
+            exchange.merger.merge(chunk, arrival.slabs[chunk.index], header.sender, header.round, weight, arrival.mass)
         if self._pace is not None:
-            self._pace.merge(arrival.header.pace, arrival.mass / (weight + arrival.mass))
-        exchange.events.message_merged(round, arrival.peer, max(0, round - sent))
+            self._pace.merge(header.pace, arrival.mass / (weight + arrival.mass))
+        exchange.events.message_merged(round, header.sender, max(0, round - header.round))
         self._received_slabs.put_back(arrival.slabs)
         return weight + arrival.mass
 
@@ -201,7 +228,7 @@ class AsynchronousGossip(Gossip):
     def close(self) -> None:
         self._exchange.transport.serve(None)
         if self._listening is not None:
-            self._exchange.transport.cancel(self._listening)
+            self._exchange.transport.cancel(self._listening.ticket)
             self._listening = None
 
     def in_flight(self) -> Iterable[InFlight]:

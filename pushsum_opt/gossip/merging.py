@@ -31,7 +31,13 @@ class Merger:
         self._nonfinite = nonfinite
         self._greet = greet
 
-    def open(self, header: Header, peer: int, round: int | None) -> float:
+    def open(self, header: Header, peer: int, round: int) -> float:
+        """Check a header, take note of its sender, and return the mass that its message carries."""
+        mass = self.check(header, peer, round)
+        self.greet(header, peer)
+        return mass
+
+    def check(self, header: Header, peer: int, round: int | None) -> float:
         """Check a header and return the mass that its message carries.
 
         Args:
@@ -53,8 +59,11 @@ class Merger:
         if not 0 < header.mass < float("inf"):
             sent = f"rank {peer} sent mass {header.mass} in round {header.round}"
             raise MismatchError(f"rank {self._rank}: {sent}: expected a finite number above 0")
-        self._greet(peer, header)
         return header.mass
+
+    def greet(self, header: Header, peer: int) -> None:
+        """Take note of the sender of a header that :meth:`check` has found good."""
+        self._greet(peer, header)
 
     def merge(self, chunk: Chunk, slab: Any, peer: int, round: int, weight: float, mass: float) -> None:
         """Fold one chunk in.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,7 +17,7 @@ IDLE = 20e-3  # seconds between polls while there is nothing but a peer's notice
 
 
 class Background(Transport):
-    """Any transport, polled by a thread of its own while the caller computes, and by the caller while it waits.
+    """Any transport, polled by a thread of its own while the caller computes, and by the caller too while it waits.
 
     Only one thread at a time talks to the transport below, and the lock that sees to it is never held while waiting: so
     thread level SERIALIZED is enough. What goes wrong in the thread is raised by the caller's next call, with its
@@ -44,8 +45,7 @@ class Background(Transport):
         self._pausing = 0.0  # seconds that the thread sleeps just now
         self._completions = 0
         self._seen = 0
-        self._caller_looks = False
-        self._work_beside: Callable[[Transport], None] | None = None
+        self._work_beside: weakref.WeakMethod[Callable[[Transport], None]] | None = None
         self._stopping = False
         self._inbox: list[Notice] = []
         self._error: BaseException | None = None
@@ -97,27 +97,20 @@ class Background(Transport):
 
     def poll(self, seconds: float) -> bool:
         begin = time.monotonic()
-        self._caller_looks = seconds > 0.0  # the thread may rest meanwhile
-        try:
-            while True:
-                with self._lock:
-                    self._raise()
-                    self._look()
-                    moved = self._completions != self._seen
-                    self._seen = self._completions
-                    waited = time.monotonic() - begin
-                    if moved or self._inbox or waited >= seconds:
-                        return moved
-                rest(waited)
-        finally:
-            if self._caller_looks:
-                with self._lock:
-                    self._caller_looks = False
-                    self._wake()
+        while True:
+            with self._turn():
+                self._look()
+                moved = self._completions != self._seen
+                self._seen = self._completions
+                waited = time.monotonic() - begin
+                if moved or self._inbox or waited >= seconds:
+                    return moved
+            rest(waited)
 
     def serve(self, work: Callable[[Transport], None] | None) -> bool:
         with self._turn():
-            self._work_beside = work
+            self._work_beside = None if work is None else weakref.WeakMethod(work)
+            self._look()
         return True
 
     def close(self) -> None:
@@ -132,8 +125,9 @@ class Background(Transport):
         moved = self._inner.poll(0.0)
         self._completions += moved
         self._inbox += self._inner.notices()
-        if self._work_beside is not None:
-            self._work_beside(self._inner)
+        work = None if self._work_beside is None else self._work_beside()
+        if work is not None:
+            work(self._inner)
         return moved
 
     def _turn(self) -> _Turn:
@@ -144,8 +138,9 @@ class Background(Transport):
             raise self._error
 
     def _wake(self) -> None:
-        """Have the thread look at once if it rests. The lock is held."""
-        if self._pausing > self._period and self._nudge.locked():  # only callers unlock it, and they hold the lock
+        """Have the thread look at once if it rests though there is something to move. The lock is held."""
+        rests = self._pausing > self._period and self._nudge.locked()  # only callers unlock it, and they hold the lock
+        if rests and (self._stopping or self._inner.under_way):
             self._nudge.release()
 
     @property
@@ -160,7 +155,7 @@ class Background(Transport):
             while not self._stopping:
                 with self._lock:
                     moved = self._look()
-                    pause = self._period if self._inner.under_way and not self._caller_looks else IDLE
+                    pause = self._period if self._inner.under_way else IDLE
                     self._pausing = 0.0 if moved else pause
                 if not moved:
                     self._nudge.acquire(timeout=pause)
@@ -170,7 +165,7 @@ class Background(Transport):
 
 
 class _Turn:
-    """The lock, an earlier error, and a nudge for the thread when something new is under way."""
+    """The lock, an earlier error, and a nudge for the thread where there is something to move."""
 
     __slots__ = ("_owner",)
 

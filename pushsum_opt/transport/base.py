@@ -129,12 +129,14 @@ class Transport(ABC):
         """
 
     def serve(self, work: Callable[[Transport], None] | None) -> bool:
-        """Have ``work(transport)`` done, alone, by a thread that polls this transport; None: no longer.
+        """Where a thread polls this transport, have ``work(transport)`` done after each look, by whoever looks, alone.
 
-        It is given the transport to begin transfers on, and returns at once.
+        Args:
+            work: a bound method, held weakly. It is given the transport to begin transfers on, and returns at once.
+                None: no longer.
 
         Returns:
-            Whether there is such a thread. Otherwise nothing happens by itself.
+            Whether there is such a thread. Otherwise nothing is done by itself.
         """
         return False
 

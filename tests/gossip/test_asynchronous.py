@@ -7,13 +7,14 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenarios import shift
 
 import pushsum_opt as ps
 from pushsum_opt.collectives import averaged
-from pushsum_opt.errors import ClosedError, ConfigurationError, MismatchError, PeerFinished
+from pushsum_opt.errors import ClosedError, ConfigurationError, MismatchError, PeerFailed, PeerFinished
 from pushsum_opt.gossip.pace import Pace
 from pushsum_opt.graphs import Complete, OnePeerExponential, Ring
 
@@ -105,6 +106,43 @@ def test_a_message_comes_whole_while_its_receiver_computes():
             return here
 
     assert ps.testing.run(2, rank) == [1.0, 0.0]
+
+
+def test_new_strides_after_a_drain_reach_a_rank_that_still_has_the_old_ones_without_harm():
+    """The message waits until this rank has them too."""
+
+    def rank(comm):
+        z = torch.full((2, 3, 4, 5), float(comm.rank))
+        with ps.PushSum([z], graph=Ring(), staleness="unbounded", comm=comm) as push_sum:
+            for _ in range(3):
+                push_sum.mix()
+            push_sum.drain()
+            time.sleep(0.5 * comm.rank)  # the message of rank 0 is here long before rank 1 goes on
+            z.data = z.data.to(memory_format=torch.channels_last)
+            for _ in range(3):
+                push_sum.mix()
+                time.sleep(0.05)
+            push_sum.drain()
+            return push_sum.push_weight * z.mean().item(), push_sum.push_weight
+
+    numerators, weights = zip(*ps.testing.run(2, rank), strict=True)
+    assert sum(numerators) == pytest.approx(1.0, rel=1e-6)
+    assert sum(weights) == pytest.approx(2.0, rel=1e-12)
+
+
+def test_strides_that_only_one_rank_has_are_refused_by_the_other():
+    def rank(comm):
+        z = torch.full((2, 3, 4, 5), float(comm.rank))
+        push_sum = ps.PushSum([z], graph=Ring(), staleness="unbounded", timeout=20.0, comm=comm)
+        if comm.rank == 0:
+            z.data = z.data.to(memory_format=torch.channels_last)
+        with pytest.raises(MismatchError if comm.rank else (MismatchError, PeerFailed), match="strides"):
+            for _ in range(200):
+                push_sum.mix()
+                time.sleep(0.01)
+        push_sum.close()
+
+    ps.testing.run(2, rank)
 
 
 def test_a_round_gives_before_it_merges_so_that_the_next_step_is_taken_with_what_has_come():

@@ -59,7 +59,7 @@ def test_the_list_holds_every_optimizer_of_torch_but_those_whose_state_knows_the
     assert len(CASES) > 50
 
 
-def test_a_subclass_is_not_trusted_and_neither_is_a_rate_in_a_tensor():
+def test_a_subclass_is_not_trusted_and_neither_is_a_rate_in_a_tensor_or_a_hook():
     class Own(torch.optim.SGD):
         pass
 
@@ -67,15 +67,36 @@ def test_a_subclass_is_not_trusted_and_neither_is_a_rate_in_a_tensor():
     assert scale_with_rates(torch.optim.SGD(parameters, lr=0.1))
     assert not scale_with_rates(Own(parameters, lr=0.1))
     assert not scale_with_rates(torch.optim.Adam(parameters, lr=torch.tensor(0.1)))
+    hooked = torch.optim.SGD(parameters, lr=0.1)
+    handle = hooked.register_step_post_hook(lambda *args: None)
+    assert not scale_with_rates(hooked)
+    handle.remove()
+    assert scale_with_rates(hooked)
 
 
-def test_rates_come_back_after_an_error_and_what_a_hook_sets_stays():
+def test_rates_come_back_after_an_error():
     optimizer = torch.optim.SGD([{"params": [torch.zeros(2)], "lr": 0.5}, {"params": [torch.zeros(2)], "lr": 0.25}])
     with pytest.raises(ZeroDivisionError), scaled_rates(optimizer, 2.0):
         assert [group["lr"] for group in optimizer.param_groups] == [1.0, 0.5]
-        optimizer.param_groups[1]["lr"] = 0.125
         raise ZeroDivisionError
-    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.125]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.25]
+
+
+@pytest.mark.parametrize("when", ["pre", "post"])
+def test_a_hook_that_sets_rates_around_the_inner_step_meets_the_rates_that_were_set(when):
+    def halve(optimizer, args, kwargs):
+        optimizer.param_groups[0]["lr"] /= 2
+
+    def rank(comm):
+        model = network()
+        inner = torch.optim.SGD(model.parameters(), lr=1.0)
+        getattr(inner, f"register_step_{when}_hook")(halve)
+        with ps.PushSumOptimizer(inner, model, staleness=1, comm=comm) as optimizer:
+            train(optimizer, model, 5, comm.rank)
+            assert optimizer.push_weight < 0.9, "steps are scaled"
+        return inner.param_groups[0]["lr"]
+
+    assert ps.testing.run(2, rank) == [2.0**-5] * 2
 
 
 def trained(make_rate):
