@@ -385,7 +385,8 @@ def test_stats_are_plain_floats_under_the_documented_keys(staleness, size):
             first = wrapped.stats()
             train(wrapped, model, 3, comm.rank)
             stats = wrapped.stats()
-            assert first["round"] == first["bytes_sent"] == first["worst_age"] == first["in_flight"] == 0.0
+            assert first["round"] == first["bytes_sent"] == first["worst_age"] == 0.0
+            assert first["in_flight"] == 0.0 or staleness == "unbounded", "others may have sent by now"
             assert first["seconds_waited"] <= stats["seconds_waited"]
             assert stats["round"] == 3.0
             assert stats["push_weight"] == wrapped.push_weight
