@@ -8,7 +8,7 @@ import time
 __all__ = ["LONGEST", "rest"]
 
 PATIENCE = 1e-4  # seconds for which it only yields: while a transfer is under way, the next piece is microseconds off
-PART = 0.01  # afterwards a nap is this part of what has been waited already, so naps alone hardly lengthen any wait,
+PART = 0.005  # afterwards a nap is this part of what has been waited already, so naps hardly lengthen any wait,
 SHORTEST, LONGEST = 50e-6, 250e-6  # within these bounds, in seconds. The kernel adds 50 to 80 microseconds to each
 
 
