@@ -79,8 +79,8 @@ class AsynchronousGossip(Gossip):
             self._pace.step_done(self._exchange.data_weight / push_weight)
         self._take_in()
         self._exchange.waiter.hear()
-        # In this order, as Algorithm 1 has it, the local steps in between are taken with what has come in w. The other
-        # way round they would be taken with what is left after giving: in steps a_i / w as large, and noisier.
+        # In this order, as in Algorithm 1, the next local step is taken when what has come is part of w. The other way
+        # round it would be taken with what giving has left: with a smaller w, so scaled by more, and noisier.
         return self._merge_what_has_come(round, self._give(round, push_weight))
 
     def _give(self, round: int, weight: float) -> float:
