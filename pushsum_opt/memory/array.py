@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..errors import ConfigurationError
 from .base import Memory
-from .plan import Piece, TensorSpec, is_dense
+from .plan import Piece, TensorSpec, WireFormat, is_dense
 from .primitives import Values
 
 __all__ = ["ArrayMemory"]
@@ -25,19 +25,12 @@ class ArrayMemory(Memory):
 
     name = "host (numpy)"
 
-    def __init__(
-        self,
-        tensors: Sequence[Array],
-        names: Sequence[str],
-        wire_dtype: str | None,
-        chunk_bytes: int,
-        lane: tuple[int, int] = (0, 1),
-    ) -> None:
-        if wire_dtype == "bfloat16":
+    def _wire_format(self, spec: TensorSpec) -> WireFormat:
+        if self._wire_dtype == "bfloat16":
             raise ConfigurationError(
                 "wire_dtype='bfloat16': numpy has no such type. Pass torch tensors, or use 'float16' or 'float32'"
             )
-        super().__init__(tensors, names, wire_dtype, chunk_bytes, lane)
+        return super()._wire_format(spec)
 
     def _describe(self, tensor: Array, name: str) -> TensorSpec:
         dtype = str(tensor.dtype)

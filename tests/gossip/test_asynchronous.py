@@ -15,8 +15,10 @@ from scenarios import shift
 import pushsum_opt as ps
 from pushsum_opt.collectives import averaged
 from pushsum_opt.errors import ClosedError, ConfigurationError, MismatchError, PeerFailed, PeerFinished
+from pushsum_opt.gossip import asynchronous
 from pushsum_opt.gossip.pace import Pace
 from pushsum_opt.graphs import Complete, OnePeerExponential, Ring
+from pushsum_opt.transport import LoopbackTransport
 
 
 def free_run(comm, steps, naps, graph=shift, rate=0.0, centre=0.0, **options):
@@ -106,6 +108,26 @@ def test_a_message_comes_whole_while_its_receiver_computes():
             return here
 
     assert ps.testing.run(2, rank) == [1.0, 0.0]
+
+
+def test_a_full_pool_has_a_place_again_in_the_round_that_merges(monkeypatch):
+    """Without a thread: nobody else would listen before the next round, and until then its senders would be stuck."""
+    monkeypatch.setattr(asynchronous, "RECEIVING", 1)
+    monkeypatch.setattr(LoopbackTransport, "threaded", False)
+
+    def rank(comm):
+        with ps.PushSum([np.zeros(40)], graph=Ring(), staleness="unbounded", comm=comm) as push_sum:
+            merged = 0
+            for _ in range(200):
+                before = push_sum.push_weight
+                push_sum.mix()
+                if push_sum.push_weight > before:
+                    merged += 1
+                    assert push_sum.gossip._listening is not None
+                time.sleep(0.002)
+        return merged
+
+    assert min(ps.testing.run(2, rank)) > 0
 
 
 def test_new_strides_after_a_drain_reach_a_rank_that_still_has_the_old_ones_without_harm():

@@ -411,3 +411,8 @@ def test_closing_gives_the_slabs_back(kind, dtype):
     memory.close()
     if memory.late:
         assert slab.memory is None
+
+
+def test_numpy_refuses_a_wire_dtype_that_it_does_not_have():
+    with pytest.raises(ConfigurationError, match="wire_dtype='bfloat16': numpy has no such type"):
+        ArrayMemory([np.zeros(3)], ["z"], "bfloat16", 1 << 20)
