@@ -55,6 +55,7 @@ def main() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     staleness = arguments.staleness if arguments.staleness == "unbounded" else int(arguments.staleness)
     optimizer = ps.PushSumOptimizer(optimizer, model, staleness=staleness)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, arguments.epochs)
 
     with tqdm(range(arguments.epochs), disable=ps.rank() != 0, unit="epoch") as epochs:
         for epoch in epochs:
@@ -63,6 +64,7 @@ def main() -> None:
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(model(images), labels).backward()
                 optimizer.step()
+            schedule.step()
             distance = ps.consensus_distance(optimizer)
             with optimizer.averaged():  # here every rank holds the average of all models
                 correct = accuracy(model, test)

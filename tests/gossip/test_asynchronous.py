@@ -110,6 +110,24 @@ def test_a_message_comes_whole_while_its_receiver_computes():
     assert ps.testing.run(2, rank) == [1.0, 0.0]
 
 
+def test_all_that_is_here_is_merged_in_one_round_without_a_thread_too(monkeypatch):
+    """Two headers, each to be opened before its chunks can come."""
+    monkeypatch.setattr(LoopbackTransport, "threaded", False)
+
+    def to_rank_0(rank, size, round):
+        return (0,) if rank else (1, 2)
+
+    def rank(comm):
+        with ps.PushSum([np.zeros(4)], graph=to_rank_0, staleness="unbounded", comm=comm) as push_sum:
+            time.sleep(0.0 if comm.rank else 0.5)
+            push_sum.mix()
+            weight = push_sum.push_weight
+            time.sleep(1.0)
+        return weight
+
+    assert ps.testing.run(3, rank)[0] == pytest.approx(1 - 0.4 + 2 / 3)
+
+
 def test_a_full_pool_has_a_place_again_in_the_round_that_merges(monkeypatch):
     """Without a thread: nobody else would listen before the next round, and until then its senders would be stuck."""
     monkeypatch.setattr(asynchronous, "RECEIVING", 1)
@@ -181,8 +199,8 @@ def test_a_round_gives_before_it_merges_so_that_the_next_step_is_taken_with_what
             push_sum.mix()
             return push_sum.push_weight
 
-    # Rank 0 gives half of its 1 and then merges 0.5; merged first, half of 1.5 would be left.
-    assert ps.testing.run(2, rank) == [1.0, 0.5]
+    # Rank 0 gives a third of its 1 and then merges a third; merged first, two thirds of 4 / 3 would be left.
+    assert ps.testing.run(2, rank) == pytest.approx([1.0, 2 / 3], rel=1e-15)
 
 
 def test_nobody_gives_to_a_rank_that_has_finished():
