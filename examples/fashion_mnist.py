@@ -5,8 +5,8 @@
     pushsum run -np 4 examples/fashion_mnist.py --baseline ddp
     mpirun -np 64 python examples/fashion_mnist.py --staleness unbounded --epochs 10
 
-Every mode trains the same network on the same batches with the same learning rates. Rank 0 prints one line of JSON per
-epoch. The data is what Debian's package dataset-fashion-mnist installs: four gzipped idx files.
+Every mode trains the same network on the same batches with the same learning rates. Rank 0 shows a bar, and prints one
+line of JSON per epoch. The data is what Debian's package dataset-fashion-mnist installs: four gzipped idx files.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
+from tqdm import tqdm
 
 import pushsum_opt as ps
 
@@ -105,7 +106,7 @@ def correct(model: nn.Module, data: TensorDataset) -> int:
 
 def train_epoch(
     model: nn.Module,
-    loader: DataLoader,
+    loader: tqdm,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
 ) -> float:
@@ -166,7 +167,8 @@ def main() -> None:
         sampler.set_epoch(epoch)
         ps.average(0.0)  # all ranks start the clock together
         begin = time.perf_counter()
-        loss = ps.average(train_epoch(model, loader, optimizer, schedule))  # all ranks are through
+        with tqdm(loader, f"epoch {epoch + 1}", leave=False, unit="step", disable=ps.rank() != 0) as batches:
+            loss = ps.average(train_epoch(model, batches, optimizer, schedule))  # all ranks are through
         seconds = time.perf_counter() - begin
         with averaged():
             accuracy = ps.average(float(correct(plain, test))) * ps.size() / len(test)

@@ -28,14 +28,12 @@ def accuracies(output: str) -> list[float]:
     return [float(text) for text in re.findall(r"test accuracy ([\d.]+)%", output)]
 
 
-# Which message asynchronous ranks merge when is up to a busy machine, and one of the 360 test images makes 0.28 points:
-# they come to 98.1 %, give or take 0.35.
-@pytest.mark.parametrize(("staleness", "least"), [("0", 97.0), ("2", 97.0), ("unbounded", 96.0)])
-def test_four_ranks_learn_the_digits(staleness, least, tmp_path):
+@pytest.mark.parametrize("staleness", ["0", "2", "unbounded"])
+def test_four_ranks_reach_97_percent(staleness, tmp_path):
     checkpoint = tmp_path / "digits.pt"
     words = [str(EXAMPLE), "--staleness", staleness, "--checkpoint", str(checkpoint)]
     output = run(sys.executable, "-m", "pushsum_opt", "run", "-np", "4", *words)
-    assert accuracies(output)[-1] >= least
+    assert accuracies(output)[-1] >= 97.0
     assert "4 ranks on 1 host" in output
     saved = torch.load(checkpoint, weights_only=True)
     assert saved["optimizer"]["push_sum"]["size"] == 4

@@ -96,6 +96,7 @@ def test_one_rank_reads_idx_files_of_any_size_and_needs_no_launcher(tmp_path):
     result = tmp_path / "lines.json"
     done = start(sys.executable, str(EXAMPLE), "--data", str(tmp_path), "--epochs", "1", "--json", str(result))
     assert done.returncode == 0, done.stderr[-4000:]
+    assert "epoch 1:" in done.stderr, "the bar"
     (line,) = [json.loads(text) for text in result.read_text().splitlines()]
     assert line["ranks"] == 1
     # Every test image is counted once: the accuracy is a number of 77ths.
