@@ -29,6 +29,7 @@ from .gossip.wire import HEADER_BYTES, VERSION, Header
 from .hosts import Hosts
 from .membership import Membership
 from .memory import Chunk
+from .observe.advice import OverlapAdvice
 from .observe.first_step import NOTHING, FirstStep
 from .observe.stall import StallInspector
 from .observe.statistics import Statistics
@@ -125,6 +126,8 @@ class PushSum:
         self._statistics = Statistics()
         self._events.subscribe(self._statistics)
         self._events.subscribe(StallInspector(self.rank))
+        if staleness == 0 and self.first and self.size > 1:
+            self._events.subscribe(OverlapAdvice())
         self.timeout = timeout
         self.waiter = Waiter(self.transport, self._events, timeout, machine.stall_seconds)
         self._staleness = staleness

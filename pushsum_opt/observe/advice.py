@@ -1,0 +1,59 @@
+"""Says once what overlap would gain, where synchronous rounds are seen to wait."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ..events import Listener
+from .log import log
+
+__all__ = ["OverlapAdvice"]
+
+WARM_UP = 10  # rounds that are not counted: the first ones allocate memory and open connections
+MEASURED = 100  # rounds
+WORTH_SAYING = 0.1  # of the time, spent in waiting
+
+
+class OverlapAdvice(Listener):
+    """Measures how much of a rank's time its synchronous rounds wait, and logs a line if it is a tenth or more.
+
+    Waits outside rounds (averages, checkpoints) are not counted, for overlap would not shorten them.
+
+    Args:
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._rounds = 0
+        self._in_round = False
+        self._begin = 0.0
+        self._seconds_waited = 0.0
+
+    def round_begins(self, round: int) -> None:
+        self._in_round = True
+
+    def waited(self, seconds: float) -> None:
+        if self._in_round and self._rounds >= WARM_UP:
+            self._seconds_waited += seconds
+
+    def round_ends(self, round: int, push_weight: float) -> None:
+        self._in_round = False
+        self._rounds += 1
+        if self._rounds == WARM_UP:
+            self._begin = self._clock()
+        elif self._rounds == WARM_UP + MEASURED:
+            self._say(self._clock() - self._begin)
+
+    def _say(self, seconds: float) -> None:
+        part = self._seconds_waited / seconds if seconds > 0 else 0.0
+        if part >= WORTH_SAYING:
+            log.info(
+                "rank 0 waited for messages during %.0f %% of its last %d steps. With staleness=1 they move while the "
+                "rank computes: a step would take down to %.2f times this time, and needs one copy of the model for "
+                "each message in flight",
+                100 * part,
+                MEASURED,
+                1 - part,
+            )
