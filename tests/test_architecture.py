@@ -37,6 +37,9 @@ ROOMS = (
     "world",
     "settings",
     "_torch_compat",
+    "installed",
+    "environment",
+    "processes",
     "observe.log",  # the logger itself: everybody may speak
     "errors",
 )
