@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module, metadata
+from importlib import import_module
 from types import ModuleType
 
 from ..errors import PushSumError
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_help())
             return 0 if words else 2
         if words[0] == "--version":
-            print(f"pushsum-opt {metadata.version('pushsum-opt')}")
+            print(f"pushsum-opt {import_module('pushsum_opt').__version__}")
             return 0
         if words[0] not in COMMANDS:
             print(f"pushsum: no command {words[0]!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
