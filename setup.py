@@ -26,6 +26,7 @@ extras = {
         "pytest>=8",
         "pytest-xdist",
         "scikit-learn",
+        "setuptools>=64",  # makes the editable wheel that a test looks into
         "tqdm",
     ],
 }
@@ -40,6 +41,9 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["pushsum_opt", "pushsum_opt.*"]),
+    # The folder is named, so that `pip install -e` puts it on the path by a .pth file: type checkers and editors read
+    # that. Without this line setuptools installs an import hook, which only a running Python knows.
+    package_dir={"": "."},
     package_data={"pushsum_opt": ["py.typed"]},
     # An open range for torch, and no extra narrows it: which build fits depends on the machine's CUDA.
     install_requires=["torch>=2.4", "numpy>=1.24", "mpi4py>=4"],

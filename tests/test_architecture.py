@@ -31,6 +31,7 @@ ROOMS = (
     "transport",
     "memory",
     "cuda_aware",
+    "arguments",
     "mixing",
     "graphs",
     "registry",
