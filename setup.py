@@ -4,6 +4,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# The public address of the source code. There is none yet: fill it in when there is, and package pages link to it.
+SOURCE = ""
+
 here = Path(__file__).resolve().parent
 readme = here / "README.md"
 
@@ -37,6 +40,7 @@ setup(
     description="Stochastic Gradient Push for PyTorch: decentralized data-parallel training over MPI.",
     long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
     long_description_content_type="text/markdown",
+    project_urls={"Source": SOURCE} if SOURCE else {},
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
