@@ -150,18 +150,20 @@ def test_own_thread_count_is_kept():
 @pytest.mark.parametrize(
     ("ranks", "cores", "options", "unbound"),
     [
-        ("1", 1, [], False),
-        ("1", 8, [], True),  # Open MPI gives each of two ranks a single core,
-        ("2", 8, [], True),  # and the loader's workers with it
-        ("2", 2, [], False),
+        ("1", 1, [], True),
+        ("1", 8, [], True),  # Open MPI binds one or two ranks to a single core each,
+        ("2", 8, [], True),  # and the loader's workers with them
+        ("2", 2, [], True),
         ("3", 8, [], True),
+        ("3", 3, [], False),
         ("8", 8, [], False),
         ("9", 8, [], True),
         ("2", 8, ["--host", "a,b"], True),
         ("16", 8, ["--host", "a:8,b:8"], False),
+        ("2", 1, ["--host", "a:1,b:1"], True),
     ],
 )
-def test_ranks_are_bound_only_where_each_has_exactly_one_core(ranks, cores, options, unbound):
+def test_ranks_are_left_to_the_launchers_binding_only_where_more_than_two_fill_the_cores(ranks, cores, options, unbound):
     words = added(OPEN, ["-np", ranks, *options], {"OMP_NUM_THREADS": "1"}, cores=cores)[1]
     assert ("--bind-to none" in " ".join(words)) == unbound
 

@@ -44,8 +44,8 @@ Added, unless you say otherwise:
   HOME, TMPDIR            where HOME is not set or TMPDIR cannot be written to: without them Open MPI does not start
   for Open MPI only:
   --oversubscribe         when this machine has fewer cores than ranks, and neither a batch system nor you gave hosts
-  --bind-to none          unless there are exactly as many ranks as cores: Open MPI would give each rank of two a single
-                          core, and leave the others idle
+  --bind-to none          unless there are more than two ranks, and exactly as many as cores: Open MPI binds one or two
+                          ranks to a single core each, where their threads and loader workers then are too
   --allow-run-as-root     when you are root
   -x NAME                 when there may be several hosts, for OMP_NUM_THREADS, PYTHONPATH and every variable that
                           begins with PUSHSUM_, NCCL_, UCX_ or GLOO_ (other mpiruns send all variables by themselves)
@@ -159,8 +159,10 @@ def plan(
             added.append("--allow-run-as-root")
         if ranks is not None and ranks > cores and not elsewhere:
             added += [] if any("oversubscribe" in word.lower() for word in options) else ["--oversubscribe"]
-        a_core_each = ranks is not None and hosts is not None and ranks == cores * hosts and threads == "1"
-        if not a_core_each and not _binds(options, environ):
+        # Open MPI binds one or two ranks to a core each, more ranks to a package or NUMA domain. The latter helps where
+        # ranks fill the host; bound to one core, a rank's own threads and its loader's workers share that core.
+        fill = ranks is not None and hosts is not None and ranks == cores * hosts and threads == "1"
+        if not (fill and ranks is not None and ranks > 2) and not _binds(options, environ):
             added += ["--bind-to", "none"]
         if elsewhere:
             added += _sent_along({**environ, **variables}, options)
