@@ -163,7 +163,7 @@ def test_own_thread_count_is_kept():
         ("2", 1, ["--host", "a:1,b:1"], True),
     ],
 )
-def test_ranks_are_left_to_the_launchers_binding_only_where_more_than_two_fill_the_cores(ranks, cores, options, unbound):
+def test_launchers_own_binding_stands_only_where_more_than_two_ranks_fill_the_cores(ranks, cores, options, unbound):
     words = added(OPEN, ["-np", ranks, *options], {"OMP_NUM_THREADS": "1"}, cores=cores)[1]
     assert ("--bind-to none" in " ".join(words)) == unbound
 
