@@ -4,6 +4,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# The public address of the source code. There is none yet: fill it in when there is, and package pages link to it.
+SOURCE = ""
+
 here = Path(__file__).resolve().parent
 readme = here / "README.md"
 
@@ -26,6 +29,7 @@ extras = {
         "pytest>=8",
         "pytest-xdist",
         "scikit-learn",
+        "setuptools>=64",  # makes the editable wheel that a test looks into
         "tqdm",
     ],
 }
@@ -36,10 +40,14 @@ setup(
     description="Stochastic Gradient Push for PyTorch: decentralized data-parallel training over MPI.",
     long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
     long_description_content_type="text/markdown",
+    project_urls={"Source": SOURCE} if SOURCE else {},
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["pushsum_opt", "pushsum_opt.*"]),
+    # The folder is named, so that `pip install -e` puts it on the path by a .pth file: type checkers and editors read
+    # that. Without this line setuptools installs an import hook, which only a running Python knows.
+    package_dir={"": "."},
     package_data={"pushsum_opt": ["py.typed"]},
     # An open range for torch, and no extra narrows it: which build fits depends on the machine's CUDA.
     install_requires=["torch>=2.4", "numpy>=1.24", "mpi4py>=4"],

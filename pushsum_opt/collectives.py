@@ -16,6 +16,7 @@ import numpy as np
 
 from . import settings, transport, world
 from .agreement import gather_objects
+from .arguments import Communicator
 from .errors import ConfigurationError
 from .events import Events
 from .observe.stall import StallInspector
@@ -35,7 +36,9 @@ SPAN = 1 << 22  # elements that are summed in float64 at a time: 32 MiB
 # ---------------------------------------------------------------------- over a communicator
 
 
-def broadcast_parameters(module: nn.Module | Mapping[str, Tensor], *, root: int = 0, comm: Any = None) -> None:
+def broadcast_parameters(
+    module: nn.Module | Mapping[str, Tensor], *, root: int = 0, comm: Communicator | None = None
+) -> None:
     """Collective. Copy rank ``root``'s parameters and buffers to every rank, bit for bit, in place.
 
     Args:
@@ -54,7 +57,7 @@ def _check_root(channel: Transport, root: Any) -> None:
         raise ConfigurationError(f"rank {channel.rank}: root={root!r}: expected a rank, 0 to {channel.size - 1}")
 
 
-def broadcast_object(value: Any, *, root: int = 0, comm: Any = None) -> Any:
+def broadcast_object(value: Any, *, root: int = 0, comm: Communicator | None = None) -> Any:
     """Collective. Return rank ``root``'s ``value`` on every rank; anything that pickles.
 
     >>> from pushsum_opt import testing
@@ -67,7 +70,7 @@ def broadcast_object(value: Any, *, root: int = 0, comm: Any = None) -> Any:
     return value if channel.rank == root else pickle.loads(data)
 
 
-def average(value: Any, *, data_weight: float | None = None, comm: Any = None) -> Any:
+def average(value: Any, *, data_weight: float | None = None, comm: Communicator | None = None) -> Any:
     """Collective. Return sum_i v_i x_i / sum_i v_i over ranks, the same on every rank, summed in float64.
 
     Args:

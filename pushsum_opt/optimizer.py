@@ -13,6 +13,7 @@ from torch import nn
 from . import _torch_compat, agreement, collectives, world
 from .algorithms import Algorithm, Gossip
 from .algorithms.join import Join
+from .arguments import Buffers, Communicator, DType, GraphLike, Nonfinite, Staleness, WithinHost
 from .errors import ConfigurationError, LayoutError
 from .hosts import Hosts
 from .hosts.gradients import average_gradients
@@ -90,16 +91,16 @@ class PushSumOptimizer(torch.optim.Optimizer):
         optimizer: torch.optim.Optimizer,
         model: nn.Module | None = None,
         *,
-        graph: Any = None,
-        staleness: int | str = 0,
-        within_host: str | None = None,
+        graph: GraphLike | None = None,
+        staleness: Staleness = 0,
+        within_host: WithinHost | None = None,
         gossip_every: int = 1,
         algorithm: Algorithm | None = None,
         data_weight: float = 1.0,
-        buffers: str | None = None,
-        wire_dtype: Any = None,
-        nonfinite: str = "raise",
-        comm: Any = None,
+        buffers: Buffers | None = None,
+        wire_dtype: DType | None = None,
+        nonfinite: Nonfinite = "raise",
+        comm: Communicator | None = None,
         timeout: float = 1800.0,
         rate_correction: bool = False,
     ) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from . import agreement, cuda_aware, graphs, settings, world
 from . import memory as memories
 from . import transport as transports
+from .arguments import Communicator, DType, GraphLike, Nonfinite, Staleness
 from .errors import ClosedError, ConfigurationError, MismatchError, NonFiniteError
 from .events import Events, Listener
 from .gossip.asynchronous import AsynchronousGossip
@@ -87,12 +88,12 @@ class PushSum:
         self,
         tensors: Sequence[Any] | Mapping[str, Any],
         *,
-        graph: Any = None,
-        staleness: int | str = 0,
+        graph: GraphLike | None = None,
+        staleness: Staleness = 0,
         data_weight: float = 1.0,
-        wire_dtype: Any = None,
-        nonfinite: str = "raise",
-        comm: Any = None,
+        wire_dtype: DType | None = None,
+        nonfinite: Nonfinite = "raise",
+        comm: Communicator | None = None,
         timeout: float = 1800.0,
         rate_correction: bool = False,
         hosts: Hosts | None = None,

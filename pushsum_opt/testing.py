@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from .errors import PeerFailed, PushSumError
 from .transport.loopback import Delays, LoopbackComm, LoopbackWorld
+from .world import work_as
 
 __all__ = ["RankErrors", "run"]
 
@@ -40,9 +41,12 @@ def run(
 ) -> list[Result]:
     """Run ``function(comm)`` on ``size`` ranks, a thread each, and return their results in rank order.
 
+    In the thread of a rank, ``ps.rank()``, ``ps.size()`` and whatever is called without ``comm=`` mean that rank, as in
+    a process that mpirun started. Threads that it starts itself need ``comm=``.
+
     Args:
         size: number of ranks, >= 1.
-        function: what each rank does; pass its argument on as ``comm=``.
+        function: what each rank does; its argument is the rank's communicator.
         seed: make messages late at random, and overtake each other between peers; the same seed gives the same delays
             for the same messages only as far as the threads run alike.
         spread: the most that a message is late with a seed, in seconds.
@@ -65,7 +69,9 @@ def run(
 
     def one_rank(rank: int) -> None:
         try:
-            results[rank] = function(world.comm(rank))
+            comm = world.comm(rank)
+            work_as(comm)
+            results[rank] = function(comm)
         except BaseException as error:
             errors[rank] = error
             world.fail(rank, f"{type(error).__name__}: {error}")

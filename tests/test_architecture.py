@@ -31,12 +31,16 @@ ROOMS = (
     "transport",
     "memory",
     "cuda_aware",
+    "arguments",
     "mixing",
     "graphs",
     "registry",
     "world",
     "settings",
     "_torch_compat",
+    "installed",
+    "environment",
+    "processes",
     "observe.log",  # the logger itself: everybody may speak
     "errors",
 )

@@ -17,6 +17,7 @@ from pushsum_opt.cli.findings import NOTE, OK, PROBLEM, Finding
 from pushsum_opt.cli.launcher import INTEL_MPI, MPICH, OPEN_MPI, Launcher
 from pushsum_opt.cli.probe import _first_line, probe
 from pushsum_opt.cuda_aware import Verdict
+from pushsum_opt.installed import install_command
 
 ROOT = Path(__file__).parents[1]
 RANK = {"host": "a", "python": "3.11.7", "torch": "2.13.0", "library": "Open MPI v5.0.11"}
@@ -129,10 +130,36 @@ def test_without_a_gpu_nothing_about_gpus_asks_for_action():
 
 def test_with_a_gpu_missing_cupy_is_noted_with_the_extra_for_torchs_cuda():
     found = findings.judge_cupy({"error": "No module named 'cupy'"}, GPU)
-    assert (found.status, found.fix) == (NOTE, '`pip install "pushsum-opt[cuda12]"`')
+    assert (found.status, found.fix) == (NOTE, f"`{install_command('cuda12')}`")
     assert findings.judge_cupy({"version": "14", "available": False}, GPU).status == NOTE
     assert findings.judge_cupy({"version": "14", "available": True}, GPU).status == OK
     assert findings.judge_gpus(GPU) == Finding("GPUs", OK, "2 x H100")
+
+
+def test_torch_for_rocm_is_not_told_to_install_a_cupy_for_cuda():
+    rocm = {**GPU, "cuda": None, "hip": "6.4"}
+    found = findings.judge_cupy({"error": "No module named 'cupy'"}, rocm)
+    assert (found.status, "pip install" in found.fix) == (NOTE, False)
+    assert "ROCm 6.4" in findings.judge_torch(rocm).seen
+    (memory,) = findings.judge_gpu_memory(MPI, rocm, way(False))
+    assert "pip install" not in memory.fix
+
+
+def test_rate_between_two_processes_of_one_gpu_is_no_reason_for_advice():
+    (found,) = findings.judge_gpu_memory(MPI, {**GPU, "gpus": ["H100"]}, way(True, "MPI is slow", folder="/ucx"))
+    assert (found.status, found.fix) == (OK, "")
+    assert "share the one GPU" in found.seen
+
+
+def test_network_that_the_ucx_of_pypi_cannot_use_is_said():
+    told = findings.Way(Verdict(True, "is given to MPI"), "/ucx", None, ["mlx5_0"])
+    assert "not for several hosts, as it cannot use mlx5_0" in findings.judge_gpu_memory(MPI, GPU, told)[0].seen
+
+
+def test_missing_home_is_noted_with_the_command_that_sets_it():
+    (found,) = findings.judge_environment({"HOME": "/root"})
+    assert (found.status, found.fix) == (NOTE, "export HOME=/root")
+    assert findings.judge_environment({}) == []
 
 
 def way(direct, advice="", folder=None, instead=None):
@@ -153,7 +180,7 @@ def test_gpu_memory_that_goes_through_the_host_comes_with_the_way_to_change_it()
     (mpich,) = findings.judge_gpu_memory({**MPI, "vendor": MPICH}, GPU, none)
     assert without.status == mpich.status == NOTE
     assert "goes through; no UCX from PyPI: neither libucx-cu13" in without.seen
-    assert "pushsum-opt[cuda12]" in without.fix
+    assert install_command("cuda12") in without.fix
     assert "unset UCX_TLS" in without.fix
     assert "MPICH built with CUDA" in mpich.fix
 
@@ -166,6 +193,7 @@ def test_slow_gpu_memory_is_a_note_with_the_advice():
 def test_doctor_tries_gpu_memory_as_pushsum_run_would_start_it(monkeypatch):
     monkeypatch.setattr(ucx, "ucx_with_cuda", lambda: "/opt/ucx/lib")
     monkeypatch.setattr(ucx, "is_from_pypi", lambda launcher: True)
+    monkeypatch.setattr(ucx, "has_gpu", lambda: True)
     monkeypatch.setattr(doctor, "find_launcher", lambda environ: Launcher("/opt/bin/mpirun", OPEN_MPI, "5.0.11"))
     seen = []
     monkeypatch.setattr(doctor.cuda_aware, "try_out", lambda environ: seen.append(environ) or {"error": "crashed"})

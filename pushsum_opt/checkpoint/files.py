@@ -32,6 +32,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 def sync_directory(path: Path) -> None:
     """Bring the names in a directory to the disk."""
+    if os.name == "nt":  # Windows opens no folders, and writes their names by itself
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -23,6 +23,9 @@ __all__ = ["REQUEUE", "Saver"]
 REQUEUE = 75
 """The exit code that says: saved, start me again (EX_TEMPFAIL)."""
 
+ENDING_SIGNALS: tuple[int, ...] = (*([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []), signal.SIGTERM)
+"""SIGUSR1 and SIGTERM; Windows knows only the second."""
+
 
 class Saver:
     """Saves every so many rounds; when a signal asks for an end, all ranks save in the same round and exit with 75.
@@ -75,7 +78,7 @@ class Saver:
         also: Mapping[str, Any] | None = None,
         keep: int | None = 3,
         check_every: int = 10,
-        signals: Sequence[int] = (signal.SIGUSR1, signal.SIGTERM),
+        signals: Sequence[int] = ENDING_SIGNALS,
     ) -> None:
         self._push_sum = push_sum_of(optimizer)
         for name, value in {"every": every, "keep": keep, "check_every": check_every}.items():

@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module, metadata
+from importlib import import_module
 from types import ModuleType
 
 from ..errors import PushSumError
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_help())
             return 0 if words else 2
         if words[0] == "--version":
-            print(f"pushsum-opt {metadata.version('pushsum-opt')}")
+            print(f"pushsum-opt {import_module('pushsum_opt').__version__}")
             return 0
         if words[0] not in COMMANDS:
             print(f"pushsum: no command {words[0]!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
@@ -58,7 +58,8 @@ def _call(module: ModuleType, words: list[str]) -> int:
 
 def _help() -> str:
     lines = ["usage: pushsum COMMAND [arguments]", "", "Gossip training with PyTorch over MPI.", ""]
-    lines += [f"  {module.NAME:<10}{module.HELP}" for module in map(_module, COMMANDS)]
+    width = 2 + max(map(len, COMMANDS))
+    lines += [f"  {module.NAME:<{width}}{module.HELP}" for module in map(_module, COMMANDS)]
     return "\n".join([*lines, "", "pushsum COMMAND --help says more; pushsum --version"])
 
 

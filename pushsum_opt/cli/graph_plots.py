@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import ConfigurationError
 from ..graphs import Graph
+from ..installed import install_command
 from ..mixing import Mixing, mixing_matrix
 
 __all__ = ["draw"]
@@ -34,7 +35,7 @@ def draw(path: Path, found: Sequence[tuple[Graph, Mixing]], with_rounds: bool) -
     try:
         figures = importlib.import_module("matplotlib.figure")
     except ImportError:
-        raise ConfigurationError("--plot needs matplotlib: pip install 'pushsum-opt[plot]'") from None
+        raise ConfigurationError(f"--plot needs matplotlib: {install_command('plot')}") from None
     with_rounds &= found[0][1].size <= MOST_RANKS
     rows = [_columns(graph, mixing.size) for graph, mixing in found] if with_rounds else []
     heights = [4.6, *(WIDTH / columns + 0.7 for columns in rows)]

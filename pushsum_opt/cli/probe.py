@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import platform
-import signal
 import socket
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from ..processes import end_group
 
 __all__ = ["describe_mpi", "probe"]
 
@@ -36,7 +36,7 @@ def probe(seconds: float, command: tuple[str, ...] = (sys.executable, "-m", __na
     try:
         out, err = child.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)  # its helpers too: they would hold the pipes open
+        end_group(child)
         child.communicate()
         return {"error": f"MPI did not start within {seconds:g} s"}
     try:

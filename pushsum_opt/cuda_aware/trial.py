@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ..processes import end_group, user_is_root
 
 __all__ = ["Facts", "Verdict", "advise", "judge", "outside_of_job", "try_out"]
 
@@ -158,7 +158,7 @@ def _run(command: Sequence[str], environ: Mapping[str, str], limit: float) -> Fa
             output, _ = child.communicate(timeout=limit)
             problem = f"exit code {child.returncode}{_last_words(output)}" if child.returncode else ""
         except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
+            end_group(child)
             child.communicate()
             problem = f"no answer within {limit:g} s"
         found = _read(result) or {}
@@ -185,7 +185,7 @@ def _default_command() -> list[str]:
     except (OSError, subprocess.TimeoutExpired):
         return []
     options = ["--oversubscribe", "--bind-to", "none"] if "Open MPI" in said or "prte" in said.lower() else []
-    if options and os.geteuid() == 0:
+    if options and user_is_root():
         options.append("--allow-run-as-root")
     return [mpirun, *options, "-np", "2", sys.executable, "-m", f"{__package__}.program"]
 
@@ -224,6 +224,8 @@ def _driver() -> str:
 
 def _own_folder() -> Path | None:
     """Return this user's folder on this host's own disk; None where it cannot be trusted."""
+    if not hasattr(os, "getuid"):  # Windows: folders are not kept apart by user numbers
+        return None
     folder = Path(tempfile.gettempdir(), f"pushsum_opt-{os.getuid()}")
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -236,6 +238,8 @@ def _own_folder() -> Path | None:
 @contextmanager
 def _one_at_a_time(lock: Path) -> Iterator[None]:
     """Hold a lock that ends with the process, however it ends."""
+    import fcntl  # not on Windows, where there is no folder to lock
+
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

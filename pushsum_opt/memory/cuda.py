@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from ..errors import ConfigurationError
+from ..installed import install_command
 from . import kernels
 from .device import Device
 from .late import DeviceBytes
@@ -57,7 +58,7 @@ class CudaDevice(Device):
             major = str(torch.version.cuda or "13").split(".")[0]
             raise ConfigurationError(
                 f"parameters are on {self.name}, and cupy, which makes the buffers there, cannot be imported "
-                f'({why_not}). `pip install "pushsum-opt[cuda{major}]"` installs it; `pushsum doctor` says more'
+                f'({why_not}). `{install_command(f"cuda{major}")}` installs it; `pushsum doctor` says more'
             )
         try:
             count = cupy.cuda.runtime.getDeviceCount()

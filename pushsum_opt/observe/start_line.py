@@ -100,7 +100,8 @@ def crowded_links(exchange: Exchange, hosts: list[Host]) -> str | None:
 
 
 def _crowd(host: Host) -> str:
-    text = f"{host.ranks} ranks with {host.threads} threads on {_count(len(host.cores), 'core')} of one host"
+    threads, ranks, cores = host.threads, host.ranks, len(host.cores)
+    text = f"{_count(threads, 'thread')} of {_count(ranks, 'rank')} share {_count(cores, 'core')} of one host"
     fewer = max(1, len(host.cores) // host.ranks)
     return text + (f": set OMP_NUM_THREADS={fewer}" if host.threads > host.ranks * fewer else "")
 

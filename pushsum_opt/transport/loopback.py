@@ -195,6 +195,16 @@ class LoopbackComm:
     def Get_size(self) -> int:
         return self.size
 
+    @property
+    def local_rank(self) -> int:
+        """This rank's place among those that count as sharing its host."""
+        return self.rank % self.world.local_size
+
+    @property
+    def local_size(self) -> int:
+        """The number of ranks that count as sharing its host; the last host may have fewer."""
+        return min(self.world.local_size, self.size - self.rank + self.local_rank)
+
     def next_context(self) -> int:
         """Number the private duplicates; every rank makes them in the same order, as with MPI."""
         self.contexts += 1
