@@ -56,8 +56,8 @@ class CudaDevice(Device):
     def _refuse_if_unseen(self) -> None:
         if torch.version.hip is not None:
             raise ConfigurationError(
-                f"parameters are on {self.name}, a GPU of AMD (torch is built for ROCm {torch.version.hip}): buffers and "
-                "kernels are for CUDA only. Train with the model on the CPU, or average over ranks by RCCL "
+                f"parameters are on {self.name}, a GPU of AMD (torch is built for ROCm {torch.version.hip}): buffers "
+                "and kernels are for CUDA only. Train with the model on the CPU, or average over ranks by RCCL "
                 "(DistributedDataParallel); installing cupy does not help"
             )
         if cupy is None:

@@ -11,6 +11,7 @@ from gpu.device import WHY_NOT
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pushsum_opt import memory as memories
 from pushsum_opt.errors import ConfigurationError
 from pushsum_opt.memory import cuda, kernels
 from pushsum_opt.memory.cuda import CudaDevice
@@ -105,3 +106,20 @@ def test_a_torch_for_rocm_is_not_told_to_install_cupy(monkeypatch):
     with pytest.raises(ConfigurationError, match=r"ROCm 6\.2.*for CUDA only") as refused:
         CudaDevice("cuda:0")
     assert "pip install" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("elements", "dtype", "wire", "expected"),
+    [
+        (1000, torch.float32, None, 32 << 20),
+        (1 << 30, torch.float32, None, 64 << 20),
+        (1 << 30, torch.float64, "bfloat16", 32 << 20),
+        (1 << 32, torch.float64, "bfloat16", 128 << 20),
+        (1 << 31, torch.bfloat16, "float32", 64 << 20),
+        (1 << 30, torch.complex64, None, 128 << 20),
+    ],
+)
+def test_chunks_on_a_device_are_32_mib_or_a_64th_of_the_message(elements, dtype, wire, expected):
+    """On the meta device, where nothing is allocated: only shapes and dtypes count, which are equal on all ranks."""
+    tensors = [torch.empty(elements // 2, dtype=dtype, device="meta")] * 2
+    assert memories._chunk_bytes_on_device(tensors, wire) == expected
