@@ -70,7 +70,7 @@ def bind(
 def _chunk_bytes_on_device(tensors: Sequence[Any], wire: str | None) -> int:
     """Return max(32 MiB, message / 64): the same on every rank, for it follows from shapes and dtypes."""
     most = WIDTH.get(wire or "", 8)
-    message = sum(
+    message: int = sum(
         tensor.numel() * (2 if tensor.is_complex() else 1) * min(most, _real_width(tensor)) for tensor in tensors
     )
     return max(CHUNK_BYTES_ON_DEVICE, -(-message // CHUNKS_ON_DEVICE))

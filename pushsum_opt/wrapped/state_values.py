@@ -104,7 +104,7 @@ def for_here(received: Any, mine: Any) -> Any:
         kept = {key: one for key, one in received.items() if not isinstance(one, _Yours) or key in others}
         return {key: for_here(one, others.get(key)) for key, one in kept.items()}
     if type(received) in (list, tuple):
-        others = list(mine) if isinstance(mine, list | tuple) else []
-        others += [None] * (len(received) - len(others))
-        return type(received)(for_here(one, other) for one, other in zip(received, others, strict=False))
+        own: list[Any] = list(mine) if isinstance(mine, list | tuple) else []
+        own += [None] * (len(received) - len(own))
+        return type(received)(for_here(one, other) for one, other in zip(received, own, strict=False))
     return mine if isinstance(received, _Yours) else received
