@@ -22,7 +22,10 @@ class Settings:
     """Seconds without progress before a waiting rank says whom it waits for; it repeats after the same time."""
 
     chunk_bytes: int | None = None
-    """Largest piece of a message, in bytes; None: 4 MiB, or 32 MiB where the model is on a GPU. Equal on all ranks."""
+    """Largest piece of a message, in bytes; None: 4 MiB; where the model is on a GPU, 32 MiB or 1/64 of a message.
+
+    Equal on all ranks.
+    """
 
     cuda_aware: str = "auto"
     """Whether MPI is given GPU memory: "1" yes, "0" no (it goes through the host), "auto" what a trial finds best."""

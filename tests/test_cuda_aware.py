@@ -134,6 +134,15 @@ def test_far_less_than_the_hardware_gives_is_taken_with_advice():
     assert "pushsum run" in verdict.advice
 
 
+def test_ranks_that_share_one_gpu_are_not_called_slow():
+    verdict = judge("auto", lambda: {**GOOD, "visible": 1, "hardware": 1500.0}, {"CUDA_VISIBLE_DEVICES": "0"})
+    assert verdict.direct
+    assert verdict.advice == ""
+    lost = advise({**GOOD, "visible": 1, "on_host": 1, "direct": 0.4}, {"CUDA_VISIBLE_DEVICES": "0"})
+    assert "share one GPU" in lost
+    assert "see all of its GPUs" not in lost, "there is only one"
+
+
 @pytest.mark.parametrize(
     ("environ", "found", "says"),
     [
@@ -188,7 +197,46 @@ def test_unreadable_memory_of_a_trial_is_tried_again(tmp_path):
     (file,) = tmp_path.glob("*.json")
     file.write_text("{")
     assert try_out(counting(tmp_path), cache=tmp_path) == GOOD
-    assert json.loads(file.read_text()) == GOOD
+    assert json.loads(file.read_text())["facts"] == GOOD
+
+
+@pytest.mark.parametrize(
+    "failure", ["raise MemoryError('out of memory, this once')", "os.kill(os.getpid(), 9)", "time.sleep(600)"]
+)
+def test_failure_that_may_pass_is_tried_again(tmp_path, failure):
+    once = f"once = pathlib.Path({str(tmp_path / 'once')!r})"
+    lines = [once, "first = not once.exists()", "once.touch()", f"if first: {failure}", write("good")]
+    limit = 5.0 if "sleep" in failure else 60.0
+    assert "error" in try_out(command(tmp_path, *lines), cache=tmp_path, limit=limit)
+    assert try_out(command(tmp_path, *lines), cache=tmp_path, limit=60.0) == GOOD
+
+
+def test_crash_with_gpu_memory_is_believed_when_it_was_seen_twice(tmp_path):
+    count = tmp_path / "count"
+    lines = [f"open({str(count)!r}, 'a').write('x')", write("{'stage': 'messages from GPU memory'}"), "os.abort()"]
+    for _ in range(4):
+        assert "exit code -6" in try_out(command(tmp_path, *lines), cache=tmp_path)["error"]
+    assert count.read_text() == "xx"
+
+
+def test_ranks_of_one_job_share_a_failure_and_the_next_job_tries_again(tmp_path):
+    count = tmp_path / "count"
+    script = command(tmp_path, f"open({str(count)!r}, 'a').write('x')", "sys.exit(1)")
+    code = (
+        "import pathlib; from pushsum_opt.cuda_aware.trial import try_out\n"
+        f"assert 'error' in try_out({script!r}, cache=pathlib.Path({str(tmp_path)!r}))"
+    )
+    for job in ("a", "a", "b"):
+        environ = {**os.environ, "OMPI_COMM_WORLD_SIZE": "2", "PMIX_NAMESPACE": job}
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=environ)
+    assert count.read_text() == "xx"
+
+
+def test_result_is_forgotten_when_a_version_changes(tmp_path, monkeypatch):
+    try_out(counting(tmp_path), cache=tmp_path)
+    monkeypatch.setattr(trial.metadata, "version", lambda name: "99")
+    try_out(counting(tmp_path), cache=tmp_path)
+    assert (tmp_path / "count").read_text() == "xx"
 
 
 def test_folder_of_another_user_is_not_trusted(tmp_path, monkeypatch):

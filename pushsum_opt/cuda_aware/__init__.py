@@ -12,11 +12,12 @@ from typing import Any
 
 from .. import settings
 from ..observe.log import log
-from .trial import Verdict, judge, try_out
+from .trial import Facts, Verdict, judge, try_out
 
 __all__ = ["Verdict", "judge", "takes_device_memory", "try_out"]
 
 _said = False
+_found: Facts | None = None
 
 
 def takes_device_memory(comm: Any) -> bool:
@@ -29,10 +30,18 @@ def takes_device_memory(comm: Any) -> bool:
         return False  # ranks of one process
     if comm.Get_size() == 1:
         return False  # nothing is sent
-    verdict = judge(settings.read().cuda_aware, try_out)
+    verdict = judge(settings.read().cuda_aware, _try_out_once)
     if mpi.COMM_WORLD.Get_rank() == 0:
         _say(verdict)
     return verdict.direct
+
+
+def _try_out_once() -> Facts:
+    """Return what a trial found; a process asks once, also where the trial failed and would be made again."""
+    global _found
+    if _found is None:
+        _found = try_out()
+    return _found
 
 
 def _say(verdict: Verdict) -> None:

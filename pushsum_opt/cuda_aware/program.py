@@ -154,6 +154,9 @@ def main(result: Path, on_host: bool) -> None:
     comm = MPI.COMM_WORLD
     place: Any = OnHost(comm.rank) if on_host else OnGpu(comm.rank)
     found: dict[str, Any] = {"ranks": comm.size, "visible": place.visible, "sizes": list(SIZES)}
+    gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    if gpus:  # else they cannot be counted
+        found["on_host"] = gpus
 
     def note(**facts: Any) -> None:
         found.update(facts)

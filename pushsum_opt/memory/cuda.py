@@ -6,6 +6,7 @@ or of cudaMallocAsync cannot be shared with another process, which MPI does betw
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -54,6 +55,12 @@ class CudaDevice(Device):
             self._flag = np.frombuffer(cupy.cuda.PinnedMemoryPointer(cupy.cuda.PinnedMemory(4), 0), np.int32, 1)
 
     def _refuse_if_unseen(self) -> None:
+        if torch.version.hip is not None:
+            raise ConfigurationError(
+                f"parameters are on {self.name}, a GPU of AMD (torch is built for ROCm {torch.version.hip}): buffers "
+                "and kernels are for CUDA only. Train with the model on the CPU, or average over ranks by RCCL "
+                "(DistributedDataParallel); installing cupy does not help"
+            )
         if cupy is None:
             major = str(torch.version.cuda or "13").split(".")[0]
             raise ConfigurationError(
@@ -78,6 +85,9 @@ class CudaDevice(Device):
         # one: these two calls make it (pytorch/pytorch#195256).
         cupy.cuda.runtime.setDevice(self._index)
         cupy.cuda.runtime.free(0)
+
+    def let_captures_be(self) -> None:
+        _relax_captures(_driver())
 
     # ------------------------------------------------------------------ memory
 
@@ -166,9 +176,8 @@ class CudaDevice(Device):
     # ------------------------------------------------------------------ launching, and the end
 
     def _launch(self, name: str, blocks: int, stream: torch.cuda.Stream, *arguments: Any) -> None:
-        """Launch a kernel; tensors are passed as addresses, ints as 64 bits, floats as double."""
-        values = [one.data_ptr() if isinstance(one, Tensor) else one for one in arguments]
-        typed = tuple(np.float64(one) if isinstance(one, float) else np.int64(one) for one in values)
+        """Launch a kernel; its arguments get the types that it declares, tensors are passed as addresses."""
+        typed = kernels.typed(name, arguments)
         with self._here(), self._on(stream):
             function = self._functions.get(name)
             if function is None:
@@ -199,6 +208,26 @@ class CudaDevice(Device):
 def _module() -> Any:
     """Compile the kernels; cupy keeps the result on disk for the next process, and loads it once per device."""
     return cupy.RawModule(code=kernels.SOURCE, options=("--std=c++17",), name_expressions=tuple(kernels.names()))
+
+
+RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
+
+
+def _relax_captures(driver: Any) -> None:
+    """Let the calling thread ask events while another one captures a CUDA graph. Does nothing without a driver.
+
+    torch.cuda.graph() captures in the mode "global": a query of an event in any thread spoils the capture then, unless
+    that thread has said that it keeps away from what is captured. cupy has no call for it; this is the driver's own.
+    """
+    if driver is not None:
+        driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(ctypes.c_int(RELAXED)))
+
+
+def _driver() -> Any:
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
 
 
 def _stream() -> torch.cuda.Stream:

@@ -42,6 +42,10 @@ class Device(ABC):
     def use(self) -> None:
         """Make this the device of the calling thread. Whoever talks to MPI does so before its first call."""
 
+    @abstractmethod
+    def let_captures_be(self) -> None:
+        """Let the calling thread, which is not the caller's, ask events while others capture their work as a graph."""
+
     # ------------------------------------------------------------------ memory
 
     @abstractmethod

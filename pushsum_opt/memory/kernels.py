@@ -7,7 +7,14 @@ number of tensors. All indices are 64 bits wide. Half types are computed in floa
 
 from __future__ import annotations
 
-__all__ = ["SOURCE", "THREADS", "TILE", "TYPES", "name_of", "names"]
+import operator
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["SOURCE", "THREADS", "TILE", "TYPES", "name_of", "names", "typed"]
 
 TILE = 4096  # elements that a block takes
 THREADS = 256
@@ -209,3 +216,60 @@ def names() -> list[str]:
         *(name_of("finite", dtype) for dtype in TYPES),
         *(name_of("pieces_finite", dtype) for dtype in TYPES),
     ]
+
+
+# ---------------------------------------------------------------------- what a kernel is called with
+
+
+def _pointer(value: Any) -> np.uint64:
+    """Return an address; of a tensor, that of its first element."""
+    return np.uint64(value.data_ptr() if hasattr(value, "data_ptr") else operator.index(value))
+
+
+def _whole(kind: type[np.signedinteger[Any]]) -> Callable[[Any], Any]:
+    """Return a conversion to an integer type, which refuses what does not fit."""
+    limits = np.iinfo(kind)
+
+    def convert(value: Any) -> Any:
+        number = operator.index(value)
+        if not limits.min <= number <= limits.max:
+            raise OverflowError(f"{number} does not fit into {kind.__name__}")
+        return kind(number)
+
+    return convert
+
+
+_CONVERSIONS: dict[str, Callable[[Any], Any]] = {
+    "*": _pointer,
+    "int": _whole(np.int32),
+    "long long": _whole(np.int64),
+    "double": lambda value: np.float64(float(value)),
+}
+
+
+def _parameters(source: str) -> dict[str, list[str]]:
+    """Return the declared type of every parameter of every kernel; "*" for any pointer."""
+    declared = {}
+    for kernel, parameters in re.findall(r"__global__ void (\w+)\(([^)]*)\)", source):
+        types = [parameter.split()[:-1] for parameter in parameters.split(",")]
+        declared[kernel] = ["*" if "*" in parts[-1] else " ".join(parts) for parts in types]
+    return declared
+
+
+PARAMETERS = _parameters(SOURCE)
+"""By kernel: the declared C type of each parameter."""
+
+
+def typed(name: str, arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """Return arguments as numpy scalars of the types that a kernel declares, whatever Python type they have.
+
+    A tensor is passed as its address.
+
+    Args:
+        name: as :func:`name_of` gives it.
+
+    >>> [(value.dtype.name, value.item()) for value in typed("pack<float, float>", (64, 128, 1))]
+    [('uint64', 64), ('uint64', 128), ('float64', 1.0)]
+    """
+    kinds = PARAMETERS[name.partition("<")[0]]
+    return tuple(_CONVERSIONS[kind](value) for kind, value in zip(kinds, arguments, strict=True))

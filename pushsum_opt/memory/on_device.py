@@ -94,6 +94,10 @@ class DeviceMemory(HostMemory):
     def prepare_thread(self) -> None:
         self._device.use()
 
+    def prepare_worker(self) -> None:
+        self._device.use()
+        self._device.let_captures_be()
+
     def new_slab(self, nbytes: int, device: str = "cpu") -> Any:
         return self._path.new_slab(nbytes) if device == self._device.name else super().new_slab(nbytes, device)
 

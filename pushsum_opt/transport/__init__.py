@@ -41,8 +41,8 @@ def connect(comm: Any, *, background: bool = False, memory: Memory | None = None
     if memory is None:
         return Background(transport)
     if memory.late:
-        return Background(transport, memory.prepare_thread, period=DEVICE_PERIOD)
-    return Background(transport, memory.prepare_thread)
+        return Background(transport, memory.prepare_worker, period=DEVICE_PERIOD)
+    return Background(transport, memory.prepare_worker)
 
 
 def _open(comm: Any) -> Transport:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from .base import Notice, Ticket, Transport
 __all__ = ["Deferred"]
 
 GLANCE = 100e-6  # seconds between looks at an accelerator while a buffer waits for it
+
+_Way = tuple[bool, int | None, int]
 
 
 @dataclass(eq=False)
@@ -27,7 +30,7 @@ class _Held:
     """The transfer below, once it has begun."""
 
     @property
-    def way(self) -> tuple[bool, int | None, int]:
+    def way(self) -> _Way:
         """Transfers that must not overtake each other have the same."""
         return self.ticket.sends, self.ticket.peer, self.tag
 
@@ -46,11 +49,13 @@ class Deferred(Transport):
         self.size = inner.size
         self.name = inner.name
         self.threaded = inner.threaded
-        self._held: list[_Held] = []
+        # Of transfers that must not overtake each other only the first can begin, so only its buffer is asked.
+        self._waiting: dict[_Way, deque[_Held]] = {}
+        self._begun: list[_Held] = []
 
     @property
     def under_way(self) -> int:
-        return self._inner.under_way + sum(held.inner is None for held in self._held)
+        return self._inner.under_way + sum(map(len, self._waiting.values()))
 
     @property
     def collectives(self) -> int:  # type: ignore[override]
@@ -69,32 +74,39 @@ class Deferred(Transport):
         return self._hold(Ticket(what, peer, buffer), tag, False)
 
     def cancel(self, ticket: Ticket) -> None:
-        held = next((one for one in self._held if one.ticket is ticket), None)
-        if held is None:
-            self._inner.cancel(ticket)
-            return
-        self._held.remove(held)
-        if held.inner is not None:
+        held = next((one for one in self._begun if one.ticket is ticket), None)
+        if held is not None:
+            assert held.inner is not None
+            self._begun.remove(held)
             self._inner.cancel(held.inner)
+            return
+        for way, queue in self._waiting.items():
+            held = next((one for one in queue if one.ticket is ticket), None)
+            if held is not None:
+                queue.remove(held)
+                if not queue:
+                    del self._waiting[way]
+                return
+        self._inner.cancel(ticket)
 
     def _would_overtake(self, sends: bool, peer: int, tag: int) -> bool:
-        return any(held.inner is None and held.way == (sends, peer, tag) for held in self._held)
+        return (sends, peer, tag) in self._waiting
 
     def _hold(self, ticket: Ticket, tag: int, matched: bool) -> Ticket:
         late = ticket.buffer if isinstance(ticket.buffer, Late) else Late(ticket.buffer, None)
-        self._held.append(_Held(ticket, late, tag, matched))
+        held = _Held(ticket, late, tag, matched)
+        self._waiting.setdefault(held.way, deque()).append(held)
         self._begin_what_is_ready()
         return ticket
 
     def _begin_what_is_ready(self) -> None:
-        blocked = set()
-        for held in self._held:
-            if held.inner is not None:
-                continue
-            if held.way in blocked or not held.late.ready():
-                blocked.add(held.way)
-            else:
+        for way, queue in list(self._waiting.items()):
+            while queue and queue[0].late.ready():
+                held = queue.popleft()
                 held.inner = self._begin(held)
+                self._begun.append(held)
+            if not queue:
+                del self._waiting[way]
 
     def _begin(self, held: _Held) -> Ticket:
         ticket = held.ticket
@@ -110,20 +122,20 @@ class Deferred(Transport):
         while True:
             self._begin_what_is_ready()
             left = max(0.0, deadline - time.monotonic())
-            waits = any(held.inner is None for held in self._held)
+            waits = bool(self._waiting)
             moved = self._inner.poll(min(left, GLANCE) if waits else left)
-            moved |= self._finish()
+            moved = self._finish() or moved
             if moved or time.monotonic() >= deadline or not waits:
                 return moved
 
     def _finish(self) -> bool:
         """Mark what the transport below has done; tell whether there was anything."""
-        done = [held for held in self._held if held.inner is not None and held.inner.done]
+        done = [held for held in self._begun if held.inner is not None and held.inner.done]
         for held in done:
             held.ticket.done = True
             held.ticket.buffer = None
         if done:
-            self._held = [held for held in self._held if not held.ticket.done]
+            self._begun = [held for held in self._begun if not held.ticket.done]
         return bool(done)
 
     # ------------------------------------------------------------------ what passes straight through

@@ -45,9 +45,13 @@ class EmulatedDevice(Device):
         self.own, self.checking, self.outward, self.inward = (deque() for _ in range(4))
         self.allocated = 0
         self.threads = set()
+        self.relaxed = set()
 
     def use(self):
         self.threads.add(threading.get_ident())
+
+    def let_captures_be(self):
+        self.relaxed.add(threading.get_ident())
 
     def allocate(self, nbytes):
         self.allocated += 1

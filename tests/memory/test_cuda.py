@@ -11,8 +11,9 @@ from gpu.device import WHY_NOT
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pushsum_opt import memory as memories
 from pushsum_opt.errors import ConfigurationError
-from pushsum_opt.memory import kernels
+from pushsum_opt.memory import cuda, kernels
 from pushsum_opt.memory.cuda import CudaDevice
 from pushsum_opt.memory.host import DTYPES, HostMemory
 
@@ -68,3 +69,57 @@ def test_every_plan_finds_its_kernels(wire):
 def test_without_cupy_or_a_gpu_the_error_says_what_to_install():
     with pytest.raises(ConfigurationError, match=r"parameters are on cuda:0.*cupy.*(pip install|Install)"):
         CudaDevice("cuda:0")
+
+
+@pytest.mark.parametrize(
+    "one", [1, True, 1.0, np.float32(1), np.int8(1), np.bool_(True), torch.tensor(1), torch.tensor(1.0)], ids=repr
+)
+def test_a_kernel_gets_the_types_that_it_declares_whatever_the_caller_has(one):
+    name = kernels.name_of("merge_half", "bfloat16")
+    *pointers, weight, mass = kernels.typed(name, (torch.zeros(1), 64, 1 << 47, one, one))
+    assert [pointer.dtype for pointer in pointers] == [np.uint64] * 3
+    assert (weight.dtype, weight, mass.dtype, mass) == (np.float64, 1.0, np.float64, 1.0)
+
+
+def test_every_parameter_of_every_kernel_has_a_type_that_is_known():
+    assert {name.partition("<")[0] for name in kernels.names()} == kernels.PARAMETERS.keys()
+    for name, kinds in kernels.PARAMETERS.items():
+        assert len(kernels.typed(name, [1] * len(kinds))) == len(kinds)
+    count = kernels.typed("finite<float>", (64, np.int64(1 << 40), 64))[1]
+    assert (count.dtype, count) == (np.int64, 1 << 40)
+    with pytest.raises(OverflowError, match="does not fit into int64"):
+        kernels.typed("finite<float>", (64, 1 << 63, 64))
+    with pytest.raises(TypeError):
+        kernels.typed("finite<float>", (64, 1.5, 64))
+
+
+def test_the_mode_of_captures_is_set_to_relaxed_by_the_driver():
+    said = []
+    driver = SimpleNamespace(cuThreadExchangeStreamCaptureMode=lambda mode: said.append(mode._obj.value))
+    cuda._relax_captures(driver)
+    cuda._relax_captures(None)
+    assert said == [2]
+
+
+def test_a_torch_for_rocm_is_not_told_to_install_cupy(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.2")
+    with pytest.raises(ConfigurationError, match=r"ROCm 6\.2.*for CUDA only") as refused:
+        CudaDevice("cuda:0")
+    assert "pip install" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("elements", "dtype", "wire", "expected"),
+    [
+        (1000, torch.float32, None, 32 << 20),
+        (1 << 30, torch.float32, None, 64 << 20),
+        (1 << 30, torch.float64, "bfloat16", 32 << 20),
+        (1 << 32, torch.float64, "bfloat16", 128 << 20),
+        (1 << 31, torch.bfloat16, "float32", 64 << 20),
+        (1 << 30, torch.complex64, None, 128 << 20),
+    ],
+)
+def test_chunks_on_a_device_are_32_mib_or_a_64th_of_the_message(elements, dtype, wire, expected):
+    """On the meta device, where nothing is allocated: only shapes and dtypes count, which are equal on all ranks."""
+    tensors = [torch.empty(elements // 2, dtype=dtype, device="meta")] * 2
+    assert memories._chunk_bytes_on_device(tensors, wire) == expected

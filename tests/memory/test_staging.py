@@ -172,6 +172,20 @@ def test_every_thread_that_talks_to_the_transport_chose_its_device(emulate):
     ]._device.threads
 
 
+def test_only_the_worker_keeps_away_from_graphs_that_are_captured(emulate):
+    """A query of an event in its thread would spoil the capture of the caller; the caller's own mode is left alone."""
+    made = emulate(direct=True)
+
+    def rank(comm):
+        RANK.number = comm.rank
+        with ps.PushSum([torch.zeros(4)], staleness=1, comm=comm) as push_sum:
+            worker = push_sum.transport._thread.ident
+            push_sum.mix()
+            return worker
+
+    assert set(ps.testing.run(2, rank)) == made[0]._device.relaxed | made[1]._device.relaxed
+
+
 def memory_of(direct, eager, count=4):
     tensors = [torch.full((128,), float(i)) for i in range(count)]  # one chunk each
     device = EmulatedDevice(eager=eager)

@@ -133,3 +133,25 @@ def test_an_expectation_is_taken_back_before_and_after_it_has_begun():
         assert not channel.poll(0.0)
 
     testing.run(1, alone)
+
+
+def test_a_look_asks_one_buffer_of_those_that_must_not_overtake_each_other():
+    """What a look costs does not grow with the chunks that wait for the device."""
+    asked = []
+
+    class Never:
+        def query(self):
+            asked.append(self)
+            return False
+
+    def rank(comm):
+        channel = Deferred(transport.connect(comm))
+        tickets = [channel.expect(Late(np.zeros(1, np.uint8), Never()), 0, 7, "it") for _ in range(50)]
+        asked.clear()
+        channel.poll(0.0)
+        under_way = channel.under_way
+        for ticket in tickets:
+            channel.cancel(ticket)
+        return len(asked), under_way, channel.under_way
+
+    assert testing.run(1, rank) == [(1, 50, 0)]

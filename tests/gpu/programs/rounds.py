@@ -21,8 +21,9 @@ for index, shape in enumerate(SHAPES):
     for number, (kind, place) in enumerate(KINDS.get(dtype, [(dtype, device)])):
         values = torch.randn(shape, generator=generator).to(getattr(torch, kind))
         tensors[f"{index}.{number}"] = values.to(place)
-tensors["strided"] = torch.randn(50, 40, generator=generator).to(device)[:, ::2]
-start = [tensor.double().cpu() for tensor in tensors.values()]
+strided = torch.randn(50, 40, generator=generator, dtype=torch.float64 if dtype == "float64" else torch.float32)
+tensors["strided"] = strided.to(device)[:, ::2]
+start = [tensor.double().cpu().clone() for tensor in tensors.values()]
 steps = [torch.zeros_like(values) for values in start]
 
 side = torch.cuda.Stream() if device.type == "cuda" else None
@@ -33,7 +34,7 @@ for turn in range(12):
     with push_sum.local_step():
         for tensor, step in zip(tensors.values(), steps, strict=True):
             change = torch.randn(tensor.shape, generator=generator).mul(0.01).to(tensor)
-            before = tensor.double().cpu()
+            before = tensor.double().cpu().clone()  # on the host the rest is no copy
             tensor += change
             step += tensor.double().cpu() - before
     if side is not None and turn % 3 == 2:  # a round may stand on any stream
@@ -47,7 +48,7 @@ push_sum.drain()
 
 exact = ps.average(torch.cat([(a + b).reshape(-1) for a, b in zip(start, steps, strict=True)]), data_weight=1.0)
 numerators = [push_sum.memory.numerator(chunk, push_sum.push_weight) for chunk in push_sum.memory.chunks]
-held = ps.average(torch.tensor(float(sum(values.sum() for values in numerators))), data_weight=1.0)
+held = ps.average(float(sum(values.sum() for values in numerators)), data_weight=1.0)  # a tensor would be float32
 weights = ps.average(push_sum.push_weight, data_weight=1.0)
 facts = {"digest": digest(tensors.values()), "weight": push_sum.push_weight, "memory": push_sum.memory}
 error = abs(float(held) - float(exact.sum()))

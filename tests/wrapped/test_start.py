@@ -1,0 +1,115 @@
+"""Rank 0's optimizer state reaches the others without its devices, and without what belongs to one rank."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+
+import pushsum_opt as ps
+from pushsum_opt.wrapped import start
+from pushsum_opt.wrapped.state_values import digest, for_here, to_send
+
+
+def adam_state(lr=1e-3):
+    p = torch.nn.Parameter(torch.zeros(3))
+    p.grad = torch.ones(3)
+    adam = torch.optim.Adam([p], lr=lr)
+    adam.step()
+    return adam.state_dict()
+
+
+@pytest.fixture
+def saved_on(monkeypatch):
+    """Let torch.save believe that host tensors lie on another device; whatever is already on the host says so too."""
+
+    def use(device):
+        monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: device)
+
+    return use
+
+
+def test_equal_states_on_different_gpus_have_equal_digests(saved_on):
+    digests = set()
+    for device in ("cuda:0", "cuda:1"):
+        saved_on(device)
+        digests.add(digest(adam_state(torch.tensor(1e-3))))
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (1, 1.0),
+        (0.0, -0.0),
+        ([1, 2], (1, 2)),
+        ({"a": 1}, {"a": None}),
+        (torch.zeros(2), torch.zeros(2, dtype=torch.float64)),
+        (torch.zeros(2, 3), torch.zeros(3, 2)),
+        (torch.zeros(2), torch.tensor([0.0, 1e-45])),
+        (np.zeros(2), np.ones(2)),
+        ([[], []], [[[]]]),
+    ],
+    ids=str,
+)
+def test_digests_tell_values_dtypes_shapes_and_structure_apart(one, other):
+    assert digest(one) != digest(other)
+    assert digest(one) == digest(one)
+
+
+def test_functions_and_devices_and_the_order_of_keys_count_nothing():
+    one = {"f": lambda x: x, "device": torch.device("cuda:0"), "lr": 1.0}
+    other = {"lr": 1.0, "device": torch.device("cuda:1"), "f": lambda x: 2 * x}
+    assert digest(one) == digest(other)
+
+
+def test_a_tensor_goes_to_the_device_of_its_counterpart_and_functions_stay():
+    mine = {"param_groups": [{"lr": torch.zeros((), device="meta"), "f": len, "schedule": abs, "device": "here"}]}
+    sent = to_send({"param_groups": [{"lr": torch.tensor(3.0), "f": lambda: 0, "only there": lambda: 1}]})
+    received = torch.load(io.BytesIO(_saved(sent)), map_location="cpu", weights_only=False)
+    (group,) = for_here(received, mine)["param_groups"]
+    assert group == {"lr": torch.tensor(3.0), "f": len}
+    asked = []
+
+    class Elsewhere(torch.Tensor):
+        @property
+        def device(self):
+            return torch.device("cpu", 7)
+
+    value = torch.tensor(3.0)
+    value.to = lambda device: asked.append(device) or value
+    for_here(value, torch.zeros(()).as_subclass(Elsewhere))
+    assert asked == [torch.device("cpu", 7)]
+
+
+def _saved(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def test_no_device_travels(monkeypatch):
+    """Tensors are taken to the host before they are saved, and loaded onto the host."""
+    taken = []
+    to_host = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: taken.append(tensor) or to_host(tensor))
+    start._to_bytes(adam_state(torch.tensor(1e-3)))
+    assert len(taken) == 4, "step, two averages and the learning rate"
+
+
+def test_a_rank_with_another_state_and_a_function_in_its_group_starts_as_rank_0():
+    def rank(comm):
+        model = torch.nn.Linear(2, 1)
+        inner = torch.optim.Adam(model.parameters(), lr=torch.tensor(0.1 + comm.rank))
+        inner.param_groups[0]["schedule"] = lambda: comm.rank
+        if comm.rank == 0:
+            model(torch.ones(2)).backward()
+            inner.step()
+        with ps.PushSumOptimizer(inner, model, comm=comm):
+            group = inner.param_groups[0]
+            steps = [state["step"].item() for state in inner.state.values()]
+            return round(group["lr"].item(), 6), group["schedule"](), steps
+
+    assert ps.testing.run(3, rank) == [(0.1, r, [1.0, 1.0]) for r in range(3)]
