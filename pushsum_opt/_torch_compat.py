@@ -9,7 +9,7 @@ Contracts:
     * hooks that run around ``step()`` are in ``_optimizer_step_pre_hooks`` and ``_optimizer_step_post_hooks`` of an
       optimizer, and those of all optimizers in ``_global_optimizer_pre_hooks`` and ``_global_optimizer_post_hooks``;
     * ``torch.autograd.Variable._execution_engine.queue_callback``, called in a hook of backward(), calls back once that
-      backward() has accumulated every gradient, as DistributedDataParallel has it; an exception comes out of backward();
+      backward() has accumulated every gradient, as DistributedDataParallel does; an exception comes out of it;
     * ``torch._C._current_graph_task_id`` numbers the backward() that the calling hook belongs to;
     * ``Module._parameters`` and ``Module._buffers`` map names to the tensors that the module itself holds.
 """

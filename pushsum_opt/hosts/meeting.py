@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from ..errors import MismatchError
 from .groups import Hosts
 
-__all__ = ["BACKWARD", "Standing", "meet", "refuse_apart"]
+__all__ = ["BACKWARD", "CLOSE", "Standing", "meet", "refuse_apart"]
 
 MEETING_TAG = 1
 BACKWARD = "backward()"
-CALLS = (BACKWARD, "step()", "step(closure)", "synchronize()", "gossip()")
+CLOSE = "close()"
+CALLS = (BACKWARD, "step()", "step(closure)", "synchronize()", "gossip()", CLOSE)
 
 _ROW = struct.Struct("<BBqqqdd16s")
 _SKIPS, _JOINED, _HAS_LOSS, _SPARSE, _REDUCES = 1, 2, 4, 8, 16
@@ -109,7 +110,7 @@ def refuse_apart(hosts: Hosts, standings: Sequence[Standing], round: int) -> Non
     apart = {one.call for one in standings if one.call != BACKWARD}
     ahead = [one for one in standings if one.call != BACKWARD and one.averagings]
     mixed = any(one.call == BACKWARD for one in standings)
-    if len(apart) > 1 or (mixed and ahead):
+    if len(apart) > 1 or (mixed and (ahead or CLOSE in apart)):
         where = [
             f"rank {rank} is in {one.call}" + (f" after {one.averagings} times backward()" if one.averagings else "")
             for rank, one in zip(hosts.members, standings, strict=True)

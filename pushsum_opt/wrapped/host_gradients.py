@@ -21,7 +21,7 @@ from .. import _torch_compat
 from ..errors import ConfigurationError
 from ..hosts import Hosts
 from ..hosts.gradients import GradientAverage, is_plain, reduces
-from ..hosts.meeting import BACKWARD, Standing, meet, refuse_apart
+from ..hosts.meeting import BACKWARD, CLOSE, Standing, meet, refuse_apart
 from ..push_sum import PushSum
 from ..transport import LoopbackComm
 from .tensors import Tensors
@@ -150,7 +150,8 @@ class HostGradients:
         self._joined = False
 
     def close(self) -> None:
-        """Detach from the parameters."""
+        """Collective over a host. Make sure that every rank of it closes, and detach from the parameters."""
+        self._settle(CLOSE)
         _open.discard(self)
         for handle in self._hooked.values():
             handle.remove()
@@ -198,7 +199,7 @@ class HostGradients:
         return bytearray(p.grad is not None and id(p) in new for p in parameters)
 
     def _average_needed(self, parameters: Sequence[Tensor], needed: bytearray, standings: list[Standing]) -> None:
-        if any(one.skips for one in standings):
+        if any(one.skips or one.call == CLOSE for one in standings):
             return
         mixed = any(one.call == BACKWARD for one in standings)
         in_backward = standings[self._hosts.lane].call == BACKWARD
