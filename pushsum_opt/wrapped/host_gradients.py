@@ -186,10 +186,9 @@ class HostGradients:
                 standings = meet(self._hosts, mine, self._push_sum.round)
                 refuse_apart(self._hosts, standings, self._push_sum.round)
                 self._refuse_sparse(standings)
-                together = all(one.call == call for one in standings)
                 self._average_needed(parameters, needed, standings)
-                if together:
-                    return standings
+                if call == BACKWARD or all(one.call == call for one in standings):
+                    return standings  # otherwise it joined in the averaging of a backward(), and meets again
 
     def _needed(self, parameters: Sequence[Tensor], call: str) -> bytearray:
         """Mark the parameters whose gradients are to be averaged now."""
@@ -211,7 +210,6 @@ class HostGradients:
                 needed = bytearray(p.grad is not None for p in parameters)
         elif not in_backward:
             self._joined = True
-            needed = bytearray(len(parameters))  # nothing of its own, but all that the others have
         alike = len({one.digest for one in standings}) == 1 and share == self._hosts.share
         counts: Any = needed if alike else self._counted(needed)
         members = [parameter for parameter, count in zip(parameters, counts, strict=True) if count]
