@@ -172,7 +172,7 @@ class HostGradients:
                 needed = self._needed(parameters, call)
                 mine = Standing(
                     call,
-                    averagings=0 if self._joined else self._averagings or int(bool(self._touched)),
+                    averagings=0 if self._joined else self._averagings or int(bool(self._touched) and call != BACKWARD),
                     parameters=len(parameters),
                     needed=sum(needed),
                     digest=hashlib.blake2b(needed, digest_size=16).digest(),

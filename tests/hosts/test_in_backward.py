@@ -165,14 +165,11 @@ def test_a_rank_that_makes_no_backward_is_named_when_the_time_is_up():
     def rank(comm):
         z = nn.Parameter(torch.zeros(2))
         kept = wrapped(comm, [z], timeout=0.5)
-        if comm.rank == 1:
-            with pytest.raises(ps.PushSumError, match=r"rank 0: rank 2: rank 2 of the job|stopped"):
-                (z * 1.0).sum().backward()
-        elif comm.rank != 2:
+        if comm.rank != 2:
             (z * 1.0).sum().backward()
         return kept
 
-    with pytest.raises(RankErrors, match=r"rank 2 of the job, to meet the backward\(\) of rank 0"):
+    with pytest.raises(RankErrors, match=r"rank 2 of the job, to meet the backward\(\) of rank [01]"):
         ps.testing.run(3, rank, timeout=60)
 
 
