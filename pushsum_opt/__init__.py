@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import algorithms, checkpoint, errors, graphs, mixing, testing
+    from .all_ranks import allgather, barrier, sum
     from .collectives import average, broadcast_object, broadcast_parameters, consensus_distance
     from .errors import PushSumError
     from .graphs import Graph
+    from .metric import Metric
     from .optimizer import PushSumOptimizer
     from .push_sum import PushSum
     from .world import local_device, local_rank, local_size, rank, size
@@ -26,10 +28,13 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Graph": "graphs",
+    "Metric": "metric",
     "PushSum": "push_sum",
     "PushSumError": "errors",
     "PushSumOptimizer": "optimizer",
+    "allgather": "all_ranks",
     "average": "collectives",
+    "barrier": "all_ranks",
     "broadcast_object": "collectives",
     "broadcast_parameters": "collectives",
     "consensus_distance": "collectives",
@@ -38,16 +43,20 @@ _HOMES = {
     "local_size": "world",
     "rank": "world",
     "size": "world",
+    "sum": "all_ranks",
 }
 _MODULES = ("algorithms", "checkpoint", "errors", "graphs", "mixing", "testing")
 
 __all__ = [
     "Graph",
+    "Metric",
     "PushSum",
     "PushSumError",
     "PushSumOptimizer",
     "algorithms",
+    "allgather",
     "average",
+    "barrier",
     "broadcast_object",
     "broadcast_parameters",
     "checkpoint",
@@ -60,6 +69,7 @@ __all__ = [
     "mixing",
     "rank",
     "size",
+    "sum",
     "testing",
 ]
 

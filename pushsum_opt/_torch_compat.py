@@ -8,6 +8,9 @@ Contracts:
       (None once unscaled) and ``found_inf`` (which may be the int 0) set on it as attributes;
     * hooks that run around ``step()`` are in ``_optimizer_step_pre_hooks`` and ``_optimizer_step_post_hooks`` of an
       optimizer, and those of all optimizers in ``_global_optimizer_pre_hooks`` and ``_global_optimizer_post_hooks``;
+    * ``torch.autograd.Variable._execution_engine.queue_callback``, called in a hook of backward(), calls back once that
+      backward() has accumulated every gradient, as DistributedDataParallel does; an exception comes out of it;
+    * ``torch._C._current_graph_task_id`` numbers the backward() that the calling hook belongs to;
     * ``Module._parameters`` and ``Module._buffers`` map names to the tensors that the module itself holds.
 """
 
@@ -22,6 +25,9 @@ from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 __all__ = [
+    "after_accumulation",
+    "at_end_of_backward",
+    "backward_id",
     "has_step_hooks",
     "make_hook_tables",
     "own_tensor",
@@ -83,6 +89,22 @@ def _run(
         replaced = hook(optimizer, state)
         state = state if replaced is None else replaced
     return state
+
+
+def after_accumulation(parameter: Tensor, hook: Callable[[Tensor], None]) -> Any:
+    """Call a hook whenever backward() has added to the gradient of a leaf; return the handle that removes it."""
+    return parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+
+
+def at_end_of_backward(callback: Callable[[], None]) -> None:
+    """In a hook of backward(): have something done at its end, before it returns."""
+    engine: Any = torch.autograd.Variable._execution_engine
+    engine.queue_callback(callback)
+
+
+def backward_id() -> int:
+    """In a hook of backward(): return a number that this call of backward() has for its own."""
+    return int(torch._C._current_graph_task_id())
 
 
 def own_tensor(module: nn.Module, name: str) -> Tensor | None:

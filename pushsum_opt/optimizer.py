@@ -16,10 +16,10 @@ from .algorithms.join import Join
 from .arguments import Buffers, Communicator, DType, GraphLike, Nonfinite, Staleness, WithinHost
 from .errors import ConfigurationError, LayoutError
 from .hosts import Hosts
-from .hosts.gradients import average_gradients
 from .observe import start_line
 from .observe.log import log
 from .push_sum import PushSum
+from .wrapped.host_gradients import HostGradients
 from .wrapped.precision import amp_scaling
 from .wrapped.rates import scale_with_rates, scaled_rates
 from .wrapped.start import copy_start
@@ -49,7 +49,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         staleness: rounds between posting a message and merging it. 0: synchronous. tau >= 1: a thread moves messages
             during forward and backward. "unbounded": merge whatever has come, and wait for nobody.
         within_host: how ranks that share a host work together; a host is then one participant of the gossip, with one
-            push weight, and ``graph`` is over hosts. "gradients": their gradients are averaged before each step.
+            push weight, and ``graph`` is over hosts. "gradients": backward() averages their gradients at its end.
             "ddp": the model is wrapped in torch's DistributedDataParallel over the ranks of the host, which does that.
             "fsdp": the model is sharded over them by FSDP2 (``fully_shard``). None: each rank for itself.
         gossip_every: a round of gossip after every so many steps, with local steps in between (local SGD); default 1.
@@ -131,6 +131,10 @@ class PushSumOptimizer(torch.optim.Optimizer):
             rate_correction=rate_correction,
             hosts=hosts,
         )
+        self._host_gradients: HostGradients | None = None
+        if within_host == "gradients":
+            self._host_gradients = HostGradients(self.push_sum, self._tensors)
+            self.push_sum.before_close(self._host_gradients.close)
         with self.push_sum.failing_together():
             self._start_alike()
             lanes = 1 if hosts is None else hosts.lanes
@@ -162,6 +166,8 @@ class PushSumOptimizer(torch.optim.Optimizer):
             LayoutError: the model no longer holds the parameters that are optimized.
         """
         loss = self._local_step(closure)  # z <- z - gamma u(z) / w, on this rank alone
+        if self._host_gradients is not None:
+            self._host_gradients.forget()
         self._steps += 1
         if self._steps % self._gossip_every == 0:
             self._gossip_round()  # give shares away, merge what arrived, z = x / w
@@ -170,18 +176,48 @@ class PushSumOptimizer(torch.optim.Optimizer):
         return loss
 
     def gossip(self) -> None:
-        """A round without an update: for a step that this rank leaves out. Every rank gossips equally often."""
+        """A round without an update: for a step that this rank leaves out. Every rank gossips equally often.
+
+        Ranks of a host leave out the same steps.
+        """
+        if self._host_gradients is not None:
+            self._host_gradients.settle("gossip()")
         self._gossip_round()
+
+    def synchronize(self) -> None:
+        """Collective over a host. With ``within_host="gradients"``: average now what backward() has not averaged.
+
+        For gradients that were made inside :meth:`no_sync`, or by hand: call it before they are clipped. The next
+        :meth:`step` does not average them again. Otherwise there is nothing to do, and nothing is done.
+        """
+        if self._host_gradients is not None:
+            self._host_gradients.settle("synchronize()")
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Inside, backward() does not average gradients over the ranks of the host, as ``within_host`` makes it do.
+
+        For accumulation: put all backward() calls but the last one of a step inside; the last one averages the sum.
+        """
+        if self._host_gradients is not None:
+            inside: AbstractContextManager[None] = self._host_gradients.no_sync()
+        elif isinstance(self.model, nn.parallel.DistributedDataParallel):
+            inside = self.model.no_sync()
+        else:
+            inside = nullcontext()
+        with inside:
+            yield
 
     def _local_step(self, closure: Callable[[], Any] | None) -> Any:
         self._refuse_lost_parameters()
-        average = self._average_gradients if self._within_host == "gradients" and closure is None else None
-        with self._scaled_step(), amp_scaling(self, self.optimizer, average) as skip:
+        inside = self._host_gradients
+        settle = inside.settle if inside is not None and closure is None else None
+        with self._scaled_step(), amp_scaling(self, self.optimizer, settle) as skip:
             if skip:
                 return None
             if closure is None:
                 return self.optimizer.step()
-            return self.optimizer.step(closure if self._within_host != "gradients" else self._averaging(closure))
+            return self.optimizer.step(closure if inside is None else inside.closure(closure))
 
     def _scaled_step(self) -> AbstractContextManager[None]:
         """Return a context in which a step moves x by a_i dz, as in the paper."""
@@ -190,22 +226,6 @@ class PushSumOptimizer(torch.optim.Optimizer):
             return self.push_sum.local_step(scale)
         factor = self.push_sum.step_factor(scale)
         return nullcontext() if factor == 1.0 else scaled_rates(self.optimizer, factor)
-
-    def _averaging(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """Average the gradients inside the host each time a closure has made them."""
-
-        def averaging_closure() -> Any:
-            loss = closure()
-            self._average_gradients(False)
-            return loss
-
-        return averaging_closure
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _average_gradients(self, skip: bool) -> bool:
-        assert self.push_sum.hosts is not None
-        with self.push_sum.failing_together():
-            return average_gradients(self.push_sum.hosts, self._tensors.parameters, self.round, skip=skip)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _gossip_round(self) -> None:
@@ -248,6 +268,8 @@ class PushSumOptimizer(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients, as the wrapped optimizer does."""
         self.optimizer.zero_grad(set_to_none=set_to_none)
+        if self._host_gradients is not None:
+            self._host_gradients.forget()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Collective. Add a group to the wrapped optimizer; rank 0's values of the new tensors reach every rank.
@@ -260,6 +282,8 @@ class PushSumOptimizer(torch.optim.Optimizer):
         known = {id(tensor) for tensor in self._tensors.exchanged.values()}
         self.optimizer.add_param_group(param_group)
         self._tensors.look_again()
+        if self._host_gradients is not None:
+            self._host_gradients.look_again()
         new = {name: p for name, p in self._tensors.exchanged.items() if id(p) not in known}
         self.push_sum.extend(new)
         with self.push_sum.failing_together():

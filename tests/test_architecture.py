@@ -20,6 +20,8 @@ ROOMS = (
     "wrapped",
     "algorithms",
     "checkpoint",
+    "metric",
+    "all_ranks",
     "collectives",
     "push_sum",
     "gossip",

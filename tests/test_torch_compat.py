@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 
 import pytest
@@ -222,6 +223,51 @@ def test_fused_optimizers_take_the_values_from_attributes():
     optimizer.found_inf = torch.tensor(1.0)
     optimizer.step()
     assert parameter.tolist() == [0.5] * 3
+
+
+# ---------------------------------------------------------------------- backward()
+
+
+def test_what_is_asked_for_in_a_hook_is_done_when_all_gradients_are_there_and_before_backward_returns():
+    first, second = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    seen, ids = [], set()
+
+    def hook(parameter):
+        ids.add(_torch_compat.backward_id())
+        _torch_compat.at_end_of_backward(lambda: seen.append((first.grad is not None, second.grad is not None)))
+
+    handles = [_torch_compat.after_accumulation(p, hook) for p in (first, second)]
+    (first * second).sum().backward()
+    assert seen == [(True, True)] * 2
+    assert len(ids) == 1
+    (first * second).sum().backward()
+    assert len(ids) == 2
+    for handle in handles:
+        handle.remove()
+    (first * second).sum().backward()
+    assert len(seen) == 4
+
+
+def test_an_exception_at_the_end_of_backward_comes_out_of_it_as_it_is():
+    parameter = nn.Parameter(torch.ones(2))
+
+    def fail():
+        raise KeyError("mine")
+
+    _torch_compat.after_accumulation(parameter, lambda p: _torch_compat.at_end_of_backward(fail))
+    with pytest.raises(KeyError, match="mine"):
+        parameter.sum().backward()
+
+
+def test_a_frozen_parameter_keeps_the_hook_that_it_got_while_it_was_not_and_copies_have_none():
+    parameter = nn.Parameter(torch.ones(2))
+    seen = []
+    _torch_compat.after_accumulation(parameter, seen.append)
+    parameter.requires_grad_(False).requires_grad_(True)
+    copy.deepcopy(parameter).sum().backward()
+    assert not seen
+    parameter.sum().backward()
+    assert len(seen) == 1
 
 
 # ---------------------------------------------------------------------- modules

@@ -3,75 +3,122 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigurationError
 from .groups import Hosts
 
-__all__ = ["average_gradients"]
+__all__ = ["GradientAverage", "is_plain", "reduces"]
 
+CPU_RUN = 1 << 22  # elements that are gathered at a time on the host: 16 MiB, so that they stay near the processor
+DEVICE_RUN = 1 << 26  # and on a device, where each run costs a copy each way and a wait: 256 MiB
 SPAN = 1 << 22  # elements that are summed at a time
 WHAT = "averaging gradients inside the host"
 
 
-@torch.no_grad()
-def average_gradients(hosts: Hosts, parameters: Sequence[Tensor], round: int, *, skip: bool) -> bool:
-    """Collective over a host. Replace gradients by their average over its ranks, weighted by their data weights.
+@dataclass
+class GradientAverage:
+    """Replaces gradients by their weighted sum over the ranks of a host.
 
-    A parameter that has no gradient on some ranks counts as 0 there; where none has one, it stays without.
-
-    Args:
-        parameters: the same on every rank, in the same order.
-        skip: this rank found an inf or nan and will not step.
-
-    Returns:
-        Whether any rank of the host will not step; gradients are left as they are then.
-
-    Raises:
-        ConfigurationError: a gradient is sparse.
+    Gradients are gathered into one flat buffer per device and width, in runs of bounded size; a run on a device costs
+    one copy to the host and one back, through pinned memory. Where the user's process group holds exactly the ranks
+    of this host and has NCCL for the device, it sums the buffers there and nothing is copied.
     """
-    here = np.array([float(parameter.grad is not None) for parameter in parameters] + [float(skip)])
-    hosts.sum(here, round, WHAT)
-    if here[-1]:
-        return True
-    members = [parameter for parameter, count in zip(parameters, here[:-1], strict=True) if count]
-    for parameter in members:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        elif parameter.grad.is_sparse:
-            raise ConfigurationError(
-                f"rank {hosts.rank}, round {round}: a gradient of shape {list(parameter.shape)} is sparse and cannot "
-                "be averaged inside the host: use Embedding(sparse=False), or within_host='ddp'"
-            )
-    for run in _runs(members):
-        _average(hosts, run, round)
-    return False
+
+    hosts: Hosts
+    _pinned: dict[torch.dtype, Tensor] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def __call__(self, parameters: Sequence[Tensor], round: int, share: float, on_device: bool) -> None:
+        """Collective over a host. A parameter without a gradient counts as 0, and has one afterwards.
+
+        Args:
+            parameters: the same on every rank, in the same order.
+            share: what this rank's gradients are multiplied by; the shares of a host sum to 1.
+            on_device: every rank of the host leaves the sum to torch.distributed, see :func:`reduces`.
+        """
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        for run in _runs(parameters):
+            flat = torch.cat([grad.reshape(-1).to(_wide(grad)) for grad in run]).mul_(share)
+            if on_device and not flat.is_cpu:
+                torch.distributed.all_reduce(flat)
+            elif flat.is_cpu:
+                self._sum(flat, round)
+            else:
+                host = self._host_buffer(flat)
+                host.copy_(flat, non_blocking=flat.is_cuda)
+                if flat.is_cuda:
+                    torch.cuda.current_stream(flat.device).synchronize()
+                self._sum(host, round)
+                flat.copy_(host, non_blocking=flat.is_cuda)
+            _scatter(flat, run)
+
+    def _sum(self, flat: Tensor, round: int) -> None:
+        values = flat.numpy()
+        for start in range(0, values.size, SPAN):
+            self.hosts.sum(values[start : start + SPAN], round, WHAT)
+
+    def _host_buffer(self, flat: Tensor) -> Tensor:
+        """Return host memory that the device copies to by itself. It is used again: the next run waits for this one."""
+        held = self._pinned.get(flat.dtype)
+        if held is None or held.numel() < flat.numel():
+            held = self._pinned[flat.dtype] = torch.empty(flat.numel(), dtype=flat.dtype, pin_memory=flat.is_cuda)
+        return held[: flat.numel()]
+
+
+def reduces(hosts: Hosts, parameters: Sequence[Tensor]) -> bool:
+    """Tell whether torch.distributed can sum this rank's gradients where they lie.
+
+    It can where all are on a device, and the default process group has NCCL for it and looks like the ranks of this
+    host. A group of all ranks of the job is not split here: that is collective over the job, and costs communicators.
+    """
+    devices = {parameter.device.type for parameter in parameters}
+    if len(devices) != 1 or not devices <= _BACKENDS.keys():
+        return False
+    distributed: Any = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    if (distributed.get_rank(), distributed.get_world_size()) != (hosts.lane, hosts.lanes):
+        return False
+    return f"{next(iter(devices))}:{_BACKENDS[next(iter(devices))]}" in _group_backends()
+
+
+_BACKENDS = {"cuda": "nccl"}  # device types whose gradients may be left to a backend of torch.distributed
+
+
+def _group_backends() -> str:
+    """Return the default group's backends by device type, as in ``cpu:gloo,cuda:nccl``."""
+    return str(torch.distributed.get_backend_config())
+
+
+def is_plain(grad: Tensor | None) -> bool:
+    """Tell whether a gradient can be gathered into a flat buffer."""
+    return grad is None or grad.layout == torch.strided
 
 
 def _runs(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield the gradients in runs of one dtype with about SPAN elements each."""
-    run: list[Tensor] = []
+    """Yield the gradients in runs of one device and width."""
+    runs: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for parameter in parameters:
         assert parameter.grad is not None
         grad = torch.view_as_real(parameter.grad) if parameter.grad.is_complex() else parameter.grad
-        if run and (_wide(run[0]) != _wide(grad) or sum(g.numel() for g in run) + grad.numel() > SPAN):
+        kind = grad.device, _wide(grad)
+        run = runs.setdefault(kind, [])
+        if run and sum(g.numel() for g in run) + grad.numel() > (CPU_RUN if grad.is_cpu else DEVICE_RUN):
             yield run
-            run = []
+            run = runs[kind] = []
         run.append(grad)
-    if run:
-        yield run
+    yield from runs.values()
 
 
-def _average(hosts: Hosts, grads: list[Tensor], round: int) -> None:
-    flat = torch.cat([grad.reshape(-1).to("cpu", _wide(grad)) for grad in grads]).mul_(hosts.share).numpy()
-    for start in range(0, flat.size, SPAN):
-        hosts.sum(flat[start : start + SPAN], round, WHAT)
-    parts = torch.split(torch.from_numpy(flat), [grad.numel() for grad in grads])
-    for grad, part in zip(grads, parts, strict=True):
-        grad.copy_(part.view(grad.shape))
+def _scatter(flat: Tensor, grads: list[Tensor]) -> None:
+    parts = torch.split(flat, [grad.numel() for grad in grads])
+    torch._foreach_copy_(grads, [part.view(grad.shape) for grad, part in zip(grads, parts, strict=True)])
 
 
 def _wide(grad: Tensor) -> torch.dtype:

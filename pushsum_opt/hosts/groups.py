@@ -52,13 +52,17 @@ class Hosts:
         _refuse_unequal(comm.Get_rank(), labels)
         self.comm = comm
         self.rank: int = comm.Get_rank()
+        self.members = members
+        """The ranks of this host, by lane."""
         self.size = len(labels)
         self.lanes = len(members)
         self.lane = members.index(self.rank)
         self.sharded = sharded
         self.data_weight = float(sum(weights[rank] for rank in members))
         """The sum of v over this host's ranks."""
-        self.share = float(weights[self.rank]) / self.data_weight
+        self.shares = [float(weights[rank]) / self.data_weight for rank in members]
+        """How much the gradients of each of them count; sums to 1."""
+        self.share = self.shares[self.lane]
         """This rank's part of it: how much its gradients count inside the host."""
         self.lane_comm = split(comm, self.lane)
         self._host_comm = split(comm, labels.index(label))

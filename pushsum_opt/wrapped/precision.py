@@ -6,9 +6,10 @@ step() always, as it does for torch's fused optimizers, and only the local updat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,24 +19,33 @@ from .. import _torch_compat
 __all__ = ["amp_scaling"]
 
 
+class Settle(Protocol):
+    """What averages inside a host; :meth:`.host_gradients.HostGradients.settle` is one."""
+
+    def __call__(self, call: str, *, skips: bool = ..., scale: float = ...) -> bool: ...
+
+
 @contextmanager
 def amp_scaling(
-    wrapper: torch.optim.Optimizer, inner: torch.optim.Optimizer, average: Callable[[bool], bool] | None
+    wrapper: torch.optim.Optimizer, inner: torch.optim.Optimizer, settle: Settle | None
 ) -> Iterator[bool]:
     """Deal with what a GradScaler has set on the wrapper; yield whether the local update must be skipped.
 
     Args:
-        average: averages the gradients inside a host, where that is to be done before the update. Called with whether
-            this rank must skip; returns whether any rank of the host must.
+        settle: averages inside a host what has not been averaged, where that is to be done before the update. Called
+            with the call, whether this rank must skip and its scale; returns whether any rank of the host must skip.
     """
     found_inf: Any = getattr(wrapper, "found_inf", None)
     grad_scale: Tensor | None = getattr(wrapper, "grad_scale", None)
-    if average is not None:
-        # Every rank of the host has a scale of its own: unscale before averaging, and skip on all or on none.
-        skip = isinstance(found_inf, Tensor) and bool(found_inf.item())
-        if isinstance(found_inf, Tensor) and not skip:
-            _unscale(inner, grad_scale)
-        yield average(skip)
+    if settle is not None:
+        # Skip on all ranks of the host or on none. Unscale before averaging: equal ranks lose nothing by it.
+        skip, scale = False, math.nan
+        if isinstance(found_inf, Tensor):
+            skip = bool(found_inf.item())
+            scale = math.nan if grad_scale is None else float(grad_scale.item())
+            if not skip:
+                _unscale(inner, grad_scale)
+        yield settle("step()", skips=skip, scale=scale)
     elif not isinstance(found_inf, Tensor):  # no scaler, or the int 0 where no parameter has a gradient
         yield False
     elif _torch_compat.supports_amp_scaling(inner):
@@ -56,8 +66,11 @@ def _unscale(optimizer: torch.optim.Optimizer, grad_scale: Tensor | None) -> Non
     if grad_scale is None:  # the user has called scaler.unscale_()
         return
     inverse = grad_scale.double().reciprocal().float()  # as GradScaler.unscale_ does
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None:
-                grad = parameter.grad
-                (grad._values() if grad.is_sparse else grad).mul_(inverse.to(grad.device))
+                grad = parameter.grad._values() if parameter.grad.is_sparse else parameter.grad
+                alike.setdefault((grad.device, grad.dtype), []).append(grad)
+    for (device, _), grads in alike.items():
+        torch._foreach_mul_(grads, inverse.to(device))

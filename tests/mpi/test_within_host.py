@@ -52,3 +52,7 @@ def test_hosts_train_as_participants_on_the_mean_gradient(how, tmp_path):
             torch.testing.assert_close(found["own"][name], own[name], rtol=1e-12, atol=1e-13)
             torch.testing.assert_close(found["mean"][name], mean[name], rtol=1e-12, atol=1e-13)
         assert found["sent"] < 1.2 * 8 * (8 * (3000 * 7 + 2 * 3001) / LANES + 100), "a part of the model per rank"
+
+
+def test_scripts_find_the_hosts_gradients_after_backward_as_under_ddp(tmp_path):
+    succeeds(2, "like_ddp.py", str(tmp_path))
