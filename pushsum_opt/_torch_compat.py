@@ -8,6 +8,8 @@ Contracts:
       (None once unscaled) and ``found_inf`` (which may be the int 0) set on it as attributes;
     * hooks that run around ``step()`` are in ``_optimizer_step_pre_hooks`` and ``_optimizer_step_post_hooks`` of an
       optimizer, and those of all optimizers in ``_global_optimizer_pre_hooks`` and ``_global_optimizer_post_hooks``;
+    * ``Module._register_state_dict_hook(hook)`` calls ``hook(module, state_dict, prefix, local_metadata)`` at the end
+      of every ``state_dict()`` and returns a handle with ``remove()``;
     * ``Module._parameters`` and ``Module._buffers`` map names to the tensors that the module itself holds.
 """
 
@@ -24,6 +26,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 __all__ = [
     "has_step_hooks",
     "make_hook_tables",
+    "on_state_dict",
     "own_tensor",
     "run_load_state_dict_post_hooks",
     "run_load_state_dict_pre_hooks",
@@ -89,3 +92,8 @@ def own_tensor(module: nn.Module, name: str) -> Tensor | None:
     """Return the parameter or buffer that a module itself holds under a name, without the cost of attribute look-up."""
     found = module._parameters.get(name)
     return module._buffers.get(name) if found is None else found
+
+
+def on_state_dict(module: nn.Module, hook: Callable[..., None]) -> Any:
+    """Have a hook called with what ``module.state_dict()`` is about to return; return its handle."""
+    return module._register_state_dict_hook(hook)  # type: ignore[no-untyped-call]

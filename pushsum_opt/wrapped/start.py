@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Iterable
-from typing import IO, Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import collectives
+from ..checkpoint.code import with_code, without_code
+from ..checkpoint.devices import keep_dtypes
+from ..checkpoint.value_digest import digest
 from ..transport import Transport
 from ..transport.waiting import Waiter
 
@@ -22,28 +24,14 @@ def copy_start(
 ) -> None:
     """Collective on a transport. Give every rank rank 0's values; state that is equal already does not travel."""
     collectives.broadcast_tensors(transport, waiter, tensors, 0)
-    state = optimizer.state_dict()
-    if not collectives.equal_everywhere(transport, waiter, _digest(state)):
+    own = optimizer.state_dict()
+    state = without_code(own)  # every rank has the functions of its own program
+    if not collectives.equal_everywhere(transport, waiter, digest(state)):
         received = collectives.broadcast_bytes(transport, waiter, _to_bytes(state) if transport.rank == 0 else b"", 0)
         if transport.rank != 0:
-            optimizer.load_state_dict(torch.load(io.BytesIO(received), weights_only=False))
-
-
-class _Digest(io.RawIOBase):
-    """A file that keeps only the hash of what is written: a state need not fit into memory twice to be compared."""
-
-    def __init__(self) -> None:
-        self.hash = hashlib.blake2b(digest_size=16)
-
-    def write(self, data: Any) -> int:
-        self.hash.update(data)
-        return len(data)
-
-
-def _digest(state: dict[str, Any]) -> bytes:
-    file = _Digest()
-    torch.save(state, cast(IO[bytes], file))
-    return file.hash.digest()
+            loaded = torch.load(io.BytesIO(received), map_location="cpu", weights_only=False)
+            optimizer.load_state_dict(with_code(loaded, own))
+            keep_dtypes(optimizer, loaded)
 
 
 def _to_bytes(state: dict[str, Any]) -> bytes:
