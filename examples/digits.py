@@ -70,9 +70,9 @@ def main() -> None:
                 correct = accuracy(model, test)
             if ps.rank() == 0:
                 epochs.write(f"epoch {epoch + 1:2}: test accuracy {correct:.1%}, consensus distance {distance:.4f}")
-    with optimizer.averaged():
-        if ps.rank() == 0 and arguments.checkpoint:
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, arguments.checkpoint)
+    average = optimizer.averaged_state_dict()  # on every rank; rank 0 gets it
+    if ps.rank() == 0 and arguments.checkpoint:
+        torch.save({"model": average, "optimizer": optimizer.state_dict()}, arguments.checkpoint)
     optimizer.close()
 
 

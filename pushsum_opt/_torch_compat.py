@@ -11,6 +11,8 @@ Contracts:
     * ``torch.autograd.Variable._execution_engine.queue_callback``, called in a hook of backward(), calls back once that
       backward() has accumulated every gradient, as DistributedDataParallel does; an exception comes out of it;
     * ``torch._C._current_graph_task_id`` numbers the backward() that the calling hook belongs to;
+    * ``Module._register_state_dict_hook(hook)`` calls ``hook(module, state_dict, prefix, local_metadata)`` at the end
+      of every ``state_dict()`` and returns a handle with ``remove()``;
     * ``Module._parameters`` and ``Module._buffers`` map names to the tensors that the module itself holds.
 """
 
@@ -30,6 +32,7 @@ __all__ = [
     "backward_id",
     "has_step_hooks",
     "make_hook_tables",
+    "on_state_dict",
     "own_tensor",
     "run_load_state_dict_post_hooks",
     "run_load_state_dict_pre_hooks",
@@ -111,3 +114,8 @@ def own_tensor(module: nn.Module, name: str) -> Tensor | None:
     """Return the parameter or buffer that a module itself holds under a name, without the cost of attribute look-up."""
     found = module._parameters.get(name)
     return module._buffers.get(name) if found is None else found
+
+
+def on_state_dict(module: nn.Module, hook: Callable[..., None]) -> Any:
+    """Have a hook called with what ``module.state_dict()`` is about to return; return its handle."""
+    return module._register_state_dict_hook(hook)  # type: ignore[no-untyped-call]

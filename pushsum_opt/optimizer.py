@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NoReturn
 
@@ -11,15 +12,20 @@ import torch
 from torch import nn
 
 from . import _torch_compat, agreement, collectives, world
-from .algorithms import Algorithm, Gossip
+from .algorithms import Algorithm, Gossip, SlowMomentum
 from .algorithms.join import Join
 from .arguments import Buffers, Communicator, DType, GraphLike, Nonfinite, Staleness, WithinHost
+from .checkpoint.together import job_rank, job_size
 from .errors import ConfigurationError, LayoutError
 from .hosts import Hosts
 from .observe import start_line
 from .observe.log import log
 from .push_sum import PushSum
+from .wrapped import points
+from .wrapped.calls import call_step, call_zero_grad
+from .wrapped.finding import Finder
 from .wrapped.host_gradients import HostGradients
+from .wrapped.model_state import check_rank, copy_to_host, watched
 from .wrapped.precision import amp_scaling
 from .wrapped.rates import scale_with_rates, scaled_rates
 from .wrapped.start import copy_start
@@ -58,6 +64,8 @@ class PushSumOptimizer(torch.optim.Optimizer):
         buffers: what happens to floating buffers such as BatchNorm's running statistics. "local": each rank keeps its
             own, always. "average": each rank keeps its own, and :meth:`averaged` averages them. "gossip": they travel
             and are mixed with the parameters. None: "average" where a model is given, otherwise "local".
+        gossip_state: names of entries of ``optimizer.state[p]`` that hold points in parameter space, such as ``("z",)``
+            of schedule-free optimizers: they are exchanged and averaged with the parameters.
         wire_dtype: round wider values to this dtype on the wire, such as ``torch.bfloat16``. None: send as it is.
         nonfinite: "raise" when a message holds inf or nan, or "skip" that part of it.
         comm: an mpi4py communicator, or what :func:`pushsum_opt.testing.run` gives; None for ``MPI.COMM_WORLD``.
@@ -98,18 +106,21 @@ class PushSumOptimizer(torch.optim.Optimizer):
         algorithm: Algorithm | None = None,
         data_weight: float = 1.0,
         buffers: Buffers | None = None,
+        gossip_state: Sequence[str] = (),
         wire_dtype: DType | None = None,
         nonfinite: Nonfinite = "raise",
         comm: Communicator | None = None,
         timeout: float = 1800.0,
         rate_correction: bool = False,
     ) -> None:
-        _check_arguments(optimizer, model, within_host, gossip_every, algorithm, buffers)
+        _check_arguments(optimizer, model, within_host, gossip_every, algorithm, buffers, gossip_state)
         self.optimizer = optimizer
         self.model = model
         _torch_compat.make_hook_tables(self)
         self._buffers = buffers or ("local" if model is None else "average")
-        self._tensors = Tensors(optimizer, model, with_buffers=self._buffers == "gossip")
+        self._points = points.Points(optimizer, points.check_names(gossip_state))
+        self._tensors = Tensors(optimizer, model, with_buffers=self._buffers == "gossip", points=self._points)
+        self._finder: Finder | None = None
         self._gossip_every = gossip_every
         self._steps = 0
         self._joining: Join | None = None
@@ -149,14 +160,17 @@ class PushSumOptimizer(torch.optim.Optimizer):
             # Every rank signs its first step; rank 0 speaks for all.
             speak = self._warn_about_shards if self.push_sum.first else (lambda peer: None)
             self.push_sum.watch_first_step(speak)
+            if self.push_sum.first:
+                self._finder = Finder(self._tensors.named_parameters, self._points.names)
 
     # ------------------------------------------------------------------ the algorithm
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *args: Any, **kwargs: Any) -> Any:
         """One iteration of Stochastic Gradient Push (Assran et al. 2019, Algorithm 1).
 
         Args:
             closure: passed on to the wrapped optimizer, once.
+            args, kwargs: whatever else its ``step`` takes.
 
         Returns:
             What the wrapped optimizer returned: the closure's loss, or None.
@@ -165,7 +179,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
             PeerError: a peer did not take part; see :meth:`PushSum.mix` for this and other errors of the round.
             LayoutError: the model no longer holds the parameters that are optimized.
         """
-        loss = self._local_step(closure)  # z <- z - gamma u(z) / w, on this rank alone
+        loss = self._local_step(closure, args, kwargs)  # z <- z - gamma u(z) / w, on this rank alone
         if self._host_gradients is not None:
             self._host_gradients.forget()
         self._steps += 1
@@ -208,21 +222,41 @@ class PushSumOptimizer(torch.optim.Optimizer):
         with inside:
             yield
 
-    def _local_step(self, closure: Callable[[], Any] | None) -> Any:
+    def _local_step(self, closure: Callable[[], Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._refuse_lost_parameters()
         inside = self._host_gradients
-        settle = inside.settle if inside is not None and closure is None else None
-        with self._scaled_step(), amp_scaling(self, self.optimizer, settle) as skip:
-            if skip:
-                return None
-            if closure is None:
-                return self.optimizer.step()
-            return self.optimizer.step(closure if inside is None else inside.closure(closure))
+        settle = inside.settle if inside is not None and not callable(closure) else None
+        if self._points.names:
+            self._adopt_points()
+        with self._scaled_step():
+            with amp_scaling(self, self.optimizer, settle) as skip:
+                if callable(closure) and inside is not None:
+                    closure = inside.closure(closure)
+                loss = None if skip else call_step(self.optimizer, closure, args, kwargs)
+            if self._points.names:
+                self._adopt_points()
+        if self._finder is not None:
+            self._look_for_points()
+        return loss
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _adopt_points(self) -> None:
+        if not self._points.names:
+            return
+        with self.push_sum.failing_together():
+            self._points.adopt()
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _look_for_points(self) -> None:
+        if self._finder is not None and self._finder.step_taken(self.optimizer):
+            if self._finder.found:
+                log.warning("%s", self._finder.advice())
+            self._finder = None
 
     def _scaled_step(self) -> AbstractContextManager[None]:
         """Return a context in which a step moves x by a_i dz, as in the paper."""
         scale = 1.0 if self._joining is None else self._joining.scale
-        if not scale_with_rates(self.optimizer):
+        if self._points.names or not scale_with_rates(self.optimizer):  # a rate may move points in another way
             return self.push_sum.local_step(scale)
         factor = self.push_sum.step_factor(scale)
         return nullcontext() if factor == 1.0 else scaled_rates(self.optimizer, factor)
@@ -265,13 +299,15 @@ class PushSumOptimizer(torch.optim.Optimizer):
     def defaults(self, value: dict[str, Any]) -> None:
         self.optimizer.defaults = value
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
+    # Frameworks look at its signature: it takes set_to_none, as torch's does.
+    @functools.wraps(torch.optim.Optimizer.zero_grad, assigned=(), updated=())
+    def zero_grad(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Reset the gradients, as the wrapped optimizer does."""
-        self.optimizer.zero_grad(set_to_none=set_to_none)
+        call_zero_grad(self.optimizer, args, kwargs)
         if self._host_gradients is not None:
             self._host_gradients.forget()
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """Collective. Add a group to the wrapped optimizer; rank 0's values of the new tensors reach every rank.
 
         All ranks call it after the same number of rounds.
@@ -280,7 +316,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
             MismatchError: the ranks add different tensors; none of them is exchanged.
         """
         known = {id(tensor) for tensor in self._tensors.exchanged.values()}
-        self.optimizer.add_param_group(param_group)
+        self.optimizer.add_param_group(param_group, *args, **kwargs)
         self._tensors.look_again()
         if self._host_gradients is not None:
             self._host_gradients.look_again()
@@ -288,6 +324,16 @@ class PushSumOptimizer(torch.optim.Optimizer):
         self.push_sum.extend(new)
         with self.push_sum.failing_together():
             collectives.broadcast_tensors(self.push_sum.transport, self.push_sum.waiter, new.values(), 0)
+
+    @property
+    def train(self) -> Any:
+        """``train()`` of the wrapped optimizer, where it has one: ``hasattr`` says so."""
+        return getattr(self.optimizer, "train")  # noqa: B009  (a torch optimizer has none)
+
+    @property
+    def eval(self) -> Any:
+        """``eval()`` of the wrapped optimizer, where it has one: ``hasattr`` says so."""
+        return getattr(self.optimizer, "eval")  # noqa: B009
 
     def state_dict(self) -> dict[str, Any]:
         """Return the wrapped optimizer's state and, under "push_sum", this rank's mass. Local, without side effects.
@@ -314,6 +360,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         self._steps = 0 if mass is None else mass.get("steps", 0)
         self._algorithm.load_state_dict({} if mass is None else mass.get("algorithm", {}))
         reason = self.push_sum.load_state(mass)
+        self._adopt_points()
         if reason is not None:
             log.warning(
                 "rank %d: the optimizer's state was loaded, but %s: this rank starts with push weight %.6g. Fine if "
@@ -366,11 +413,32 @@ class PushSumOptimizer(torch.optim.Optimizer):
         """Collective. A context in which the model holds the exact weighted average over ranks.
 
         Parameters are averaged, and floating buffers unless ``buffers="local"``; afterwards they hold, bit for bit,
-        what they held.
+        what they held. An optimizer with ``train()`` and ``eval()`` may be switched inside; its mode is put back.
         Nothing in flight is merged: training goes on as if it had not been called.
         """
+        return self._average() if self.model is None else watched(self.model, self._average(), self.push_sum.rank)
+
+    def _average(self) -> AbstractContextManager[None]:
         beside = self.model.buffers() if self.model is not None and self._buffers == "average" else ()
-        return collectives.averaged(self.push_sum, beside)
+        self._adopt_points()
+        return points.averaged(self.optimizer, self.push_sum, beside, self._points)
+
+    def averaged_state_dict(self, rank: int | None = 0) -> dict[str, Any] | None:
+        """Collective. Return copies, on the CPU, of the model's state_dict as it is inside :meth:`averaged`.
+
+        For saving: unlike a state_dict taken inside the block, it stays what it is. The trajectory is not changed.
+
+        Args:
+            rank: the one that gets it; the others get None. None: every rank gets it.
+
+        Returns:
+            What ``model.load_state_dict()`` takes; of an optimizer without a model, its parameters by name.
+        """
+        push_sum = self.push_sum
+        check_rank(rank, job_rank(push_sum), job_size(push_sum))
+        with self._average():
+            held = self._tensors.named_parameters if self.model is None else self.model.state_dict()
+            return copy_to_host(held, wanted=rank is None or rank == job_rank(push_sum))
 
     @contextmanager
     def join(self, *, divide_by_active: bool = False) -> Iterator[None]:
@@ -422,12 +490,14 @@ class PushSumOptimizer(torch.optim.Optimizer):
             "algorithm": repr(self._algorithm),
             "buffers": repr(self._buffers),
             "within_host": repr(self._within_host),
+            "gossip_state": repr(self._points.names),
         }
         # First inside every host, then between hosts: rank 0's values reach all.
         hosts = self.push_sum.hosts
         if hosts is not None and not hosts.sharded:
             self._copy_start(hosts, settings)
         self._copy_start(self.push_sum, settings)
+        self._points.adopt()
         self._algorithm.bind(self.push_sum, self.param_groups)
         self._algorithm.bound = True
 
@@ -488,7 +558,7 @@ def _make_hosts(within_host: str, comm: Any, staleness: Any, data_weight: float,
 
 
 def _check_arguments(
-    optimizer: Any, model: Any, within_host: Any, gossip_every: Any, algorithm: Any, buffers: Any
+    optimizer: Any, model: Any, within_host: Any, gossip_every: Any, algorithm: Any, buffers: Any, gossip_state: Any
 ) -> None:
     if isinstance(optimizer, PushSumOptimizer):
         raise TypeError("optimizer is wrapped already: expected the torch optimizer inside, optimizer.optimizer")
@@ -502,6 +572,11 @@ def _check_arguments(
         raise ConfigurationError(f"gossip_every={gossip_every!r}: expected an int of at least 1")
     if algorithm is not None and not isinstance(algorithm, Algorithm):
         raise ConfigurationError(f"algorithm={algorithm!r}: expected one of pushsum_opt.algorithms, or None")
+    if isinstance(algorithm, SlowMomentum) and points.check_names(gossip_state):
+        raise ConfigurationError(
+            f"algorithm={algorithm!r} with gossip_state={gossip_state!r}: the slow step moves the parameters alone, "
+            "and the points would stay behind. Use PeriodicAverage, or gossip in every round"
+        )
     if algorithm is not None and algorithm.bound:
         raise ConfigurationError(f"algorithm={algorithm!r} belongs to another optimizer: make a new one for each")
     if buffers not in (None, "local", "average", "gossip"):

@@ -292,6 +292,18 @@ def test_own_tensor_follows_assignment():
     assert _torch_compat.own_tensor(model, "weight") is None
 
 
+def test_a_hook_sees_what_every_state_dict_is_about_to_return_until_it_is_removed():
+    model = nn.Linear(2, 1)
+    seen = []
+    handle = _torch_compat.on_state_dict(model, lambda module, state, prefix, metadata: seen.append((module, state)))
+    returned = model.state_dict()
+    handle.remove()
+    model.state_dict()
+    assert len(seen) == 1
+    assert seen[0][0] is model
+    assert seen[0][1] is returned
+
+
 # ---------------------------------------------------------------------- the room itself
 
 

@@ -55,9 +55,11 @@ def main() -> None:
                 images, labels = test.tensors
                 accuracy = (model(images).argmax(1) == labels).float().mean().item()
                 print(f"epoch {epoch + 1}: test accuracy {accuracy:.1%}")
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
-                arguments.out.mkdir(exist_ok=True)
-                torch.save(state, arguments.out / "last.pt")
+        average = optimizer.averaged_state_dict()  # on every rank; rank 0 gets it
+        if ps.rank() == 0:
+            arguments.out.mkdir(exist_ok=True)
+            state = {"model": average, "optimizer": optimizer.state_dict(), "epoch": epoch}
+            torch.save(state, arguments.out / "last.pt")
     optimizer.close()
 
 

@@ -70,6 +70,9 @@ class SlowMomentum(Algorithm):
             if index == len(self._before):  # a group was added, or another file loaded: it starts here
                 self._before.append(x.clone())
                 self._slow.append(torch.zeros_like(x))
+            for held in (self._before, self._slow):
+                if held[index].device != x.device:  # read from a file, or the model has moved
+                    held[index] = held[index].to(x.device)
             y, u = self._before[index], self._slow[index]
             if gamma:
                 u.mul_(self.momentum).add_(y - x, alpha=1.0 / gamma)

@@ -12,6 +12,8 @@ from typing import IO, Any, cast
 import torch
 
 from ..errors import CheckpointError
+from .refused import first_line, refused
+from .safe_types import decode, encode
 
 __all__ = ["TEMPORARY", "digest", "load_tensors", "save_tensors", "sync_directory", "write_whole"]
 
@@ -66,15 +68,21 @@ class _Hashing(io.RawIOBase):
 def save_tensors(path: Path, value: Any) -> dict[str, Any]:
     """Write nested containers of tensors and plain values; return the file's ``bytes`` and ``sha256``.
 
+    Values of common types that torch's safe loader does not know are written as in ``safe_types.py``.
+
     Raises:
-        CheckpointError: torch could not read it back without running code from the file.
+        CheckpointError: torch could not read it back without running code from the file; it names what and where.
     """
+    value = encode(value)
     counted: list[_Hashing] = []
 
     def write(file: IO[bytes]) -> None:
         counted.append(_Hashing(file))
         try:
             torch.save(value, cast(IO[bytes], counted[0]))
+        except Exception as error:
+            if counted[0].error is None:  # not the disk's
+                raise CheckpointError(f"{path}: {refused(value, error)}") from error
         finally:
             if counted[0].error is not None:
                 raise counted[0].error
@@ -82,11 +90,7 @@ def save_tensors(path: Path, value: Any) -> dict[str, Any]:
         try:
             torch.load(file.name, map_location="cpu", mmap=True, weights_only=True)
         except Exception as error:
-            raise CheckpointError(
-                f"{path}: what is saved holds something that torch.load(weights_only=True) does not take: "
-                f"{_first_line(error)}. Save only tensors, numbers, strings, lists, tuples, sets and dicts: look at "
-                "extra=, and at the state_dict() of what is passed beside the optimizer"
-            ) from error
+            raise CheckpointError(f"{path}: {refused(value, error)}") from error
 
     write_whole(path, write)
     return {"bytes": counted[0].bytes, "sha256": counted[0].hash.hexdigest()}
@@ -99,9 +103,10 @@ def load_tensors(path: Path) -> Any:
         CheckpointError: it is not such a file.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{path}: torch cannot read it: {_first_line(error)}") from error
+        raise CheckpointError(f"{path}: torch cannot read it: {first_line(error)}") from error
+    return decode(loaded)
 
 
 def digest(path: Path) -> str:
@@ -111,8 +116,3 @@ def digest(path: Path) -> str:
         while data := file.read(1 << 22):
             found.update(data)
     return found.hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"

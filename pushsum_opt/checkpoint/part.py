@@ -11,6 +11,8 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..push_sum import PushSum
 from . import randomness
+from .code import with_code, without_code
+from .devices import keep_dtypes, where_it_was
 from .directory import FORMAT
 from .together import job_rank, job_size
 
@@ -43,7 +45,7 @@ class Companions:
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         for name, one in self._held.items():
-            one.load_state_dict(saved[name])
+            one.load_state_dict(where_it_was(saved[name], one.state_dict()))
 
 
 def _listed(names: Any) -> str:
@@ -84,7 +86,8 @@ def capture(optimizer: Any, companions: Companions, extra: Any) -> dict[str, Any
         "model": {} if optimizer.model is None else optimizer.model.state_dict(),
         "names": names,
         "parameters": {name: tensor.detach() for name, tensor in exchanged.items() if name not in names.values()},
-        "optimizer": optimizer.state_dict(),
+        "optimizer": without_code(optimizer.state_dict()),
+        "groups": _groups(optimizer),
         "companions": companions.state(),
         "random": randomness.state(),
         "extra": extra,
@@ -121,14 +124,19 @@ def check_fits(part: Mapping[str, Any], optimizer: Any, companions: Companions, 
     if part["names"] != names:
         changed = sorted(set(part["names"].items()) ^ set(names.items()))[:3]
         raise CheckpointError(f"expected the same tensors to be exchanged as when it was saved, but {changed} differ")
-    groups = [len(group["params"]) for group in part["optimizer"]["param_groups"]]
-    found = [len(group["params"]) for group in optimizer.param_groups]
+    # Older files say it in the optimizer's state only, which some wrappers of optimizers keep in a form of their own.
+    groups = part.get("groups") or [len(group["params"]) for group in part["optimizer"]["param_groups"]]
+    found = _groups(optimizer)
     if groups != found:
         raise CheckpointError(
             f"expected an optimizer with parameter groups of {groups} parameters, as saved, got {found}. Make the same "
             "groups, in the same order, before loading"
         )
     companions.check_fits(part["companions"])
+
+
+def _groups(optimizer: Any) -> list[int]:
+    return [len(group["params"]) for group in optimizer.param_groups]
 
 
 def _compare(what: str, saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:
@@ -157,12 +165,15 @@ def restore(part: Mapping[str, Any], optimizer: Any, companions: Companions, *, 
     """
     if optimizer.model is not None:
         optimizer.model.load_state_dict(part["model"])
+    present = optimizer.optimizer.state_dict()
+    with optimizer.push_sum.restoring():
+        optimizer.load_state_dict(with_code(where_it_was(part["optimizer"], present), present))
+    keep_dtypes(optimizer.optimizer, part["optimizer"])
+    # After the optimizer's state, which points in parameter space are a part of: theirs may be an average.
     exchanged = optimizer.push_sum.memory.tensors
     with torch.no_grad():
         for name, tensor in part["parameters"].items():
             exchanged[name].copy_(tensor)
-    with optimizer.push_sum.restoring():
-        optimizer.load_state_dict(part["optimizer"])
     companions.restore(part["companions"])
     if random:
         randomness.restore(part["random"])

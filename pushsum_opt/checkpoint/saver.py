@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from ..errors import ConfigurationError
 from ..observe.log import log
+from .batches import Batches, Places
 from .loading import find, load_from
 from .part import Companions
 from .saving import save
 from .signals import Signals
-from .together import push_sum_of
+from .together import job_size, push_sum_of
 from .votes import Verdict, Votes
 
 __all__ = ["REQUEUE", "Saver"]
+
+PLACES = "places of batches()"  # under this name beside what after_step() is given
 
 REQUEUE = 75
 """The exit code that says: saved, start me again (EX_TEMPFAIL)."""
@@ -97,6 +100,7 @@ class Saver:
         self._steps = 0
         self._saved_round = self._push_sum.round
         self._extra: Mapping[str, Any] = {}
+        self._places = Places()
         self._closed = False
         self._push_sum.before_close(self.close)
 
@@ -116,7 +120,28 @@ class Saver:
             return None
         resumed = load_from(found, self._optimizer, Companions(**self._beside))
         self._saved_round = self._push_sum.round
-        return dict(resumed.extra or {})
+        extra = dict(resumed.extra or {})
+        ratio = found[1].size / job_size(self._push_sum)
+        self._places.resume(extra.pop(PLACES, ()), exact=resumed.exact, ratio=ratio)
+        return extra
+
+    def batches(self, loader: Iterable[Any]) -> Batches:
+        """Return the batches of one epoch; after :meth:`resume`, those behind the last one before the checkpoint.
+
+        ``for inputs, targets in saver.batches(loader)`` stands in the place of ``for inputs, targets in loader``. A
+        resumed run then has the bits of one that was never stopped: the order of the epoch is drawn from what it was
+        drawn from, what was seen is left out without being read, and the random generators are put back where the first
+        new batch begins. Workers draw from a seed of each batch, so that what they draw does not depend on where the
+        run began, on their number, or on ``persistent_workers``.
+
+        Args:
+            loader: a DataLoader; or anything to iterate over (a DataLoader of an IterableDataset or of another class
+                too), of which what was seen is read again and dropped.
+
+        Where the checkpoint is of another number of ranks, each rank leaves out as many batches as make the same number
+        of samples, rounded down.
+        """
+        return self._places.batches(loader)
 
     def after_step(self, **extra: Any) -> None:
         """Save if it is time to, and end the program if a rank was asked to stop.
@@ -143,7 +168,9 @@ class Saver:
 
     def save(self, **extra: Any) -> Path:
         """Collective. Save now."""
-        path = save(self._directory, self._optimizer, extra=dict(extra), keep=self._keep, **self._beside)
+        places = self._places.state()
+        beside = {**extra, **({PLACES: places} if places else {})}
+        path = save(self._directory, self._optimizer, extra=beside, keep=self._keep, **self._beside)
         self._saved_round = self._push_sum.round
         return path
 

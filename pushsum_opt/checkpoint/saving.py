@@ -17,6 +17,7 @@ from .directory import Manifest, file_of
 from .files import save_tensors
 from .part import Companions, capture
 from .together import job_size, push_sum_of, try_together
+from .trying import try_loading
 
 __all__ = ["save"]
 
@@ -70,7 +71,9 @@ def save(
     path = Path(begun)
     try:
         entries = try_together(
-            push_sum, "saving", lambda: _write_part(path, {"run": run, **capture(optimizer, companions, extra)})
+            push_sum,
+            "saving",
+            lambda: _write_part(path, {"run": run, **capture(optimizer, companions, extra)}, optimizer),
         )
         manifest = _manifest(run, job_size(push_sum), entries)
         try_together(push_sum, "saving", lambda: _complete(root, path, manifest, keep) if first else None)
@@ -81,13 +84,16 @@ def save(
     return path
 
 
-def _write_part(path: Path, part: dict[str, Any]) -> dict[str, Any]:
+def _write_part(path: Path, part: dict[str, Any], optimizer: Any) -> dict[str, Any]:
     if not path.is_dir():
         raise CheckpointError(
             f"{path}: rank 0 made this directory, but host {socket.gethostname()} does not see it. All ranks must see "
             "the same file system"
         )
-    return {"round": part["round"], "place": part["place"], **save_tensors(path / file_of(part["rank"]), part)}
+    file = path / file_of(part["rank"])
+    written = save_tensors(file, part)
+    try_loading(optimizer, file)
+    return {"round": part["round"], "place": part["place"], **written}
 
 
 def _manifest(run: str, size: int, entries: list[dict[str, Any]]) -> Manifest:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import collectives
+from ..checkpoint.devices import keep_dtypes
 from ..transport import Transport
 from ..transport.waiting import Waiter
 from .state_values import digest, for_here, to_send
@@ -32,7 +33,9 @@ def copy_start(
         if transport.rank != 0:
             loaded = torch.load(io.BytesIO(received), map_location="cpu", weights_only=False)
             # load_state_dict takes what belongs to a parameter to the parameter's device; the rest is placed here.
-            optimizer.load_state_dict(for_here(loaded, state))
+            placed = for_here(loaded, state)
+            optimizer.load_state_dict(placed)
+            keep_dtypes(optimizer, placed)
 
 
 def _to_bytes(state: dict[str, Any]) -> bytes:

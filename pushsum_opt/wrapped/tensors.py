@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _torch_compat
+from .points import Points
 
 __all__ = ["Tensors"]
 
@@ -17,12 +18,21 @@ class Tensors:
         optimizer: its parameters travel.
         model: gives them their names. None: they are called by group and index.
         with_buffers: the model's floating buffers travel too.
+        points: state of the optimizer that travels with its parameters.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module | None, *, with_buffers: bool) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        model: nn.Module | None,
+        *,
+        with_buffers: bool,
+        points: Points | None = None,
+    ) -> None:
         self._optimizer = optimizer
         self._model = model
         self._with_buffers = with_buffers
+        self.points = Points(optimizer, ()) if points is None else points
         self.look_again()
 
     def look_again(self) -> None:
@@ -37,10 +47,10 @@ class Tensors:
 
     @property
     def exchanged(self) -> dict[str, Tensor]:
-        """Every tensor that gossip mixes, by name: the optimizer's parameters, then buffers where they travel too."""
-        optimized = self._named_parameters()
+        """Every tensor that gossip mixes, by name: the optimizer's parameters, then buffers and points that travel."""
+        optimized = self.named_parameters
         buffers = {name: t for t, (_, _, name) in self._homes.items() if not isinstance(t, nn.Parameter)}
-        return {**optimized, **buffers}
+        return {**optimized, **buffers, **self.points.slots(optimized)}
 
     @property
     def all(self) -> list[Tensor]:
@@ -64,7 +74,9 @@ class Tensors:
             self._homes = now  # they have moved within the model
         return lost
 
-    def _named_parameters(self) -> dict[str, Tensor]:
+    @property
+    def named_parameters(self) -> dict[str, Tensor]:
+        """The optimizer's parameters, by name."""
         names = {id(p): name for p, (_, _, name) in self._homes.items()}
         named: dict[str, Tensor] = {}
         for g, group in enumerate(self._optimizer.param_groups):

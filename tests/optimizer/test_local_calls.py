@@ -13,7 +13,7 @@ from optimizer.common import FIRST_ORDER, KINDS, network, star, train
 import pushsum_opt as ps
 from pushsum_opt import collectives
 
-COLLECTIVE = {"add_param_group", "averaged", "close", "drain", "join"}
+COLLECTIVE = {"add_param_group", "averaged", "averaged_state_dict", "close", "drain", "join"}
 ROUNDS = {"step", "gossip"}
 CONSTANT = {"OptimizerPreHook", "OptimizerPostHook", "profile_hook_step"}  # torch's own: types and a decorator
 
@@ -25,6 +25,7 @@ def save(optimizer):
 LOCAL = {
     "buffers": lambda o: o.buffers,
     "defaults": lambda o: o.defaults,
+    "eval": lambda o: hasattr(o, "eval"),
     "load_state_dict": lambda o: o.load_state_dict(copy.deepcopy(o.state_dict())),
     "param_groups": lambda o: o.param_groups[0].update(lr=0.05),
     "push_weight": lambda o: o.push_weight,
@@ -39,6 +40,7 @@ LOCAL = {
     "state": lambda o: o.state,
     "state_dict": lambda o: o.state_dict(),
     "stats": lambda o: o.stats(),
+    "train": lambda o: hasattr(o, "train"),
     "zero_grad": lambda o: o.zero_grad(),
 }
 UNNAMED = {

@@ -1,0 +1,159 @@
+"""Optimizer state that holds points in parameter space, such as schedule-free's z: it travels with the parameters.
+
+Most optimizers make their state at their first step, and a rank whose parameter has no gradient makes it later, or
+never. So each named entry of each parameter has a *slot*, a tensor of ours that is exchanged from the first round on.
+While the entry does not exist, the slot holds the parameter: that is what the entry will start from. Once it exists,
+the slot takes its value and its place in the optimizer's state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import collectives
+from ..errors import ConfigurationError
+from ..push_sum import PushSum
+
+__all__ = ["Points", "averaged", "check_names"]
+
+
+def check_names(names: Any) -> tuple[str, ...]:
+    """Return ``gossip_state`` as a tuple of names, or raise ConfigurationError."""
+    given = (names,) if isinstance(names, str) else tuple(names) if isinstance(names, Iterable) else (names,)
+    if not all(isinstance(name, str) and name for name in given) or len(set(given)) != len(given):
+        raise ConfigurationError(
+            f"gossip_state={names!r}: expected names of entries of the optimizer's state, each once, such as ('z',)"
+        )
+    return given
+
+
+class Points:
+    """The slots of an optimizer.
+
+    Args:
+        optimizer: the wrapped one; ``optimizer.state[p][name]`` is what a slot stands for.
+        names: which entries hold points in parameter space.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, names: tuple[str, ...]) -> None:
+        self._optimizer = optimizer
+        self.names = names
+        self._slots: dict[str, dict[Tensor, Tensor]] = {name: {} for name in names}
+        self._called: dict[Tensor, str] = {}
+
+    def slots(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the slots of these parameters, by a name for messages; new ones hold the parameter."""
+        found = {}
+        for called, parameter in parameters.items() if self.names else ():
+            self._called.setdefault(parameter, called)
+            for name in self.names:
+                slots = self._slots[name]
+                if parameter not in slots:
+                    slots[parameter] = parameter.detach().clone()
+                found[f"{called} (state {name!r})"] = slots[parameter]
+        return found
+
+    @torch.no_grad()
+    def adopt(self) -> None:
+        """Take over what the optimizer has made or replaced since the last call. Local.
+
+        Raises:
+            ConfigurationError: an entry is no tensor of its parameter's shape, dtype and device.
+        """
+        for name, slots in self._slots.items():
+            for parameter, slot in slots.items():
+                entries = _entries(self._optimizer, parameter)
+                entry = entries.get(name)
+                if entry is slot:
+                    continue
+                if entry is None:
+                    slot.copy_(parameter)
+                    continue
+                self._check(entry, parameter, name)
+                slot.copy_(entry)
+                entries[name] = slot
+
+    def _check(self, entry: Any, parameter: Tensor, name: str) -> None:
+        expected = _form(parameter)
+        got = _form(entry) if isinstance(entry, Tensor) else type(entry).__name__
+        if got != expected:
+            raise ConfigurationError(
+                f"gossip_state: expected state {name!r} of parameter {self._called[parameter]} to be a point in "
+                f"parameter space ({expected}, as the parameter), got {got}. Leave {name!r} out of gossip_state, or "
+                "give the model the dtype and device of that state"
+            )
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)} on {tensor.device}"
+
+
+def _entries(optimizer: Any, parameter: Tensor) -> dict[str, Any]:
+    """Return the state of one parameter, without making it."""
+    entries = optimizer.state.get(parameter)
+    return entries if isinstance(entries, dict) else {}
+
+
+# ---------------------------------------------------------------------- averaging, whatever the optimizer's mode
+
+
+@contextmanager
+def averaged(optimizer: Any, push_sum: PushSum, buffers: Iterable[Tensor], points: Points) -> Iterator[None]:
+    """Collective. As :func:`collectives.averaged`, for an optimizer that may have ``train()`` and ``eval()``.
+
+    Its mode is put back at the end, whatever was called inside. Messages in flight hold what the parameters are in
+    train mode, so with points the average is taken in train mode, and shown in the mode that the optimizer was in.
+    """
+    if not (callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))):
+        with collectives.averaged(push_sum, buffers):
+            yield
+        return
+    outside = _flags(optimizer)
+    kept = [push_sum.memory.raw(chunk) for chunk in push_sum.memory.chunks] if points.names else []
+    if points.names:
+        optimizer.train()
+    inside = _flags(optimizer)
+    evaluating = inside != outside
+    try:
+        with collectives.averaged(push_sum, buffers):
+            if evaluating:
+                optimizer.eval()
+            yield
+    finally:
+        _put_flags(inside)
+        if evaluating and push_sum.staleness == "unbounded":
+            optimizer.eval()  # what asynchronous ranks have merged before the average must stay
+        elif evaluating:
+            _put_flags(outside)
+            for chunk, flat in zip(push_sum.memory.chunks, kept, strict=True):
+                push_sum.memory.put_raw(chunk, flat)
+
+
+Flags = list[tuple[dict[str, Any], str, bool]]
+
+
+def _flags(optimizer: Any) -> Flags:
+    """List every bool that an optimizer, its groups, and optimizers inside it hold: their mode is one of them."""
+    found: Flags = []
+    seen: set[int] = set()
+    waiting = [optimizer]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        own = vars(one)
+        waiting += [value for value in own.values() if isinstance(value, torch.optim.Optimizer)]
+        for holder in (own, *one.param_groups):
+            found += [(holder, key, value) for key, value in holder.items() if isinstance(value, bool)]
+    return found
+
+
+def _put_flags(flags: Flags) -> None:
+    for holder, key, value in flags:
+        holder[key] = value
