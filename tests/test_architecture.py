@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "pushsum_opt"
 # Top to bottom: a module imports only from rooms below its own (and from its own).
 ROOMS = (
     "cli",
+    "pytest_plugin",
     "testing",
     "optimizer",
     "wrapped",
