@@ -11,10 +11,10 @@ if how == "started by us":
 
     mpi4py.rc.initialize = False
 
-import torch
-from mpi4py import MPI
+import torch  # noqa: E402
+from mpi4py import MPI  # noqa: E402
 
-import pushsum_opt as ps
+import pushsum_opt as ps  # noqa: E402
 
 
 def train(staleness, **more):
