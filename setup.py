@@ -52,7 +52,10 @@ setup(
     # An open range for torch, and no extra narrows it: which build fits depends on the machine's CUDA.
     install_requires=["torch>=2.4", "numpy>=1.24", "mpi4py>=4"],
     extras_require=extras,
-    entry_points={"console_scripts": ["pushsum = pushsum_opt.cli:main"]},
+    entry_points={
+        "console_scripts": ["pushsum = pushsum_opt.cli:main"],
+        "pytest11": ["pushsum_opt = pushsum_opt.pytest_plugin"],  # does nothing but under mpirun
+    },
     zip_safe=False,
     classifiers=[
         "Development Status :: 4 - Beta",

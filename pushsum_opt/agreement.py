@@ -15,7 +15,7 @@ from .observe.log import log
 from .transport import Transport
 from .transport.waiting import Waiter
 
-__all__ = ["agree", "gather_objects", "normalised_data_weight", "shared_run"]
+__all__ = ["agree", "gather_objects", "let_everyone_know", "normalised_data_weight", "shared_run"]
 
 def agree(transport: Transport, waiter: Waiter, required: Mapping[str, str], versions: Mapping[str, str]) -> None:
     """Compare a description of this rank with everyone's. Collective.
@@ -35,7 +35,7 @@ def agree(transport: Transport, waiter: Waiter, required: Mapping[str, str], ver
     everyone = [json.loads(text) for text in gather_objects(transport, waiter, mine, "comparing the set-up")]
     differences = _differences([rank[0] for rank in everyone])
     if differences:
-        _let_everyone_know(transport, waiter)
+        let_everyone_know(transport, waiter)
         raise MismatchError(
             f"rank {transport.rank}: the ranks disagree about what they exchange: "
             + "; ".join(differences)
@@ -46,7 +46,7 @@ def agree(transport: Transport, waiter: Waiter, required: Mapping[str, str], ver
             log.warning("the ranks run different versions: %s", line)
 
 
-def _let_everyone_know(transport: Transport, waiter: Waiter) -> None:
+def let_everyone_know(transport: Transport, waiter: Waiter) -> None:
     """Before an error that all ranks raise alike: none may end before the others have learnt the reason themselves."""
     with contextlib.suppress(PeerFailed):
         waiter.wait((transport.barrier("everyone to see the difference"),), 0)
@@ -94,7 +94,7 @@ def normalised_data_weight(transport: Transport, waiter: Waiter, data_weight: fl
     weights = np.frombuffer(rows.tobytes(), np.float64)
     bad = [rank for rank, weight in enumerate(weights) if not 0 < weight < float("inf")]
     if bad:
-        _let_everyone_know(transport, waiter)
+        let_everyone_know(transport, waiter)
         raise ConfigurationError(
             f"rank {transport.rank}: data_weight={weights[bad[0]]} on {_ranks(bad)}: expected a finite number above 0, "
             "such as the number of samples of that rank"

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import pickle
 import struct
-import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import settings, transport, world
+from . import channels, ending, transport, world
 from .agreement import gather_objects
 from .arguments import Communicator
 from .errors import ConfigurationError
-from .events import Events
-from .observe.stall import StallInspector
 from .push_sum import PushSum
 from .transport import Transport
 from .transport.waiting import Waiter
@@ -236,34 +233,20 @@ def equal_everywhere(channel: Transport, waiter: Waiter, digest: bytes) -> bool:
     return len(set(gather_objects(channel, waiter, digest, "comparing states"))) == 1
 
 
-# ---------------------------------------------------------------------- one private channel per communicator
-
-_mpi_channels: dict[int, tuple[Transport, Waiter]] = {}
-_loopback_channels: weakref.WeakKeyDictionary[Any, tuple[Transport, Waiter]] = weakref.WeakKeyDictionary()
-TIMEOUT = 1800.0
+# ---------------------------------------------------------------------- which channel, which weight
 
 
 def _channel(comm: Any) -> tuple[Transport, Waiter]:
     """Return the transport that the functions of this module use on a communicator; made at the first call."""
-    if comm is None:
-        comm = world.communicator()
-        world.stop_all_on_error()
-    transport.check(comm)
-    channels: Any = _loopback_channels
-    key = comm
-    if not isinstance(comm, transport.LoopbackComm):
-        channels, key = _mpi_channels, comm.handle
-    if key not in channels:
-        opened = transport.connect(comm)
-        events = Events()
-        events.subscribe(StallInspector(opened.rank))
-        channels[key] = opened, Waiter(opened, events, TIMEOUT, settings.read().stall_seconds)
-    pair: tuple[Transport, Waiter] = channels[key]
-    return pair
+    if comm is not None:
+        transport.check(comm)
+    comm = world.communicator(comm)
+    ending.stop_all_on_error()
+    return channels.shared(comm)
 
 
 def _newest_data_weight(comm: Any) -> float:
-    push_sum = PushSum.newest(world.communicator() if comm is None else comm)
+    push_sum = PushSum.newest(world.communicator(comm))
     if push_sum is None:
         return 1.0
     return push_sum.data_weight * (1.0 if push_sum.hosts is None else push_sum.hosts.share)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
@@ -34,21 +35,41 @@ class Membership:
         self._hosts = hosts
         self.failure: str | None = None
         """The error that ended the exchange, if one has."""
+        self.interrupted = False
+        """Whether that error was no fault of anything here: Ctrl-C, or sys.exit() in a signal handler."""
+        self.successor = False
+        """Whether a newer one has taken its place."""
         self.closed = False
+        self._pid = os.getpid()
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other rank that could be out of step after an error."""
+        return self._transport.size == 1 and (self._hosts is None or self._hosts.lanes == 1)
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a forked child: then nothing here belongs to it."""
+        return os.getpid() != self._pid
 
     @contextmanager
     def failing_together(self, round: int) -> Iterator[None]:
-        """Tell the other ranks when this one fails, and refuse to go on afterwards."""
+        """Tell the other ranks when this one fails, and refuse to go on afterwards.
+
+        One rank alone goes on after an interrupt: there is nobody with whom it could be out of step.
+        """
         try:
             yield
         except BaseException as error:
-            self.fail(error, round)
+            if not (self.alone and _is_interrupt(error)):
+                self.fail(error, round)
             raise
 
     def fail(self, error: BaseException, round: int) -> None:
-        if self.failure is not None:
+        if self.failure is not None or self.forked:
             return
-        self.failure = f"{type(error).__name__}: {error}"
+        self.failure = _reason(error)
+        self.interrupted = _is_interrupt(error)
         notice = Notice(self._transport.rank, True, round, self._transport.collectives, self.failure)
         with contextlib.suppress(Exception):  # at best effort: the error at hand is the one to raise
             self._transport.tell(self._partners, notice)
@@ -59,13 +80,32 @@ class Membership:
     def refuse_if_over(self, round: int) -> None:
         """Raise ClosedError after the end, whether in peace or by an error."""
         rank = self._transport.rank
+        if self.forked:
+            raise ClosedError(
+                f"rank {rank}, round {round}: called in process {os.getpid()}, which a fork of the rank's own process "
+                f"{self._pid} has made (os.fork, a DataLoader or multiprocessing worker). The rank's messages and "
+                "threads do not exist here. Make this call in the rank's own process"
+            )
+        if self.closed and self.successor:
+            raise ClosedError(
+                f"rank {rank}: closed, because another optimizer was made over the same parameters after round {round} "
+                "and took its place. Use that one"
+            )
         if self.closed:
             raise ClosedError(f"rank {rank}: already closed. Make a new one to exchange again")
+        if self.failure is not None and self.interrupted:
+            raise ClosedError(
+                f"rank {rank}: an interrupt ended the exchange in round {round} ({self.failure}): this rank left what "
+                "all ranks do together half-way, and the others have stopped. Its own tensors are whole and "
+                "state_dict() works. Make a new optimizer on every rank, which starts from rank 0's parameters, or "
+                "restart from a checkpoint. To stop a run so that it can go on, use checkpoint.Saver and SIGUSR1"
+            )
         if self.failure is not None:
             raise ClosedError(
                 f"rank {rank}: an earlier error ended the exchange in round {round} ({self.failure}). "
                 "The ranks no longer agree on what was merged: restart from a checkpoint"
             )
+        self._transport.refuse_if_stopped()
 
     def leave(self, round: int, bring_home: Callable[[], None]) -> None:
         """Collective. Part from the others in peace.
@@ -86,3 +126,13 @@ class Membership:
         if self._hosts is not None:
             self._hosts.tell(mine)
             self._hosts.leave(round)
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    return not isinstance(error, Exception)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "KeyboardInterrupt: interrupted, by Ctrl-C or the stop button of a notebook"
+    return f"{type(error).__name__}: {error}"

@@ -6,12 +6,13 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
-from . import _torch_compat, agreement, collectives, world
+from . import _torch_compat, agreement, collectives, ending, world
 from .algorithms import Algorithm, Gossip, SlowMomentum
 from .algorithms.join import Join
 from .arguments import Buffers, Communicator, DType, GraphLike, Nonfinite, Staleness, WithinHost
@@ -124,6 +125,8 @@ class PushSumOptimizer(torch.optim.Optimizer):
         self._gossip_every = gossip_every
         self._steps = 0
         self._joining: Join | None = None
+        self.companions: list[Any] = []
+        """What must live as long as this does, such as a Saver."""
         self._algorithm = Gossip() if algorithm is None else algorithm
         hosts = None
         if within_host is not None:
@@ -141,6 +144,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
             timeout=timeout,
             rate_correction=rate_correction,
             hosts=hosts,
+            owner=self,
         )
         self._host_gradients: HostGradients | None = None
         if within_host == "gradients":
@@ -158,8 +162,8 @@ class PushSumOptimizer(torch.optim.Optimizer):
                 log.warning("%s", crowd)
         if self.push_sum.size > 1:
             # Every rank signs its first step; rank 0 speaks for all.
-            speak = self._warn_about_shards if self.push_sum.first else (lambda peer: None)
-            self.push_sum.watch_first_step(speak)
+            speak = partial(_warn_about_shards, self.push_sum.rank) if self.push_sum.first else (lambda peer: None)
+            self.push_sum.watch_first_step(speak)  # it must not hold this wrapper: the push-sum outlives it
             if self.push_sum.first:
                 self._finder = Finder(self._tensors.named_parameters, self._points.names)
 
@@ -523,14 +527,6 @@ class PushSumOptimizer(torch.optim.Optimizer):
                 stacklevel=3,
             )
 
-    def _warn_about_shards(self, peer: int) -> None:
-        log.warning(
-            "rank %d: its first local step and rank %d's are equal, bit for bit: both train on the same data. Give "
-            "each rank its own shard: DistributedSampler(dataset, num_replicas=ps.size(), rank=ps.rank())",
-            self.push_sum.rank,
-            peer,
-        )
-
     def _refuse_lost_parameters(self) -> None:
         lost = self._tensors.lost()
         if lost:
@@ -543,10 +539,19 @@ class PushSumOptimizer(torch.optim.Optimizer):
                 )
 
 
+def _warn_about_shards(rank: int, peer: int) -> None:
+    log.warning(
+        "rank %d: its first local step and rank %d's are equal, bit for bit: both train on the same data. Give each "
+        "rank its own shard: DistributedSampler(dataset, num_replicas=ps.size(), rank=ps.rank())",
+        rank,
+        peer,
+    )
+
+
 def _make_hosts(within_host: str, comm: Any, staleness: Any, data_weight: float, timeout: float) -> tuple[Hosts, Any]:
     """Collective. Return this rank's host and lane, and the communicator of the lane."""
-    comm = world.communicator() if comm is None else comm
-    world.stop_all_on_error()
+    comm = world.communicator(comm)
+    ending.stop_all_on_error()
     if staleness == "unbounded":
         raise ConfigurationError(
             f"rank {comm.Get_rank()}: within_host={within_host!r} with staleness='unbounded': the lanes of a host "

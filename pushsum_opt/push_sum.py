@@ -7,6 +7,7 @@ estimate z, the push weight w is one float64, and the numerator x = w z is impli
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from . import agreement, cuda_aware, graphs, settings, world
+from . import agreement, cuda_aware, ending, graphs, settings, succession, world
 from . import memory as memories
 from . import transport as transports
 from .arguments import Communicator, DType, GraphLike, Nonfinite, Staleness
@@ -34,7 +35,6 @@ from .observe.advice import OverlapAdvice
 from .observe.first_step import NOTHING, FirstStep
 from .observe.stall import StallInspector
 from .observe.statistics import Statistics
-from .registry import register, still_open
 from .transport.waiting import Waiter
 
 __all__ = ["PushSum"]
@@ -66,6 +66,10 @@ class PushSum:
             that slow ranks count as much as fast ones.
         hosts: where several ranks of a host are one participant; ``comm`` is ``hosts.lane_comm`` then, and rank and
             size count hosts.
+        owner: the wrapper around this. Once it is dropped on every rank, the next construction closes what it owned.
+
+    Until :meth:`close`, or the end of a ``with`` block, it stays open and holds its tensors, also where nothing refers
+    to it any more; the end of the program closes it.
 
     Raises:
         ConfigurationError: an argument has a value that cannot be used.
@@ -97,10 +101,10 @@ class PushSum:
         timeout: float = 1800.0,
         rate_correction: bool = False,
         hosts: Hosts | None = None,
+        owner: Any = None,
     ) -> None:
-        if comm is None:
-            comm = world.communicator()
-        world.stop_all_on_error()
+        comm = world.communicator(comm)
+        ending.stop_all_on_error()
         machine = settings.read()
         transports.check(comm)
         if isinstance(tensors, Mapping):
@@ -121,6 +125,9 @@ class PushSum:
         self.graph: graphs.Graph = graphs.resolve(graph, comm.Get_size(), warn=self._is_first(comm.Get_rank()))
         self.transport = transports.connect(comm, background=staleness != 0, memory=self.memory)
         self._comm = comm if hosts is None else hosts.comm
+        self.process = transports.process(comm)
+        self._owner = None if owner is None else weakref.ref(owner)
+        self._held: list[Any] = values
         self.rank = self.transport.rank
         self.size = self.transport.size
         self._events = Events()
@@ -149,13 +156,17 @@ class PushSum:
                 agreement.agree(hosts.transport, hosts.waiter, self._fingerprint(), {})
             self._data_weight = agreement.normalised_data_weight(self.transport, self.waiter, float(data_weight))
             self.run = agreement.shared_run(self.transport, self.waiter, os.urandom(8))
+            self.name = self.run
+            if hosts is not None:
+                self.name = agreement.shared_run(hosts.transport, hosts.waiter, bytes.fromhex(self.run))
+            succession.close_what_is_over(self, values)
         self._weight = self._data_weight
         merger = Merger(self.memory, self._events, self.rank, nonfinite, self._greet)
         exchange = Exchange(
             self.memory, self.transport, self.graph, self.waiter, self._events, merger, self._data_weight
         )
         self.gossip = self._make_gossip(exchange, rate_correction)
-        register(self)
+        self.process.register(self)
 
     def _is_first(self, rank: int) -> bool:
         return rank == 0 and (self.hosts is None or self.hosts.lane == 0)
@@ -168,7 +179,8 @@ class PushSum:
     @staticmethod
     def newest(comm: Any) -> PushSum | None:
         """Return the open PushSum that was made last on a communicator, if any."""
-        return next((one for one in reversed(still_open()) if one._comm is comm), None)
+        members = reversed(transports.process(comm).members)
+        return next((one for one in members if one._comm == comm), None)
 
     def _make_gossip(self, exchange: Exchange, rate_correction: bool) -> Gossip:
         if self._staleness == 0:
@@ -207,6 +219,31 @@ class PushSum:
     @property
     def closed(self) -> bool:
         return self._membership.closed
+
+    @property
+    def failed(self) -> bool:
+        """Whether an error has ended the exchange."""
+        return self._membership.failure is not None
+
+    @property
+    def owned(self) -> bool:
+        """Whether a wrapper was made around this."""
+        return self._owner is not None
+
+    @property
+    def dropped(self) -> bool:
+        """Whether the wrapper around this is gone on this rank. It may live on others: never act on it alone."""
+        return self._owner is not None and self._owner() is None
+
+    @property
+    def tensor_ids(self) -> frozenset[int]:
+        """The identities of the tensors that are exchanged; none once closed."""
+        return frozenset(id(tensor) for tensor in self._held)
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks of the job exchange here."""
+        return int(self._comm.Get_size())
 
     def stats(self) -> dict[str, float]:
         """Return plain floats to log. Local and cheap.
@@ -351,6 +388,7 @@ class PushSum:
         self.drain(call="add_param_group()")
         with self.failing_together():
             self.memory.extend(list(tensors.values()), list(tensors))
+            self._held = [*self._held, *tensors.values()]
             agreement.agree(self.transport, self.waiter, self._fingerprint(), {})
 
     # ------------------------------------------------------------------ saving and loading
@@ -429,19 +467,23 @@ class PushSum:
     def close(self) -> None:
         """Collective. Bring every message home, wait for all ranks, and free what is held. Idempotent.
 
-        After an error it returns at once: the other ranks have been told.
+        After an error it returns at once: the other ranks have been told. In a forked child it does nothing.
         """
+        self._close(self._bring_home)
+
+    def _close(self, bring_home: Callable[[], None]) -> None:
         member = self._membership
-        if member.closed:
+        if member.closed or member.forked:
             return
         try:
             if member.failure is None:
                 for callback in self._before_close:
                     callback()
                 with self.failing_together():
-                    member.leave(self._round, self._bring_home)
+                    member.leave(self._round, bring_home)
         finally:
             member.closed = True
+            self._held = []
             if member.failure is None:
                 self.gossip.close()
             self.transport.close()
@@ -450,9 +492,33 @@ class PushSum:
             if member.failure is None:
                 self.memory.close()
 
-    def _bring_home(self) -> None:
-        self._weight = self.gossip.drain(self._round, self._weight, "close()")
-        self.put_together()
+    def close_unchanged(self) -> None:
+        """Collective. Close, and leave the tensors as they are: what is in flight is given up, with its mass."""
+        self._membership.successor = True
+        self._close(lambda: self._bring_home(unchanged=True))
+
+    def give_up(self) -> None:
+        """Free threads and the transport, without the other ranks: for the end of a run in one process."""
+        self._membership.closed = True
+        self.transport.close()
+        if self.hosts is not None:
+            self.hosts.close(cleanly=False)
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the other ranks that this one cannot go on, and why."""
+        self._membership.fail(error, self._round)
+
+    def _bring_home(self, *, unchanged: bool = False) -> None:
+        kept = []
+        if unchanged and (self._staleness != 0 or self.hosts is not None):
+            self.memory.refresh()
+            kept = [(chunk, self.memory.raw(chunk)) for chunk in self.memory.chunks]
+        try:
+            self._weight = self.gossip.drain(self._round, self._weight, "close()")
+            self.put_together()
+        finally:
+            for chunk, flat in kept:
+                self.memory.put_raw(chunk, flat)
 
     def before_close(self, callback: Callable[[], None]) -> None:
         """Have something done first when this is closed; all ranks must close together what they made together."""

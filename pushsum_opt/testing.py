@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 import traceback
@@ -15,6 +16,12 @@ from .world import work_as
 __all__ = ["RankErrors", "run"]
 
 Result = TypeVar("Result")
+
+ALL = -1
+"""As the rank that failed: the run as a whole."""
+
+GRACE_S = 3.0
+"""Seconds that ranks have to stop by themselves, and again after they were interrupted."""
 
 
 class RankErrors(PushSumError):
@@ -58,39 +65,78 @@ def run(
         RankErrors: a rank failed; holds every exception, and shows every traceback.
         TimeoutError: a rank did not end in time.
 
+    All ranks have stopped when this returns or raises, also by Ctrl-C: a rank stops at its next call of this library,
+    or else is interrupted. Only one that hangs in foreign code goes on. What ranks leave open is closed.
+
     >>> run(3, lambda comm: comm.rank * 10)
     [0, 10, 20]
     """
     if size < 1:
         raise ValueError(f"size={size}: expected at least 1")
     world = LoopbackWorld(size, seed=seed, spread=spread, delays=delays, local_size=local_size)
+    comms = [world.comm(rank) for rank in range(size)]
     results: dict[int, Result] = {}
     errors: dict[int, BaseException] = {}
 
     def one_rank(rank: int) -> None:
         try:
-            comm = world.comm(rank)
-            work_as(comm)
-            results[rank] = function(comm)
+            work_as(comms[rank])
+            results[rank] = function(comms[rank])
         except BaseException as error:
             errors[rank] = error
             world.fail(rank, f"{type(error).__name__}: {error}")
 
     threads = [threading.Thread(target=one_rank, args=(r,), name=f"rank {r}", daemon=True) for r in range(size)]
-    deadline = time.monotonic() + timeout
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    late = [rank for rank, thread in enumerate(threads) if thread.is_alive()]
-    if errors:
-        causes = {rank: error for rank, error in sorted(errors.items()) if not isinstance(error, PeerFailed)} or errors
+    late: list[int] = []
+    try:
+        deadline = time.monotonic() + timeout
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        late = [rank for rank, thread in enumerate(threads) if thread.is_alive()]
+        if late:
+            world.fail(ALL, f"the run took longer than {timeout:g} s")
+    except BaseException as error:  # Ctrl-C above all: no rank may go on behind the caller's back
+        world.fail(ALL, f"the run was interrupted by {type(error).__name__}")
+        raise
+    finally:
+        _stop(threads)
+        for comm in comms:
+            _release(comm)
+    causes = {rank: error for rank, error in sorted(errors.items()) if not isinstance(error, PeerFailed)}
+    causes = {rank: error for rank, error in causes.items() if rank not in late} or ({} if late else errors)
+    if causes:
         text = "\n".join(f"rank {r} of {size}:\n{_trace(error)}" for r, error in causes.items())
         raise RankErrors(causes, text) from next(iter(causes.values()))
     if late:
-        world.fail(late[0], "the run took too long")
         raise TimeoutError(f"ranks {late} of {size} did not end within {timeout:g} s")
     return [results[rank] for rank in range(size)]
+
+
+def _stop(threads: list[threading.Thread]) -> None:
+    """Wait until the ranks have stopped; those that never call this library are interrupted, as by Ctrl-C."""
+    started = [thread for thread in threads if thread.ident is not None]
+    if _ended(started, GRACE_S):
+        return
+    for thread in started:
+        if thread.is_alive() and thread.ident is not None:
+            interrupt = ctypes.py_object(KeyboardInterrupt)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), interrupt)
+    _ended(started, GRACE_S)
+
+
+def _ended(threads: list[threading.Thread], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return not any(thread.is_alive() for thread in threads)
+
+
+def _release(comm: LoopbackComm) -> None:
+    """End what a rank has left open: its threads above all. Nothing is merged: the run is over."""
+    for member in comm.process.members:
+        member.give_up()
 
 
 def _trace(error: BaseException) -> str:

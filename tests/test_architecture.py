@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "pushsum_opt"
 # Top to bottom: a module imports only from rooms below its own (and from its own).
 ROOMS = (
     "cli",
+    "pytest_plugin",
     "testing",
     "optimizer",
     "wrapped",
@@ -24,6 +25,8 @@ ROOMS = (
     "all_ranks",
     "collectives",
     "push_sum",
+    "succession",
+    "channels",
     "gossip",
     "membership",
     "hosts",
@@ -36,7 +39,7 @@ ROOMS = (
     "arguments",
     "mixing",
     "graphs",
-    "registry",
+    "ending",
     "world",
     "settings",
     "_torch_compat",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..errors import ConfigurationError
+from ..errors import CheckpointError, ConfigurationError
 from ..observe.log import log
 from .batches import Batches, Places
 from .loading import find, load_from
@@ -102,7 +104,10 @@ class Saver:
         self._extra: Mapping[str, Any] = {}
         self._places = Places()
         self._closed = False
-        self._push_sum.before_close(self.close)
+        # The push-sum outlives the optimizer where that is dropped, so it must hold neither the optimizer nor this.
+        self._push_sum.before_close(partial(_close, weakref.ref(self), self._votes, self._signals))
+        if optimizer is not self._push_sum:
+            optimizer.companions.append(self)
 
     # ------------------------------------------------------------------ the loop
 
@@ -246,3 +251,33 @@ class Saver:
             self.close()
         elif not self._closed:
             self._end()  # the others are told by whoever sees the error
+
+
+def _close(saver: weakref.ref[Saver], votes: Votes, signals: Signals) -> None:
+    """Close a saver before its push-sum, also one that was dropped with its optimizer: then there is nothing to save.
+
+    Raises:
+        CheckpointError: another rank wants to save what this rank has dropped.
+    """
+    alive = saver()
+    if alive is not None:
+        alive.close()
+    if votes.closed:
+        return
+    try:
+        if votes.in_step and votes.open:
+            votes.wait(patient=False)
+        while not votes.in_step:
+            if not votes.open:
+                votes.cast(stop=False, finished=True)
+            verdict = votes.wait(patient=True)
+            if verdict.stop or verdict.save:
+                raise CheckpointError(
+                    "another rank wants to save, and this rank's optimizer and Saver were dropped without close(): "
+                    "keep them until the end of the program, or call close() on every rank"
+                )
+            if verdict.finished == votes.size:
+                break
+    finally:
+        signals.close()
+        votes.close()

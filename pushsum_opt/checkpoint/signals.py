@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import weakref
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
 __all__ = ["Signals"]
+
+_taken: weakref.WeakSet[Signals] = weakref.WeakSet()
+
+
+def _give_back_in_child() -> None:
+    """A forked child ends by SIGTERM as if nobody had asked: its parent may end a DataLoader's worker in this way."""
+    for one in list(_taken):
+        one.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_give_back_in_child)
 
 
 class Signals:
@@ -25,6 +39,7 @@ class Signals:
         if threading.current_thread() is threading.main_thread():
             for number in numbers:
                 self._previous[number] = signal.signal(number, self._take)
+            _taken.add(self)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:

@@ -42,6 +42,8 @@ class Votes:
         self._channel = transports.connect(push_sum.comm)
         events = Events()
         events.subscribe(StallInspector(push_sum.rank))
+        self.size = push_sum.size
+        self.closed = False
         self._waiter = Waiter(self._channel, events, push_sum.timeout, settings.read().stall_seconds)
         self._values: Any = None
         self._ticket: Ticket | None = None
@@ -100,4 +102,5 @@ class Votes:
 
     def close(self) -> None:
         """Free the channel."""
+        self.closed = True
         self._channel.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from ..ending import THIS, Process
 from ..errors import ConfigurationError
 from ..memory import Memory
 from .background import Background
@@ -13,7 +14,7 @@ from .deferred import Deferred
 from .groups import host_label, split
 from .loopback import LoopbackComm, LoopbackTransport
 
-__all__ = ["ANY", "LoopbackComm", "Notice", "Ticket", "Transport", "check", "connect", "host_label", "split"]
+__all__ = ["ANY", "LoopbackComm", "Notice", "Ticket", "Transport", "check", "connect", "host_label", "process", "split"]
 
 DEVICE_PERIOD = 5e-4  # seconds: chunks wait for copies on the device, and the next ones for them
 
@@ -51,6 +52,11 @@ def _open(comm: Any) -> Transport:
     from .mpi import MpiTransport
 
     return MpiTransport(comm)
+
+
+def process(comm: Any) -> Process:
+    """Return where this rank keeps what it has open."""
+    return comm.process if isinstance(comm, LoopbackComm) else THIS
 
 
 def check(comm: Any) -> None:

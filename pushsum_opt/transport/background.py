@@ -113,6 +113,9 @@ class Background(Transport):
             self._look()
         return True
 
+    def refuse_if_stopped(self) -> None:
+        self._inner.refuse_if_stopped()
+
     def close(self) -> None:
         with self._lock:
             self._stopping = True

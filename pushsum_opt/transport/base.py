@@ -140,6 +140,9 @@ class Transport(ABC):
         """
         return False
 
+    def refuse_if_stopped(self) -> None:  # noqa: B027  (only ranks of one process can be stopped from outside)
+        """Raise PeerFailed where all ranks have been told to stop, also if this one waits for nothing."""
+
     @abstractmethod
     def tell(self, peers: Iterable[int], notice: Notice) -> None:
         """Send a notice to some ranks, at best effort, without waiting."""

@@ -158,5 +158,8 @@ class Deferred(Transport):
     def notices(self) -> list[Notice]:
         return self._inner.notices()
 
+    def refuse_if_stopped(self) -> None:
+        self._inner.refuse_if_stopped()
+
     def close(self) -> None:
         self._inner.close()

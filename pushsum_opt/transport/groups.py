@@ -45,4 +45,4 @@ def _split_loopback(comm: LoopbackComm, color: int) -> LoopbackComm:
     colors = [struct.unpack("<q", row.tobytes())[0] for row in rows]
     members = [rank for rank, its in enumerate(colors) if its == color]
     part = comm.world.part((transport.context, color), members)
-    return LoopbackComm(part, members.index(comm.rank))
+    return LoopbackComm(part, members.index(comm.rank), comm.process)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..ending import Process
 from ..errors import ClosedError, MismatchError, PeerFailed
 from .base import ANY, Notice, Ticket, Transport
 
@@ -101,7 +102,7 @@ class LoopbackWorld:
 
     def check(self, rank: int) -> None:
         if self.failure is not None and self.failure[0] != rank:
-            who = f"rank {self.failure[0]} stopped" if self.failure[0] >= 0 else "another rank stopped"
+            who = f"rank {self.failure[0]} stopped" if self.failure[0] >= 0 else "all ranks were stopped"
             raise PeerFailed(f"rank {rank}: {who}: {self.failure[1]}")
 
     # All methods below are called with the lock held.
@@ -183,8 +184,10 @@ class LoopbackWorld:
 class LoopbackComm:
     """One rank's communicator in a :class:`LoopbackWorld`; has ``rank`` and ``size`` as an MPI one does."""
 
-    def __init__(self, world: LoopbackWorld, rank: int) -> None:
+    def __init__(self, world: LoopbackWorld, rank: int, process: Process | None = None) -> None:
         self.world = world
+        self.process = Process() if process is None else process
+        """What this rank has open; parts of a communicator share it."""
         self.rank = rank
         self.size = world.size
         self.contexts = 0
@@ -233,6 +236,7 @@ class LoopbackTransport(Transport):
         return sum(not ticket.done for ticket in self._active)
 
     def post(self, buffer: Any, peer: int, tag: int, what: str, matched: bool = False) -> Ticket:
+        self.refuse_if_stopped()
         ticket = Ticket(what, peer, buffer, sends=True)
         transfer = _Transfer(ticket, _bytes(buffer), self.rank, matched)
         with self._open().lock:
@@ -266,6 +270,7 @@ class LoopbackTransport(Transport):
         return self._collective("barrier", None, what)
 
     def _collective(self, kind: str, value: Any, what: str) -> Ticket:
+        self.refuse_if_stopped()
         self.collectives += 1
         ticket = Ticket(what, None, value, collective=self.collectives)
         with self._open().lock:
@@ -305,6 +310,9 @@ class LoopbackTransport(Transport):
 
     def close(self) -> None:
         self._closed = True
+
+    def refuse_if_stopped(self) -> None:
+        self._world.check(self.rank)
 
     def _open(self) -> LoopbackWorld:
         if self._closed:

@@ -188,14 +188,15 @@ class MpiTransport(Transport):
         if self._closed:
             return
         self._closed = True
-        _alive.discard(self)
         if MPI.Is_finalized():
+            _alive.discard(self)
             return
         if self._listening is not None:
             self.cancel(self._listening)
         if not self._requests:
             # With transfers left over (after an error), freeing could wait for a peer that is gone: then let it be.
             self._comm.Free()
+            _alive.discard(self)
 
     def _open(self) -> MPI.Comm:
         if self._closed:

@@ -149,8 +149,10 @@ def test_steps_between_rounds_are_saved():
     def rank(comm):
         z = torch.zeros(2, requires_grad=True)
         z.grad = torch.ones(2)
+        other = z.detach().clone().requires_grad_()  # over z itself, the second would take the first one's place
+        other.grad = torch.ones(2)
         first = ps.PushSumOptimizer(torch.optim.SGD([z], lr=0.1), gossip_every=3, comm=comm)
-        second = ps.PushSumOptimizer(torch.optim.SGD([z], lr=0.1), gossip_every=3, comm=comm)
+        second = ps.PushSumOptimizer(torch.optim.SGD([other], lr=0.1), gossip_every=3, comm=comm)
         for _ in range(5):
             first.step()
         second.load_state_dict(first.state_dict())

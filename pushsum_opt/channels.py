@@ -1,0 +1,72 @@
+"""One private channel per communicator, for calls that belong to no push-sum: opened at the first, closed at the end.
+
+An MPI communicator carries its channel as an attribute. So a channel ends with its communicator, and a later one with
+the same handle finds none.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from . import ending, settings
+from .events import Events
+from .observe.stall import StallInspector
+from .transport import LoopbackComm, Notice, Transport, connect
+from .transport.waiting import Waiter
+
+__all__ = ["abandon_all", "shared", "tell_all"]
+
+Channel = tuple[Transport, Waiter]
+
+TIMEOUT = 1800.0
+
+_loopback: weakref.WeakKeyDictionary[LoopbackComm, Channel] = weakref.WeakKeyDictionary()
+_open: list[tuple[Any, Channel]] = []  # over MPI, with its communicator, oldest first
+_keyval: int | None = None
+
+
+def shared(comm: Any) -> Channel:
+    """Return the channel of a communicator. The first call is collective."""
+    found = _loopback.get(comm) if isinstance(comm, LoopbackComm) else comm.Get_attr(_mpi_key())
+    if found is not None:
+        channel: Channel = found
+        return channel
+    opened = connect(comm)
+    events = Events()
+    events.subscribe(StallInspector(opened.rank))
+    channel = opened, Waiter(opened, events, TIMEOUT, settings.read().stall_seconds)
+    if isinstance(comm, LoopbackComm):
+        _loopback[comm] = channel
+    else:
+        comm.Set_attr(_mpi_key(), channel)
+        _open.append((comm, channel))
+        ending.when_all_is_closed(abandon_all)
+    return channel
+
+
+def _mpi_key() -> int:
+    global _keyval
+    if _keyval is None:
+        from mpi4py import MPI
+
+        _keyval = MPI.Comm.Create_keyval(delete_fn=lambda comm, keyval, channel: _close(channel))
+    return _keyval
+
+
+def _close(channel: Channel) -> None:
+    _open[:] = [pair for pair in _open if pair[1] is not channel]
+    channel[0].close()
+
+
+def abandon_all() -> None:
+    """Close every channel over MPI. All ranks do it at the same point, so that the next call opens a new one."""
+    for comm, _ in tuple(_open):  # closing one takes it out
+        comm.Delete_attr(_mpi_key())
+
+
+def tell_all(reason: str) -> None:
+    """Tell all ranks that wait in a channel over MPI that this one has failed."""
+    for _, (transport, _) in _open:
+        transport.tell(range(transport.size), Notice(transport.rank, True, 0, transport.collectives, reason))
+        transport.poll(0.0)

@@ -1,0 +1,214 @@
+"""How a process ends: what is still open is closed, in the order in which it was made, before MPI goes away.
+
+A push-sum is held here until it is closed: what is open is then the same on every rank, whatever the garbage collector
+does, and closing at the end needs no agreement. A child made by a fork has no part in MPI: its end does nothing here.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, NoReturn, Protocol
+
+from . import settings, world
+from .errors import PeerFailed, PushSumError
+
+__all__ = ["THIS", "Member", "Process", "abort", "fail_all", "stop_all_on_error", "when_all_is_closed"]
+
+INTERRUPTED = 130
+FIRST_SPEAKS = 2.0  # seconds that followers leave to the rank that failed first: it normally ends the job
+
+
+class Member(Protocol):
+    """What is registered; :class:`pushsum_opt.PushSum` is one."""
+
+    @property
+    def closed(self) -> bool: ...
+
+    def close(self) -> None: ...
+
+    def fail(self, error: BaseException) -> None: ...
+
+
+class Process:
+    """What one rank has made and not closed, oldest first: the same on every rank, in the same order."""
+
+    def __init__(self) -> None:
+        self._members: list[Any] = []
+
+    def register(self, member: Member) -> None:
+        self._members = [*self.members, member]
+
+    @property
+    def members(self) -> list[Any]:
+        return [member for member in self._members if not member.closed]
+
+
+THIS = Process()
+"""This process as a rank of an MPI job. Ranks of :func:`pushsum_opt.testing.run` have a process of their own each."""
+
+
+def fail_all(error: BaseException) -> None:
+    """Tell the other ranks that this one cannot go on with anything that is open; they stop with this reason."""
+    for member in THIS.members:
+        member.fail(error)
+
+
+# ---------------------------------------------------------------------- the end of the program
+
+_last: list[Callable[[], None]] = []
+_ended = False
+_self_keyval: int | None = None
+
+
+def when_all_is_closed(callback: Callable[[], None]) -> None:
+    """Have something done at the end of the program, when all is closed and MPI still runs; the newest comes first."""
+    if callback not in _last:
+        _last.append(callback)
+
+
+def _end() -> None:
+    """Close what is open, once; every rank does so in the same order. MPI still runs."""
+    global _ended
+    if _ended or world.is_forked() or not world.mpi_runs():
+        return
+    _ended = True
+    try:
+        for member in THIS.members:
+            member.close()  # a rank that still trains is told that this one has finished
+        while _last:
+            _last.pop()()
+    except KeyboardInterrupt:
+        _say_interrupted(sys.modules["mpi4py.MPI"])
+    except Exception as error:
+        abort(error)
+
+
+@atexit.register
+def _at_exit() -> None:
+    if world.is_forked():
+        _leave_fork()
+        return
+    _end()
+    if _self_keyval is not None and world.mpi_runs():
+        world.finalize_if_nobody_does()
+
+
+def _end_before_finalize() -> None:
+    """Have MPI_Finalize, whoever calls it, begin with :func:`_end`: it first frees what MPI_COMM_SELF carries."""
+    global _self_keyval
+    if _self_keyval is None:
+        from mpi4py import MPI
+
+        _self_keyval = MPI.Comm.Create_keyval(delete_fn=lambda comm, keyval, value: _end())
+        MPI.COMM_SELF.Set_attr(_self_keyval, True)
+
+
+# ---------------------------------------------------------------------- errors
+
+
+def abort(error: BaseException) -> NoReturn:
+    """End the whole job because of an error that can no longer be raised, after printing it."""
+    mpi = sys.modules["mpi4py.MPI"]
+    if isinstance(error, PeerFailed):
+        time.sleep(FIRST_SPEAKS)
+    if not isinstance(error, PushSumError):
+        traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
+    print(f"pushsum_opt: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    _end_all(mpi, 1)
+
+
+def _say_interrupted(mpi: Any) -> NoReturn:
+    print(f"pushsum_opt: rank {mpi.COMM_WORLD.Get_rank()} interrupted", file=sys.stderr, flush=True)
+    _end_all(mpi, INTERRUPTED)
+
+
+def _end_all(mpi: Any, code: int) -> NoReturn:
+    time.sleep(0.2)  # the launcher must have passed on what was printed, or it ends with the ranks
+    mpi.COMM_WORLD.Abort(code)
+    os._exit(code)  # with MPICH, Abort may return while the launcher is still ending the ranks
+
+
+_hooked = False
+
+
+def stop_all_on_error() -> None:
+    """End the whole job when an exception on this rank is not caught, after its traceback. Idempotent.
+
+    Without it the other ranks would wait for this one until their deadlines. ``PUSHSUM_ABORT_ON_ERROR=0`` leaves
+    uncaught exceptions alone. From the first call on, the end of the program closes what is open.
+    """
+    global _hooked
+    if _hooked or not world.mpi_runs():  # ranks of one process need none of this
+        return
+    _hooked = True
+    _end_before_finalize()
+    _watch_forks()
+    mpi = sys.modules["mpi4py.MPI"]
+    if mpi.COMM_WORLD.Get_size() == 1 or not settings.read().abort_on_error:
+        return
+    previous = sys.excepthook
+
+    def report_and_abort(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if world.is_forked() or not world.mpi_runs():  # nobody waits for a child, or after the end of MPI
+            previous(kind, error, trace)
+            return
+        if isinstance(error, PeerFailed):
+            time.sleep(FIRST_SPEAKS)
+        if issubclass(kind, KeyboardInterrupt):
+            _say_interrupted(mpi)
+        previous(kind, error, trace)
+        me = mpi.COMM_WORLD.Get_rank()
+        print(f"pushsum_opt: rank {me} failed with the error above; ending all ranks", file=sys.stderr, flush=True)
+        _end_all(mpi, 1)
+
+    sys.excepthook = report_and_abort
+
+
+# ---------------------------------------------------------------------- a child made by a fork
+
+_code = 0
+_watching = False
+
+
+def _watch_forks() -> None:
+    global _watching
+    if not _watching and hasattr(os, "register_at_fork"):
+        _watching = True
+        os.register_at_fork(after_in_child=_note_the_code)
+
+
+def _note_the_code() -> None:
+    """In a child: remember the code that it exits with, which :func:`_leave_fork` could not find out otherwise."""
+    leave, show = sys.exit, sys.excepthook
+
+    def exit_with(status: Any = None, /) -> NoReturn:
+        global _code
+        _code = status if isinstance(status, int) else int(status is not None)
+        leave(status)
+
+    def show_and_fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        global _code
+        _code = INTERRUPTED if issubclass(kind, KeyboardInterrupt) else 1
+        show(kind, error, trace)
+
+    sys.exit = exit_with
+    sys.excepthook = show_and_fail
+
+
+def _leave_fork() -> None:
+    """End a child here, where Python has done its part: mpi4py would go on to MPI_Finalize, which is for ranks only.
+
+    Both Open MPI and MPICH wait for ever there, or end the job.
+    """
+    if not world.mpi_runs():
+        return
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(_code & 0xFF)

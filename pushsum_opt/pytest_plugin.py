@@ -1,0 +1,131 @@
+"""pytest under mpirun: a test that fails on one rank soon fails on all, and the next test starts on all of them alike.
+
+Loaded by pytest itself. It does nothing unless mpirun has started several ranks.
+
+A rank whose test raises tells the others, so that those that wait for it in a call of this library stop with its
+reason. After every test all ranks say how it ended; where one failed, what is open is given up on all of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Generator, Mapping
+from typing import Any
+
+import pytest
+
+__all__ = ["pytest_addoption", "pytest_configure"]
+
+LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+REASON_BYTES = 500
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addini(
+        "pushsum_grace_seconds",
+        "under mpirun: seconds that other ranks have to come to the end of a test that failed on one rank",
+        default="60",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if _several_ranks(os.environ):
+        config.pluginmanager.register(Ranks(float(config.getini("pushsum_grace_seconds"))), "pushsum_opt_ranks")
+
+
+def _several_ranks(environ: Mapping[str, str]) -> bool:
+    if "PYTEST_XDIST_WORKER" in environ:
+        return False
+    return any(environ.get(name, "").isdigit() and int(environ[name]) > 1 for name in LAUNCHED)
+
+
+class Ranks:
+    """This rank's tests beside those of the others.
+
+    Args:
+        grace: seconds that the others have to come to the end of a test that has failed on one rank.
+    """
+
+    def __init__(self, grace: float) -> None:
+        self._grace = grace
+        self._channel: Any = None
+        self._reason = ""
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        from . import channels, transport, world
+
+        self._channel = transport.connect(world.communicator())
+        channels.shared(world.communicator())  # open on all ranks: a rank that fails can tell those that wait in it
+        self._compare("collection", "\n".join(item.nodeid for item in session.items), b"")
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, Any, None]:
+        outcome = yield
+        if self._channel is None:
+            return
+        report = outcome.get_result()
+        error = None if call.excinfo is None else call.excinfo.value
+        if error is not None and not isinstance(error, pytest.skip.Exception) and not self._reason:
+            self._tell(item.nodeid, error)
+        if call.when == "teardown":
+            theirs = self._end_of_test(item.nodeid)
+            if theirs and report.passed and not self._reason:
+                report.outcome = "failed"
+                report.longrepr = f"{item.nodeid} failed on another rank of this job:\n{theirs}"
+            self._reason = ""
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self._channel is not None:
+            self._end_of_test("the end of the session")
+            self._channel.close()
+
+    # ------------------------------------------------------------------ what is said
+
+    def _tell(self, test: str, error: BaseException) -> None:
+        from . import channels, ending
+
+        self._reason = f"rank {self._channel.rank}, in {test}: {type(error).__name__}: {error}"
+        ending.fail_all(error)
+        channels.tell_all(self._reason)
+
+    def _end_of_test(self, test: str) -> str:
+        """Collective. Return the reasons of the ranks on which the test failed; then nothing is open on any rank."""
+        reasons = self._compare(test, test, self._reason.encode("utf-8", "replace"))
+        if reasons:
+            from . import channels, ending, world
+
+            ending.fail_all(RuntimeError(reasons))
+            for member in ending.THIS.members:
+                member.close()
+            channels.abandon_all()
+            channels.shared(world.communicator())
+        return reasons
+
+    def _compare(self, where: str, what: str, reason: bytes) -> str:
+        digest = hashlib.blake2b(what.encode(), digest_size=16).digest()
+        name = where.encode("utf-8", "replace")[-100:].ljust(100)
+        mine = digest + name + reason[:REASON_BYTES].ljust(REASON_BYTES)
+        ticket, rows = self._channel.gather(mine, f"the end of {where}")
+        began = time.monotonic()
+        while not ticket.done:
+            self._channel.poll(1.0)
+            if self._reason and time.monotonic() - began > self._grace:
+                late = f"the other ranks did not come to the end of {where} within {self._grace:g} s"
+                self._stop(f"{late}. {self._reason}")
+        said = [row.tobytes() for row in rows]
+        if any(one[:16] != digest for one in said):
+            places = [f"rank {rank}: {one[16:116].decode('utf-8', 'replace').strip()}" for rank, one in enumerate(said)]
+            self._stop("the ranks run different tests: " + "; ".join(places[:8]) + ". Select the same on every rank")
+        texts = [one[116:].decode("utf-8", "replace").strip() for one in said]
+        return "\n".join(text for text in texts if text)
+
+    def _stop(self, why: str) -> None:
+        from . import ending
+        from .errors import PushSumError
+
+        ending.abort(PushSumError(f"rank {self._channel.rank}: {why}"))
+

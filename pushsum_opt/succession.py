@@ -1,0 +1,91 @@
+"""Which older push-sums end when a new one is made. All ranks decide it together, and close the same ones.
+
+A wrapped optimizer that is made anew over the parameters of an older one takes its place. One that its user has dropped
+on every rank is closed too; where it lives on one rank only, because the garbage collector has not come by there, it
+stays open on all of them.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from . import agreement
+from .errors import MismatchError, PushSumError
+from .observe.log import log
+
+__all__ = ["close_what_is_over"]
+
+FAILED, REPLACED, DROPPED, IN_USE = "failed", "replaced", "dropped", "in use"
+MANY = 16  # open push-sums from which on, at every doubling, the garbage collector is asked
+
+
+def close_what_is_over(new: Any, tensors: Iterable[Any]) -> None:
+    """Collective. Close what ``new`` (a push-sum that is being made, over ``tensors``) replaces, and what was dropped.
+
+    Raises:
+        MismatchError: the same on every rank, where ``new`` takes an older one's place on some of its ranks only.
+    """
+    open_now = new.process.members
+    if len(open_now) >= MANY and len(open_now).bit_count() == 1:
+        gc.collect()
+    mine = {id(tensor) for tensor in tensors} if new.owned else set()
+    states = {one.name: _state(one, mine) for one in open_now}
+    found = _count(new, states)
+    _refuse_half_replaced(new, found)
+    for one in open_now:
+        counts = found[one.name]
+        all_here = sum(counts.values()) == one.ranks
+        if (all_here and not counts[IN_USE]) or states[one.name] == FAILED:
+            _close(one, torn=bool(counts[FAILED]))
+
+
+def _state(one: Any, tensors: set[int]) -> str:
+    replaced = one.owned and bool(one.tensor_ids) and one.tensor_ids <= tensors
+    if one.failed and (replaced or one.dropped):
+        return FAILED
+    if replaced:
+        return REPLACED
+    return DROPPED if one.dropped else IN_USE
+
+
+def _count(new: Any, states: Mapping[str, str]) -> dict[str, Counter[str]]:
+    """Collective. Return, for every push-sum that is open anywhere, on how many ranks it is in which state."""
+    found = _sum(new.transport, new.waiter, {name: Counter([state]) for name, state in states.items()})
+    if new.hosts is not None:  # first over this lane, then over the lanes of this host: that is every rank
+        found = _sum(new.hosts.transport, new.hosts.waiter, found)
+    return found
+
+
+def _sum(transport: Any, waiter: Any, counts: Mapping[str, Counter[str]]) -> dict[str, Counter[str]]:
+    total: dict[str, Counter[str]] = {}
+    mine = json.dumps({name: dict(count) for name, count in counts.items()}).encode()
+    for text in agreement.gather_objects(transport, waiter, mine, "comparing what is still open"):
+        for name, count in json.loads(text).items():
+            total.setdefault(name, Counter()).update(count)
+    return total
+
+
+def _refuse_half_replaced(new: Any, found: Mapping[str, Counter[str]]) -> None:
+    for counts in found.values():
+        others = counts[DROPPED] + counts[IN_USE]
+        if counts[REPLACED] and others:
+            agreement.let_everyone_know(new.transport, new.waiter)
+            raise MismatchError(
+                f"rank {new.rank}: on {counts[REPLACED]} ranks the new optimizer has the parameters of one that is "
+                f"still open, and would take its place; on {others} ranks it has other parameters. Wrap the same model "
+                "on every rank, or close() the older optimizer on every rank first"
+            )
+
+
+def _close(one: Any, *, torn: bool) -> None:
+    """Close without changing the tensors: its user did not ask for it, and may have loaded other values."""
+    try:
+        if torn and not one.failed:
+            one.fail(PushSumError("it had failed on another rank"))
+        one.close_unchanged()
+    except PushSumError as error:
+        log.warning("rank %d: closing an optimizer that is no longer used: %s", one.rank, error)

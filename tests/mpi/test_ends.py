@@ -1,0 +1,38 @@
+"""How real ranks, their children and their tests end."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+from mpi.launch import HERE, _run, succeeds
+
+pytestmark = pytest.mark.mpi
+
+
+def test_forked_child_ends_by_itself_with_its_own_code_and_traceback_and_training_goes_on(tmp_path):
+    said = succeeds(2, "ends.py", "forks", str(tmp_path))
+    assert said.count("RuntimeError: only in the child") == 2
+    assert "ending all ranks" not in said
+
+
+@pytest.mark.parametrize("how", ["drops", "started by us"])
+def test_script_without_close_ends_well_whatever_the_garbage_collector_did(how):
+    succeeds(2, "ends.py", how)
+
+
+def test_users_own_finalize_closes_what_is_open_first():
+    succeeds(2, "ends.py", "finalizes")
+
+
+def test_test_that_fails_on_one_rank_fails_on_all_and_the_next_one_is_sound():
+    program = str(HERE / "programs" / "under_pytest.py")
+    options = ["-q", "--color=no", "-p", "no:cacheprovider", "-p", "pushsum_opt.pytest_plugin", "-c", "/dev/null"]
+    done = _run(2, [sys.executable, "-m", "pytest", *options, program], 150.0, {})
+    assert done.returncode == 1, done.stdout[-6000:]
+    # On rank 1 the three fail; on rank 0 two do, and the third, which has passed there, is reported as an error.
+    assert re.search(r"^3 failed, 1 passed, 1 skipped in", done.stdout, re.MULTILINE), done.stdout[-6000:]
+    assert re.search(r"^2 failed, 3 passed, 1 error in", done.stdout, re.MULTILINE), done.stdout[-6000:]
+    assert "rank 1 stopped: AssertionError: only here" in done.stdout
+    assert "failed on another rank of this job" in done.stdout
