@@ -17,7 +17,8 @@ import numpy as np
 from . import settings, transport, world
 from .agreement import gather_objects
 from .errors import ConfigurationError
-from .events import Events
+from .events import Events, Listener
+from .gossip.together import Together
 from .observe.stall import StallInspector
 from .push_sum import PushSum
 from .transport import Transport
@@ -44,9 +45,9 @@ def broadcast_parameters(module: nn.Module | Mapping[str, Tensor], *, root: int 
         comm: None for all ranks of the job.
     """
     tensors = module.values() if isinstance(module, Mapping) else [*module.parameters(), *module.buffers()]
-    channel, waiter = _channel(comm)
-    _check_root(channel, root)
-    broadcast_tensors(channel, waiter, tensors, root)
+    with _together(comm, "ps.broadcast_parameters()") as (channel, waiter):
+        _check_root(channel, root)
+        broadcast_tensors(channel, waiter, tensors, root)
 
 
 def _check_root(channel: Transport, root: Any) -> None:
@@ -61,9 +62,9 @@ def broadcast_object(value: Any, *, root: int = 0, comm: Any = None) -> Any:
     >>> testing.run(2, lambda comm: broadcast_object({"seed": comm.rank + 7}, comm=comm))
     [{'seed': 7}, {'seed': 7}]
     """
-    channel, waiter = _channel(comm)
-    _check_root(channel, root)
-    data = broadcast_bytes(channel, waiter, pickle.dumps(value) if channel.rank == root else b"", root)
+    with _together(comm, "ps.broadcast_object()") as (channel, waiter):
+        _check_root(channel, root)
+        data = broadcast_bytes(channel, waiter, pickle.dumps(value) if channel.rank == root else b"", root)
     return value if channel.rank == root else pickle.loads(data)
 
 
@@ -78,7 +79,11 @@ def average(value: Any, *, data_weight: float | None = None, comm: Any = None) -
     >>> testing.run(2, lambda comm: average(float(comm.rank), data_weight=1.0 + 2.0 * comm.rank, comm=comm))
     [0.75, 0.75]
     """
-    channel, waiter = _channel(comm)
+    with _together(comm, "ps.average()") as (channel, waiter):
+        return _average(channel, waiter, value, data_weight, comm)
+
+
+def _average(channel: Transport, waiter: Waiter, value: Any, data_weight: float | None, comm: Any) -> Any:
     weight = _newest_data_weight(comm) if data_weight is None else float(data_weight)
     if not 0 < weight < float("inf"):
         raise ConfigurationError(f"rank {channel.rank}: data_weight={weight}: expected a finite number above 0")
@@ -87,7 +92,7 @@ def average(value: Any, *, data_weight: float | None = None, comm: Any = None) -
     array = array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
     total = np.append(array.reshape(-1).view(np.float64) * weight, weight)
     for start in range(0, total.size, SPAN):
-        waiter.wait((channel.sum(total[start : start + SPAN], "average"),), 0)
+        waiter.wait((channel.sum(total[start : start + SPAN], "ps.average()"),), -1)
     mean = (total[:-1] / total[-1]).view(array.dtype).reshape(array.shape)
     if is_tensor:
         import torch
@@ -116,18 +121,18 @@ def consensus_distance(optimizer: Any) -> float:
     push_sum = _push_sum_of(optimizer)
     push_sum.meet("consensus_distance()")
     squares = 0.0
-    with push_sum.failing_together():
+    with push_sum.failing_together(), transport.calling("consensus_distance()"):
         for chunk in push_sum.memory.exchanged:
             own = push_sum.memory.values(chunk)
             mean = own.copy()
             push_sum.waiter.wait((push_sum.transport.sum(mean, "consensus_distance"),), push_sum.round)
-            own -= mean / push_sum.size
+            own -= mean / push_sum.participants
             squares += float(own @ own)
         total = np.array([squares])
         push_sum.waiter.wait((push_sum.transport.sum(total, "consensus_distance"),), push_sum.round)
         if push_sum.hosts is not None:
             push_sum.hosts.sum(total, push_sum.round, "consensus_distance")
-    return float(np.sqrt(total[0] / push_sum.size))
+    return float(np.sqrt(total[0] / push_sum.participants))
 
 
 @contextmanager
@@ -146,7 +151,7 @@ def averaged(push_sum: PushSum, buffers: Iterable[Tensor] = ()) -> Iterator[None
     kept_buffers = [buffer.detach().clone() for buffer in floating]
     lent_before, push_sum.on_loan = push_sum.on_loan, "averaged()"
     try:
-        with push_sum.failing_together():
+        with push_sum.failing_together(), transport.calling("averaged()"):
             _assign_average(push_sum)
             for buffer in floating:
                 _average_buffer(push_sum, buffer)
@@ -176,13 +181,13 @@ def _average_buffer(push_sum: PushSum, buffer: Tensor) -> None:
     import torch
 
     flat = torch.view_as_real(buffer.detach()) if buffer.is_complex() else buffer.detach()
-    total = flat.double().cpu().contiguous().numpy().reshape(-1) * push_sum.data_weight
+    total = flat.double().cpu().contiguous().numpy().reshape(-1) * push_sum.initial_weight
     if total.size:
         if push_sum.hosts is not None:
             total *= push_sum.hosts.share
             push_sum.hosts.sum(total, push_sum.round, "averaged")
         push_sum.waiter.wait((push_sum.transport.sum(total, "averaged"),), push_sum.round)
-        flat.copy_(torch.from_numpy(total / push_sum.size).reshape(flat.shape))
+        flat.copy_(torch.from_numpy(total / push_sum.participants).reshape(flat.shape))
 
 
 def _push_sum_of(optimizer: Any) -> PushSum:
@@ -235,32 +240,74 @@ def equal_everywhere(channel: Transport, waiter: Waiter, digest: bytes) -> bool:
 
 # ---------------------------------------------------------------------- one private channel per communicator
 
-_mpi_channels: dict[int, tuple[Transport, Waiter]] = {}
 _loopback_channels: weakref.WeakKeyDictionary[Any, tuple[Transport, Waiter]] = weakref.WeakKeyDictionary()
-TIMEOUT = 1800.0
+_mpi_key: int | None = None  # of the attribute by which an MPI communicator holds its channel, as long as it lives
 
 
-def _channel(comm: Any) -> tuple[Transport, Waiter]:
-    """Return the transport that the functions of this module use on a communicator; made at the first call."""
+class _Overheard(Listener):
+    """Passes waits on to whoever listens to a push-sum over the same communicator."""
+
+    def __init__(self, comm: Any) -> None:
+        self._comm = weakref.ref(comm) if isinstance(comm, transport.LoopbackComm) else lambda: comm
+
+    def waited(self, seconds: float) -> None:
+        for push_sum in PushSum.all_on(self._comm()):
+            push_sum.listeners.waited(seconds)
+
+    def stalled(self, seconds: float, what: str) -> None:
+        for push_sum in PushSum.all_on(self._comm()):
+            push_sum.listeners.stalled(seconds, what)
+
+
+@contextmanager
+def _together(comm: Any, call: str) -> Iterator[tuple[Transport, Waiter]]:
+    """Collective. Give the transport that the functions of this module use on a communicator; made at the first call.
+
+    Raises:
+        MismatchError: the ranks make different calls; the same on every rank.
+        PeerFinished: a rank has ended its program.
+    """
     if comm is None:
         comm = world.communicator()
         world.stop_all_on_error()
     transport.check(comm)
-    channels: Any = _loopback_channels
-    key = comm
-    if not isinstance(comm, transport.LoopbackComm):
-        channels, key = _mpi_channels, comm.handle
-    if key not in channels:
-        opened = transport.connect(comm)
-        events = Events()
-        events.subscribe(StallInspector(opened.rank))
-        channels[key] = opened, Waiter(opened, events, TIMEOUT, settings.read().stall_seconds)
-    pair: tuple[Transport, Waiter] = channels[key]
+    with transport.calling(call):
+        pair = _channel_of(comm)
+        if pair is None:
+            events = Events()
+            events.subscribe(StallInspector(comm.Get_rank()))
+            events.subscribe(_Overheard(comm))
+            channel = transport.connect(comm, report=events)  # which compares the calls
+            pair = channel, Waiter(channel, events, transport.TIMEOUT, settings.read().stall_seconds)
+            _keep(comm, pair)
+        elif pair[0].size > 1:
+            channel, waiter = pair
+            meeting = Together(channel, call, -1)
+            waiter.wait((meeting.ticket,), -1)
+            meeting.check()
+        yield pair
+
+
+def _channel_of(comm: Any) -> tuple[Transport, Waiter] | None:
+    if isinstance(comm, transport.LoopbackComm):
+        return _loopback_channels.get(comm)
+    pair: tuple[Transport, Waiter] | None = None if _mpi_key is None else comm.Get_attr(_mpi_key)
     return pair
+
+
+def _keep(comm: Any, pair: tuple[Transport, Waiter]) -> None:
+    """Keep a channel with its communicator: once that is freed, another one may have the same handle."""
+    global _mpi_key
+    if isinstance(comm, transport.LoopbackComm):
+        _loopback_channels[comm] = pair
+        return
+    if _mpi_key is None:
+        _mpi_key = type(comm).Create_keyval()
+    comm.Set_attr(_mpi_key, pair)
 
 
 def _newest_data_weight(comm: Any) -> float:
     push_sum = PushSum.newest(world.communicator() if comm is None else comm)
     if push_sum is None:
         return 1.0
-    return push_sum.data_weight * (1.0 if push_sum.hosts is None else push_sum.hosts.share)
+    return push_sum.data_weight

@@ -19,6 +19,7 @@ from .hosts.gradients import average_gradients
 from .observe import start_line
 from .observe.log import log
 from .push_sum import PushSum
+from .transport import calling
 from .wrapped.precision import amp_scaling
 from .wrapped.rates import scale_with_rates, scaled_rates
 from .wrapped.start import copy_start
@@ -27,6 +28,7 @@ from .wrapped.tensors import Tensors
 __all__ = ["PushSumOptimizer"]
 
 KEY = "push_sum"
+NAME = "PushSumOptimizer(...)"
 
 
 class PushSumOptimizer(torch.optim.Optimizer):
@@ -115,22 +117,24 @@ class PushSumOptimizer(torch.optim.Optimizer):
         self._algorithm = Gossip() if algorithm is None else algorithm
         hosts = None
         if within_host is not None:
-            hosts, comm = _make_hosts(within_host, comm, staleness, data_weight, timeout)
+            with calling(NAME):
+                hosts, comm = _make_hosts(within_host, comm, staleness, data_weight, timeout)
             data_weight = hosts.data_weight
         self._within_host = within_host
-        self.push_sum = PushSum(
-            self._tensors.exchanged,
-            graph=graph,
-            staleness=staleness,
-            data_weight=data_weight,
-            wire_dtype=wire_dtype,
-            nonfinite=nonfinite,
-            comm=comm,
-            timeout=timeout,
-            rate_correction=rate_correction,
-            hosts=hosts,
-        )
-        with self.push_sum.failing_together():
+        with calling(NAME):
+            self.push_sum = PushSum(
+                self._tensors.exchanged,
+                graph=graph,
+                staleness=staleness,
+                data_weight=data_weight,
+                wire_dtype=wire_dtype,
+                nonfinite=nonfinite,
+                comm=comm,
+                timeout=timeout,
+                rate_correction=rate_correction,
+                hosts=hosts,
+            )
+        with self.push_sum.failing_together(), calling(NAME):
             self._start_alike()
             lanes = 1 if hosts is None else hosts.lanes
             found = start_line.hosts(self.push_sum.transport, self.push_sum.waiter, torch.get_num_threads(), lanes)
@@ -140,7 +144,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
             crowd = start_line.crowded_links(self.push_sum, found) if hosts is None else None
             if crowd is not None:
                 log.warning("%s", crowd)
-        if self.push_sum.size > 1:
+        if self.push_sum.participants > 1:
             # Every rank signs its first step; rank 0 speaks for all.
             speak = self._warn_about_shards if self.push_sum.first else (lambda peer: None)
             self.push_sum.watch_first_step(speak)
@@ -163,14 +167,14 @@ class PushSumOptimizer(torch.optim.Optimizer):
         loss = self._local_step(closure)  # z <- z - gamma u(z) / w, on this rank alone
         self._steps += 1
         if self._steps % self._gossip_every == 0:
-            self._gossip_round()  # give shares away, merge what arrived, z = x / w
+            self._gossip_round("step()")  # give shares away, merge what arrived, z = x / w
         else:
             self.push_sum.put_together()
         return loss
 
     def gossip(self) -> None:
         """A round without an update: for a step that this rank leaves out. Every rank gossips equally often."""
-        self._gossip_round()
+        self._gossip_round("gossip()")
 
     def _local_step(self, closure: Callable[[], Any] | None) -> Any:
         self._refuse_lost_parameters()
@@ -203,14 +207,15 @@ class PushSumOptimizer(torch.optim.Optimizer):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _average_gradients(self, skip: bool) -> bool:
         assert self.push_sum.hosts is not None
-        with self.push_sum.failing_together():
+        with self.push_sum.failing_together(), calling("step()"):
             return average_gradients(self.push_sum.hosts, self._tensors.parameters, self.round, skip=skip)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _gossip_round(self) -> None:
-        if self._joining is not None:
-            self._joining.round_begins()
-        self._plain_round()
+    def _gossip_round(self, call: str) -> None:
+        with calling(call):
+            if self._joining is not None:
+                self._joining.round_begins()
+            self._plain_round()
 
     def _plain_round(self) -> None:
         self._algorithm.round(self.push_sum, self.param_groups)
@@ -261,7 +266,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         self._tensors.look_again()
         new = {name: p for name, p in self._tensors.exchanged.items() if id(p) not in known}
         self.push_sum.extend(new)
-        with self.push_sum.failing_together():
+        with self.push_sum.failing_together(), calling("add_param_group()"):
             collectives.broadcast_tensors(self.push_sum.transport, self.push_sum.waiter, new.values(), 0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -411,7 +416,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         copy_start(channel.transport, channel.waiter, self.optimizer, self._tensors.all)
 
     def _warn_about_set_up(self) -> None:
-        size = self.push_sum.size
+        size = self.push_sum.participants
         if size == 1:
             return
         if isinstance(self.optimizer, torch.optim.LBFGS):

@@ -1,4 +1,4 @@
-"""This process among the others: rank, size, who shares the host, and what happens when a rank fails.
+"""This process among the others: rank, size, and what happens when a rank fails.
 
 MPI starts at the first question that needs it, never at import.
 """
@@ -11,28 +11,20 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from . import settings
 from .errors import LaunchError, PeerFailed
 
-if TYPE_CHECKING:
-    import torch
-
 __all__ = [
     "communicator",
     "launched_size",
-    "local_device",
-    "local_rank",
-    "local_size",
     "rank",
     "size",
     "stop_all_on_error",
 ]
 
 SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-LOCAL_RANK_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
-LOCAL_SIZE_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 INTERRUPTED = 130
 FIRST_SPEAKS = 2.0  # seconds that followers leave to the rank that failed first: it normally ends the job
 
@@ -81,57 +73,6 @@ def rank() -> int:
 def size() -> int:
     """Return the number of ranks in the job."""
     return int(communicator().Get_size())
-
-
-def local_rank() -> int:
-    """Return the rank of this process among those on the same host.
-
-    Where the launcher does not say it, finding out is collective: then all ranks must call it.
-    """
-    return _local(LOCAL_RANK_VARIABLES)[0]
-
-
-def local_size() -> int:
-    """Return the number of ranks on this host. See :func:`local_rank`."""
-    return _local(LOCAL_SIZE_VARIABLES)[1]
-
-
-def local_device() -> torch.device:
-    """Return this rank's device and make it the current one: GPU local_rank % number of GPUs; without a GPU, the CPU.
-
-    Ranks share GPUs where there are more ranks than GPUs on a host. A rank that sees only its own GPU
-    (CUDA_VISIBLE_DEVICES set per rank) gets it; but better let all ranks see all GPUs of the host, for only then can
-    they copy from GPU to GPU.
-    """
-    import torch
-
-    count = torch.cuda.device_count()
-    if count == 0:
-        return torch.device("cpu")
-    device = torch.device("cuda", local_rank() % count)
-    torch.cuda.set_device(device)
-    return device
-
-
-_split: tuple[int, int] | None = None
-
-
-def _local(variables: tuple[str, ...]) -> tuple[int, int]:
-    global _split
-    comm = communicator()
-    if comm.Get_size() == 1:
-        return 0, 1
-    for name in variables:
-        text = os.environ.get(name, "")
-        if text.isdigit():
-            return int(text), int(text)
-    if _split is None:
-        from mpi4py import MPI
-
-        host = comm.Split_type(MPI.COMM_TYPE_SHARED)
-        _split = host.Get_rank(), host.Get_size()
-        host.Free()
-    return _split
 
 
 def hostname() -> str:

@@ -28,6 +28,7 @@ ROOMS = (
     "observe",
     "agreement",
     "events",
+    "local",
     "transport",
     "memory",
     "cuda_aware",

@@ -45,6 +45,8 @@ class Deferred(Transport):
         self.rank = inner.rank
         self.size = inner.size
         self.name = inner.name
+        self.place = inner.place
+        self.ranks = inner.ranks
         self.threaded = inner.threaded
         self._held: list[_Held] = []
 
