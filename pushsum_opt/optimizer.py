@@ -167,7 +167,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         loss = self._local_step(closure)  # z <- z - gamma u(z) / w, on this rank alone
         self._steps += 1
         if self._steps % self._gossip_every == 0:
-            self._gossip_round("step()")  # give shares away, merge what arrived, z = x / w
+            self._gossip_round()  # give shares away, merge what arrived, z = x / w
         else:
             self.push_sum.put_together()
         return loss
@@ -211,7 +211,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
             return average_gradients(self.push_sum.hosts, self._tensors.parameters, self.round, skip=skip)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _gossip_round(self, call: str) -> None:
+    def _gossip_round(self, call: str = "step()") -> None:
         with calling(call):
             if self._joining is not None:
                 self._joining.round_begins()

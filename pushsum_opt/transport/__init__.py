@@ -5,7 +5,7 @@ from __future__ import annotations
 from .base import ANY, Notice, Ticket, Transport
 from .calls import calling
 from .groups import everyone, host_label, split
-from .loopback import LoopbackComm
+from .loopback import LoopbackComm, LoopbackTransport
 from .opening import check, connect
 from .set_up import TIMEOUT
 
@@ -13,6 +13,7 @@ __all__ = [
     "ANY",
     "TIMEOUT",
     "LoopbackComm",
+    "LoopbackTransport",
     "Notice",
     "Ticket",
     "Transport",
