@@ -40,8 +40,10 @@ def test_a_call_on_one_rank_while_the_others_close_and_end_is_named():
 
 def test_averaged_on_one_rank_against_rounds_is_refused_on_both():
     done = each_rank(2, "waits.py", "steps", limit=60)
-    assert "rank 0 caught MismatchError: rank 0 calls averaged() in round 1 while rank 1 calls mix()" in done.stdout
-    assert re.search(r"rank 1 caught (MismatchError|PeerFailed): rank 1.* averaged\(\) in round 1", done.stdout)
+    for rank in range(2):  # by itself, or by the reason of the one that saw it first
+        caught = rf"rank {rank} caught (MismatchError|PeerFailed): rank {rank}"
+        assert re.search(rf"{caught}.*averaged\(\) in round 1 while rank|{caught}.*while rank 0 calls averaged\(\)", done.stdout)
+    assert "caught MismatchError" in done.stdout
 
 
 @pytest.mark.parametrize("end", ["return", "finalize"])
