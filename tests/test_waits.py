@@ -152,9 +152,9 @@ def test_a_communicator_without_this_rank_is_refused(make):
     if make == "freed":
         comm = MPI.COMM_SELF.Dup()
         comm.Free()
-    with pytest.raises(ps.errors.ConfigurationError, match="MPI.COMM_NULL"):
+    with pytest.raises(ps.errors.ConfigurationError, match=r"MPI\.COMM_NULL"):
         ps.average(1.0, comm=comm)
-    with pytest.raises(ps.errors.ConfigurationError, match="MPI.COMM_NULL"):
+    with pytest.raises(ps.errors.ConfigurationError, match=r"MPI\.COMM_NULL"):
         ps.PushSum([np.zeros(1)], comm=comm)
 
 
