@@ -27,7 +27,11 @@ def caught(call):
 
 
 def leave():
-    time.sleep(1.0)  # the others have seen theirs too
+    """End all, once the others have seen their errors too."""
+    everyone = world.communicator().Ibarrier()
+    deadline = time.monotonic() + 20.0
+    while not everyone.Test() and time.monotonic() < deadline:
+        time.sleep(0.01)
     world.abort(RuntimeError("this is all"))
 
 
