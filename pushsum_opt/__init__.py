@@ -10,6 +10,9 @@ Names are loaded when they are first used: importing this package starts neither
 
 from __future__ import annotations
 
+import atexit
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +21,19 @@ if TYPE_CHECKING:
     from .all_ranks import allgather, barrier, sum
     from .collectives import average, broadcast_object, broadcast_parameters, consensus_distance
     from .errors import PushSumError
+    from .events import Listener
     from .graphs import Graph
+    from .local import local_device, local_rank, local_size
     from .metric import Metric
     from .optimizer import PushSumOptimizer
     from .push_sum import PushSum
-    from .world import local_device, local_rank, local_size, rank, size
+    from .world import rank, size
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Graph": "graphs",
+    "Listener": "events",
     "Metric": "metric",
     "PushSum": "push_sum",
     "PushSumError": "errors",
@@ -38,9 +44,9 @@ _HOMES = {
     "broadcast_object": "collectives",
     "broadcast_parameters": "collectives",
     "consensus_distance": "collectives",
-    "local_device": "world",
-    "local_rank": "world",
-    "local_size": "world",
+    "local_device": "local",
+    "local_rank": "local",
+    "local_size": "local",
     "rank": "world",
     "size": "world",
     "sum": "all_ranks",
@@ -49,6 +55,7 @@ _MODULES = ("algorithms", "checkpoint", "errors", "graphs", "mixing", "testing")
 
 __all__ = [
     "Graph",
+    "Listener",
     "Metric",
     "PushSum",
     "PushSumError",
@@ -72,6 +79,16 @@ __all__ = [
     "sum",
     "testing",
 ]
+
+
+_process = os.getpid()
+
+
+@atexit.register
+def _leave_the_job() -> None:
+    """The last thing that a rank does, whatever it used of this library: others may wait for it."""
+    if "mpi4py.MPI" in sys.modules and os.getpid() == _process:
+        import_module(".transport.mpi_post", __name__).leave()
 
 
 def __getattr__(name: str) -> Any:

@@ -33,16 +33,17 @@ def agree(transport: Transport, waiter: Waiter, required: Mapping[str, str], ver
     if (digests == digests[0]).all():
         return
     everyone = [json.loads(text) for text in gather_objects(transport, waiter, mine, "comparing the set-up")]
-    differences = _differences([rank[0] for rank in everyone])
+    names = [transport.job_rank(rank) for rank in range(transport.size)]
+    differences = _differences([rank[0] for rank in everyone], names)
     if differences:
         let_everyone_know(transport, waiter)
         raise MismatchError(
-            f"rank {transport.rank}: the ranks disagree about what they exchange: "
+            f"rank {transport.job_rank()}: the ranks disagree about what they exchange: "
             + "; ".join(differences)
             + ". Build the same model, optimizer and graph on every rank (same code, same arguments)"
         )
     if transport.rank == 0:
-        for line in _differences([rank[1] for rank in everyone]):
+        for line in _differences([rank[1] for rank in everyone], names):
             log.warning("the ranks run different versions: %s", line)
 
 
@@ -52,15 +53,15 @@ def let_everyone_know(transport: Transport, waiter: Waiter) -> None:
         waiter.wait((transport.barrier("everyone to see the difference"),), 0)
 
 
-def _differences(everyone: list[dict[str, str]], most: int = 5) -> list[str]:
+def _differences(everyone: list[dict[str, str]], ranks: list[int], most: int = 5) -> list[str]:
     names = list(dict.fromkeys(name for items in everyone for name in items))
     lines = []
     for name in names:
         holders: dict[str, list[int]] = {}
-        for rank, items in enumerate(everyone):
+        for rank, items in zip(ranks, everyone, strict=True):
             holders.setdefault(items.get(name, "missing"), []).append(rank)
         if len(holders) > 1:
-            parts = [f"{value} on {_ranks(ranks)}" for value, ranks in holders.items()]
+            parts = [f"{value} on {_ranks(own)}" for value, own in holders.items()]
             lines.append(f"{name} is " + ", ".join(parts[:4]))
     hidden = len(lines) - most
     return [*lines[:most], f"and {hidden} more"] if hidden > 0 else lines
@@ -95,9 +96,10 @@ def normalised_data_weight(transport: Transport, waiter: Waiter, data_weight: fl
     bad = [rank for rank, weight in enumerate(weights) if not 0 < weight < float("inf")]
     if bad:
         let_everyone_know(transport, waiter)
+        holders = _ranks([transport.job_rank(rank) for rank in bad])
         raise ConfigurationError(
-            f"rank {transport.rank}: data_weight={weights[bad[0]]} on {_ranks(bad)}: expected a finite number above 0, "
-            "such as the number of samples of that rank"
+            f"rank {transport.job_rank()}: data_weight={weights[bad[0]]} on {holders}: expected a finite number above "
+            "0, such as the number of samples of that rank"
         )
     if (weights == weights[0]).all():
         return 1.0

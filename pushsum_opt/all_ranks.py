@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .agreement import agree, gather_objects
-from .collectives import SPAN, _channel
+from .collectives import SPAN, together
 from .errors import ConfigurationError
 from .transport import Transport
 from .transport.waiting import Waiter
@@ -28,8 +28,8 @@ def barrier(*, comm: Any = None) -> None:
     >>> testing.run(2, lambda comm: barrier(comm=comm))
     [None, None]
     """
-    channel, waiter = _channel(comm)
-    waiter.wait((channel.barrier("barrier()"),), 0)
+    with together(comm, "ps.barrier()") as (channel, waiter):
+        waiter.wait((channel.barrier("barrier()"),), 0)
 
 
 def allgather(value: Any, *, comm: Any = None) -> list[Any]:
@@ -39,8 +39,8 @@ def allgather(value: Any, *, comm: Any = None) -> list[Any]:
     >>> testing.run(2, lambda comm: allgather({"rank": comm.rank}, comm=comm))
     [[{'rank': 0}, {'rank': 1}], [{'rank': 0}, {'rank': 1}]]
     """
-    channel, waiter = _channel(comm)
-    return [pickle.loads(data) for data in gather_objects(channel, waiter, pickle.dumps(value), "allgather()")]
+    with together(comm, "ps.allgather()") as (channel, waiter):
+        return [pickle.loads(data) for data in gather_objects(channel, waiter, pickle.dumps(value), "allgather()")]
 
 
 def sum(value: Any, *, comm: Any = None) -> Any:
@@ -60,33 +60,33 @@ def sum(value: Any, *, comm: Any = None) -> Any:
     >>> testing.run(2, lambda comm: (sum(comm.rank + 1, comm=comm), sum(0.5, comm=comm)))
     [(3, 1.0), (3, 1.0)]
     """
-    channel, waiter = _channel(comm)
-    is_tensor = hasattr(value, "detach")
-    if not is_tensor and not isinstance(value, bool | int | float | complex | np.ndarray | np.generic):
-        raise ConfigurationError(
-            f"rank {channel.rank}: sum() of a {type(value).__name__}: expected a number, a torch tensor or a numpy "
-            "array. allgather() takes anything"
-        )
-    agree(channel, waiter, {"the value given to sum()": _described(value)}, {})
-    if isinstance(value, bool | int):
-        import builtins
+    with together(comm, "ps.sum()") as (channel, waiter):
+        is_tensor = hasattr(value, "detach")
+        if not is_tensor and not isinstance(value, bool | int | float | complex | np.ndarray | np.generic):
+            raise ConfigurationError(
+                f"rank {channel.rank}: sum() of a {type(value).__name__}: expected a number, a torch tensor or a numpy "
+                "array. allgather() takes anything"
+            )
+        agree(channel, waiter, {"the value given to sum()": _described(value)}, {})
+        if isinstance(value, bool | int):
+            import builtins
 
-        return builtins.sum(pickle.loads(x) for x in gather_objects(channel, waiter, pickle.dumps(value), "sum()"))
-    array = _array(value)
-    if array.dtype.kind in "biu":
-        total = _sum_of_ints(channel, waiter, array)
-    else:
-        wide = array.astype(np.complex128 if array.dtype.kind == "c" else np.float64).reshape(-1)
-        sum_in_place(channel, waiter, wide.view(np.float64), "sum()")
-        total = wide.reshape(array.shape)
-    if is_tensor:
-        import torch
+            return builtins.sum(pickle.loads(x) for x in gather_objects(channel, waiter, pickle.dumps(value), "sum()"))
+        array = _array(value)
+        if array.dtype.kind in "biu":
+            total = _sum_of_ints(channel, waiter, array)
+        else:
+            wide = array.astype(np.complex128 if array.dtype.kind == "c" else np.float64).reshape(-1)
+            sum_in_place(channel, waiter, wide.view(np.float64), "sum()")
+            total = wide.reshape(array.shape)
+        if is_tensor:
+            import torch
 
-        result = torch.from_numpy(total).to(value.device)
-        return result if array.dtype.kind in "biu" else result.to(value.dtype)
-    if not isinstance(value, np.ndarray):
-        return total.item()
-    return total if array.dtype.kind in "biu" else total.astype(value.dtype)
+            result = torch.from_numpy(total).to(value.device)
+            return result if array.dtype.kind in "biu" else result.to(value.dtype)
+        if not isinstance(value, np.ndarray):
+            return total.item()
+        return total if array.dtype.kind in "biu" else total.astype(value.dtype)
 
 
 def sum_in_place(channel: Transport, waiter: Waiter, values: Any, what: str) -> None:

@@ -10,32 +10,52 @@ import weakref
 from typing import Any
 
 from . import ending, settings
-from .events import Events
+from .events import Events, Listener
 from .observe.stall import StallInspector
-from .transport import LoopbackComm, Notice, Transport, connect
+from .transport import TIMEOUT, LoopbackComm, Notice, Transport, connect, process
 from .transport.waiting import Waiter
 
-__all__ = ["abandon_all", "shared", "tell_all"]
+__all__ = ["abandon_all", "found", "opened", "tell_all"]
 
 Channel = tuple[Transport, Waiter]
-
-TIMEOUT = 1800.0
 
 _loopback: weakref.WeakKeyDictionary[LoopbackComm, Channel] = weakref.WeakKeyDictionary()
 _open: list[tuple[Any, Channel]] = []  # over MPI, with its communicator, oldest first
 _keyval: int | None = None
 
 
-def shared(comm: Any) -> Channel:
-    """Return the channel of a communicator. The first call is collective."""
-    found = _loopback.get(comm) if isinstance(comm, LoopbackComm) else comm.Get_attr(_mpi_key())
-    if found is not None:
-        channel: Channel = found
-        return channel
-    opened = connect(comm)
+class _Overheard(Listener):
+    """Passes waits on to whoever listens to a push-sum over the same communicator."""
+
+    def __init__(self, comm: Any) -> None:
+        self._comm = weakref.ref(comm) if isinstance(comm, LoopbackComm) else lambda: comm
+
+    def waited(self, seconds: float) -> None:
+        for listeners in self._listeners():
+            listeners.waited(seconds)
+
+    def stalled(self, seconds: float, what: str) -> None:
+        for listeners in self._listeners():
+            listeners.stalled(seconds, what)
+
+    def _listeners(self) -> list[Listener]:
+        comm = self._comm()
+        return [] if comm is None else [one.listeners for one in process(comm).members if one.comm == comm]
+
+
+def found(comm: Any) -> Channel | None:
+    """Return the channel of a communicator, if one is open."""
+    channel: Channel | None = _loopback.get(comm) if isinstance(comm, LoopbackComm) else comm.Get_attr(_mpi_key())
+    return channel
+
+
+def opened(comm: Any) -> Channel:
+    """Collective. Open the channel of a communicator that has none."""
     events = Events()
-    events.subscribe(StallInspector(opened.rank))
-    channel = opened, Waiter(opened, events, TIMEOUT, settings.read().stall_seconds)
+    events.subscribe(StallInspector(comm.Get_rank()))
+    events.subscribe(_Overheard(comm))
+    transport = connect(comm, report=events)
+    channel = transport, Waiter(transport, events, TIMEOUT, settings.read().stall_seconds)
     if isinstance(comm, LoopbackComm):
         _loopback[comm] = channel
     else:

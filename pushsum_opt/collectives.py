@@ -17,6 +17,7 @@ from . import channels, ending, transport, world
 from .agreement import gather_objects
 from .arguments import Communicator
 from .errors import ConfigurationError
+from .gossip.together import Together
 from .push_sum import PushSum
 from .transport import Transport
 from .transport.waiting import Waiter
@@ -44,9 +45,9 @@ def broadcast_parameters(
         comm: None for all ranks of the job.
     """
     tensors = module.values() if isinstance(module, Mapping) else [*module.parameters(), *module.buffers()]
-    channel, waiter = _channel(comm)
-    _check_root(channel, root)
-    broadcast_tensors(channel, waiter, tensors, root)
+    with together(comm, "ps.broadcast_parameters()") as (channel, waiter):
+        _check_root(channel, root)
+        broadcast_tensors(channel, waiter, tensors, root)
 
 
 def _check_root(channel: Transport, root: Any) -> None:
@@ -61,9 +62,9 @@ def broadcast_object(value: Any, *, root: int = 0, comm: Communicator | None = N
     >>> testing.run(2, lambda comm: broadcast_object({"seed": comm.rank + 7}, comm=comm))
     [{'seed': 7}, {'seed': 7}]
     """
-    channel, waiter = _channel(comm)
-    _check_root(channel, root)
-    data = broadcast_bytes(channel, waiter, pickle.dumps(value) if channel.rank == root else b"", root)
+    with together(comm, "ps.broadcast_object()") as (channel, waiter):
+        _check_root(channel, root)
+        data = broadcast_bytes(channel, waiter, pickle.dumps(value) if channel.rank == root else b"", root)
     return value if channel.rank == root else pickle.loads(data)
 
 
@@ -78,7 +79,11 @@ def average(value: Any, *, data_weight: float | None = None, comm: Communicator 
     >>> testing.run(2, lambda comm: average(float(comm.rank), data_weight=1.0 + 2.0 * comm.rank, comm=comm))
     [0.75, 0.75]
     """
-    channel, waiter = _channel(comm)
+    with together(comm, "ps.average()") as (channel, waiter):
+        return _average(channel, waiter, value, data_weight, comm)
+
+
+def _average(channel: Transport, waiter: Waiter, value: Any, data_weight: float | None, comm: Any) -> Any:
     weight = _newest_data_weight(comm) if data_weight is None else float(data_weight)
     if not 0 < weight < float("inf"):
         raise ConfigurationError(f"rank {channel.rank}: data_weight={weight}: expected a finite number above 0")
@@ -87,7 +92,7 @@ def average(value: Any, *, data_weight: float | None = None, comm: Communicator 
     array = array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
     total = np.append(array.reshape(-1).view(np.float64) * weight, weight)
     for start in range(0, total.size, SPAN):
-        waiter.wait((channel.sum(total[start : start + SPAN], "average"),), 0)
+        waiter.wait((channel.sum(total[start : start + SPAN], "ps.average()"),), -1)
     mean = (total[:-1] / total[-1]).view(array.dtype).reshape(array.shape)
     if is_tensor:
         import torch
@@ -116,18 +121,18 @@ def consensus_distance(optimizer: Any) -> float:
     push_sum = _push_sum_of(optimizer)
     push_sum.meet("consensus_distance()")
     squares = 0.0
-    with push_sum.failing_together():
+    with push_sum.failing_together(), transport.calling("consensus_distance()"):
         for chunk in push_sum.memory.exchanged:
             own = push_sum.memory.values(chunk)
             mean = own.copy()
             push_sum.waiter.wait((push_sum.transport.sum(mean, "consensus_distance"),), push_sum.round)
-            own -= mean / push_sum.size
+            own -= mean / push_sum.participants
             squares += float(own @ own)
         total = np.array([squares])
         push_sum.waiter.wait((push_sum.transport.sum(total, "consensus_distance"),), push_sum.round)
         if push_sum.hosts is not None:
             push_sum.hosts.sum(total, push_sum.round, "consensus_distance")
-    return float(np.sqrt(total[0] / push_sum.size))
+    return float(np.sqrt(total[0] / push_sum.participants))
 
 
 @contextmanager
@@ -146,7 +151,7 @@ def averaged(push_sum: PushSum, buffers: Iterable[Tensor] = ()) -> Iterator[None
     kept_buffers = [buffer.detach().clone() for buffer in floating]
     lent_before, push_sum.on_loan = push_sum.on_loan, "averaged()"
     try:
-        with push_sum.failing_together():
+        with push_sum.failing_together(), transport.calling("averaged()"):
             _assign_average(push_sum)
             for buffer in floating:
                 _average_buffer(push_sum, buffer)
@@ -176,13 +181,13 @@ def _average_buffer(push_sum: PushSum, buffer: Tensor) -> None:
     import torch
 
     flat = torch.view_as_real(buffer.detach()) if buffer.is_complex() else buffer.detach()
-    total = flat.double().cpu().contiguous().numpy().reshape(-1) * push_sum.data_weight
+    total = flat.double().cpu().contiguous().numpy().reshape(-1) * push_sum.initial_weight
     if total.size:
         if push_sum.hosts is not None:
             total *= push_sum.hosts.share
             push_sum.hosts.sum(total, push_sum.round, "averaged")
         push_sum.waiter.wait((push_sum.transport.sum(total, "averaged"),), push_sum.round)
-        flat.copy_(torch.from_numpy(total / push_sum.size).reshape(flat.shape))
+        flat.copy_(torch.from_numpy(total / push_sum.participants).reshape(flat.shape))
 
 
 def _push_sum_of(optimizer: Any) -> PushSum:
@@ -236,17 +241,31 @@ def equal_everywhere(channel: Transport, waiter: Waiter, digest: bytes) -> bool:
 # ---------------------------------------------------------------------- which channel, which weight
 
 
-def _channel(comm: Any) -> tuple[Transport, Waiter]:
-    """Return the transport that the functions of this module use on a communicator; made at the first call."""
+@contextmanager
+def together(comm: Any, call: str) -> Iterator[tuple[Transport, Waiter]]:
+    """Collective. Give the transport that calls like ``ps.average()`` use on a communicator; made at the first one.
+
+    Raises:
+        MismatchError: the ranks make different calls; the same on every rank.
+        PeerFinished: a rank has ended its program.
+    """
     if comm is not None:
         transport.check(comm)
     comm = world.communicator(comm)
     ending.stop_all_on_error()
-    return channels.shared(comm)
+    with transport.calling(call):
+        pair = channels.found(comm)
+        if pair is None:
+            pair = channels.opened(comm)  # which compares the calls
+        elif pair[0].size > 1:
+            meeting = Together(pair[0], call, -1)
+            pair[1].wait((meeting.ticket,), -1)
+            meeting.check()
+        yield pair
 
 
 def _newest_data_weight(comm: Any) -> float:
     push_sum = PushSum.newest(world.communicator(comm))
     if push_sum is None:
         return 1.0
-    return push_sum.data_weight * (1.0 if push_sum.hosts is None else push_sum.hosts.share)
+    return push_sum.data_weight

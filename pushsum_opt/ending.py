@@ -18,7 +18,16 @@ from typing import Any, NoReturn, Protocol
 from . import settings, world
 from .errors import PeerFailed, PushSumError
 
-__all__ = ["THIS", "Member", "Process", "abort", "fail_all", "stop_all_on_error", "when_all_is_closed"]
+__all__ = [
+    "THIS",
+    "Member",
+    "Process",
+    "abort",
+    "fail_all",
+    "stop_all_on_error",
+    "when_all_is_closed",
+    "when_the_end_begins",
+]
 
 INTERRUPTED = 130
 FIRST_SPEAKS = 2.0  # seconds that followers leave to the rank that failed first: it normally ends the job
@@ -61,9 +70,15 @@ def fail_all(error: BaseException) -> None:
 
 # ---------------------------------------------------------------------- the end of the program
 
+_first: list[Callable[[], None]] = []
 _last: list[Callable[[], None]] = []
 _ended = False
 _self_keyval: int | None = None
+
+
+def when_the_end_begins(callback: Callable[[], None]) -> None:
+    """Have something done at the end of the program, before anything is closed."""
+    _first.append(callback)
 
 
 def when_all_is_closed(callback: Callable[[], None]) -> None:
@@ -79,6 +94,8 @@ def _end() -> None:
         return
     _ended = True
     try:
+        for callback in _first:
+            callback()
         for member in THIS.members:
             member.close()  # a rank that still trains is told that this one has finished
         while _last:

@@ -13,6 +13,7 @@
     │   ├── PeerTimeout       nothing came from it before the deadline (also a TimeoutError)
     │   ├── PeerFinished      it finished after fewer rounds
     │   └── PeerFailed        it stopped with an error of its own
+    ├── CallOrderError        a call at a moment when it is not allowed: inside averaged() or join()
     ├── CheckpointError       a checkpoint cannot be written, or what is read is not one
     └── ClosedError           used after ``close()``, or after an error ended the exchange
 
@@ -22,6 +23,7 @@ Every message says who (the rank), what (expected and got), when (the round), th
 from __future__ import annotations
 
 __all__ = [
+    "CallOrderError",
     "CheckpointError",
     "ClosedError",
     "ConfigurationError",
@@ -80,6 +82,10 @@ class PeerFinished(PeerError):
 
 class PeerFailed(PeerError):
     """A peer stopped with an error and told this rank its reason."""
+
+
+class CallOrderError(PushSumError):
+    """A call at a moment when it is not allowed: inside ``averaged()``, inside ``join()``, during a graph capture."""
 
 
 class CheckpointError(PushSumError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 __all__ = ["Events", "Listener"]
 
 
@@ -15,10 +17,10 @@ class Listener:
         """A message of ``nbytes`` bytes in all was handed to the transport."""
 
     def message_merged(self, round: int, peer: int, age: int) -> None:
-        """A message that is ``age`` rounds old was folded in."""
+        """A message that is ``age`` rounds old has been folded in: the parameters hold it."""
 
     def waited(self, seconds: float) -> None:
-        """This rank stood still for ``seconds`` seconds in all, in one wait."""
+        """This rank stood still for ``seconds`` seconds in all, in one wait: in a round or a collective call."""
 
     def stalled(self, seconds: float, what: str) -> None:
         """Nothing has moved for ``seconds`` seconds while waiting for ``what``."""
@@ -31,10 +33,15 @@ class Listener:
 
 
 class Events(Listener):
-    """Passes every point on to the listeners, in the order in which they subscribed."""
+    """Passes every point on to the listeners, in the order in which they subscribed.
 
-    def __init__(self) -> None:
+    Args:
+        name: gives the rank of a peer as the user knows it; None: by its own number.
+    """
+
+    def __init__(self, name: Callable[[int], int] | None = None) -> None:
         self._listeners: tuple[Listener, ...] = ()
+        self._name = (lambda peer: peer) if name is None else name
 
     def subscribe(self, listener: Listener) -> None:
         self._listeners = (*self._listeners, listener)
@@ -48,11 +55,11 @@ class Events(Listener):
 
     def message_posted(self, round: int, peer: int, nbytes: int) -> None:
         for listener in self._listeners:
-            listener.message_posted(round, peer, nbytes)
+            listener.message_posted(round, self._name(peer), nbytes)
 
     def message_merged(self, round: int, peer: int, age: int) -> None:
         for listener in self._listeners:
-            listener.message_merged(round, peer, age)
+            listener.message_merged(round, self._name(peer), age)
 
     def waited(self, seconds: float) -> None:
         for listener in self._listeners:
@@ -64,7 +71,7 @@ class Events(Listener):
 
     def chunk_skipped(self, round: int, peer: int, what: str) -> None:
         for listener in self._listeners:
-            listener.chunk_skipped(round, peer, what)
+            listener.chunk_skipped(round, self._name(peer), what)
 
     def round_ends(self, round: int, push_weight: float) -> None:
         for listener in self._listeners:

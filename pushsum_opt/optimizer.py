@@ -22,6 +22,7 @@ from .hosts import Hosts
 from .observe import start_line
 from .observe.log import log
 from .push_sum import PushSum
+from .transport import calling
 from .wrapped import points
 from .wrapped.calls import call_step, call_zero_grad
 from .wrapped.finding import Finder
@@ -35,6 +36,7 @@ from .wrapped.tensors import Tensors
 __all__ = ["PushSumOptimizer"]
 
 KEY = "push_sum"
+NAME = "PushSumOptimizer(...)"
 
 
 class PushSumOptimizer(torch.optim.Optimizer):
@@ -130,27 +132,29 @@ class PushSumOptimizer(torch.optim.Optimizer):
         self._algorithm = Gossip() if algorithm is None else algorithm
         hosts = None
         if within_host is not None:
-            hosts, comm = _make_hosts(within_host, comm, staleness, data_weight, timeout)
+            with calling(NAME):
+                hosts, comm = _make_hosts(within_host, comm, staleness, data_weight, timeout)
             data_weight = hosts.data_weight
         self._within_host = within_host
-        self.push_sum = PushSum(
-            self._tensors.exchanged,
-            graph=graph,
-            staleness=staleness,
-            data_weight=data_weight,
-            wire_dtype=wire_dtype,
-            nonfinite=nonfinite,
-            comm=comm,
-            timeout=timeout,
-            rate_correction=rate_correction,
-            hosts=hosts,
-            owner=self,
-        )
-        self._host_gradients: HostGradients | None = None
-        if within_host == "gradients":
-            self._host_gradients = HostGradients(self.push_sum, self._tensors)
-            self.push_sum.before_close(self._host_gradients.close)
-        with self.push_sum.failing_together():
+        with calling(NAME):
+            self.push_sum = PushSum(
+                self._tensors.exchanged,
+                graph=graph,
+                staleness=staleness,
+                data_weight=data_weight,
+                wire_dtype=wire_dtype,
+                nonfinite=nonfinite,
+                comm=comm,
+                timeout=timeout,
+                rate_correction=rate_correction,
+                hosts=hosts,
+                owner=self,
+            )
+            self._host_gradients: HostGradients | None = None
+            if within_host == "gradients":
+                self._host_gradients = HostGradients(self.push_sum, self._tensors)
+                self.push_sum.before_close(self._host_gradients.close)
+        with self.push_sum.failing_together(), calling(NAME):
             self._start_alike()
             lanes = 1 if hosts is None else hosts.lanes
             found = start_line.hosts(self.push_sum.transport, self.push_sum.waiter, torch.get_num_threads(), lanes)
@@ -160,7 +164,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
             crowd = start_line.crowded_links(self.push_sum, found) if hosts is None else None
             if crowd is not None:
                 log.warning("%s", crowd)
-        if self.push_sum.size > 1:
+        if self.push_sum.participants > 1:
             # Every rank signs its first step; rank 0 speaks for all.
             speak = partial(_warn_about_shards, self.push_sum.rank) if self.push_sum.first else (lambda peer: None)
             self.push_sum.watch_first_step(speak)  # it must not hold this wrapper: the push-sum outlives it
@@ -200,7 +204,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         """
         if self._host_gradients is not None:
             self._host_gradients.settle("gossip()")
-        self._gossip_round()
+        self._gossip_round("gossip()")
 
     def synchronize(self) -> None:
         """Collective over a host. With ``within_host="gradients"``: average now what backward() has not averaged.
@@ -266,10 +270,11 @@ class PushSumOptimizer(torch.optim.Optimizer):
         return nullcontext() if factor == 1.0 else scaled_rates(self.optimizer, factor)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _gossip_round(self) -> None:
-        if self._joining is not None:
-            self._joining.round_begins()
-        self._plain_round()
+    def _gossip_round(self, call: str = "step()") -> None:
+        with calling(call):
+            if self._joining is not None:
+                self._joining.round_begins()
+            self._plain_round()
 
     def _plain_round(self) -> None:
         self._algorithm.round(self.push_sum, self.param_groups)
@@ -326,7 +331,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
             self._host_gradients.look_again()
         new = {name: p for name, p in self._tensors.exchanged.items() if id(p) not in known}
         self.push_sum.extend(new)
-        with self.push_sum.failing_together():
+        with self.push_sum.failing_together(), calling("add_param_group()"):
             collectives.broadcast_tensors(self.push_sum.transport, self.push_sum.waiter, new.values(), 0)
 
     @property
@@ -510,7 +515,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         copy_start(channel.transport, channel.waiter, self.optimizer, self._tensors.all)
 
     def _warn_about_set_up(self) -> None:
-        size = self.push_sum.size
+        size = self.push_sum.participants
         if size == 1:
             return
         if isinstance(self.optimizer, torch.optim.LBFGS):

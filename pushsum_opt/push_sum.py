@@ -19,7 +19,7 @@ from . import agreement, cuda_aware, ending, graphs, settings, succession, world
 from . import memory as memories
 from . import transport as transports
 from .arguments import Communicator, DType, GraphLike, Nonfinite, Staleness
-from .errors import ClosedError, ConfigurationError, MismatchError, NonFiniteError
+from .errors import CallOrderError, ConfigurationError, NonFiniteError
 from .events import Events, Listener
 from .gossip.asynchronous import AsynchronousGossip
 from .gossip.merging import Merger
@@ -35,6 +35,7 @@ from .observe.advice import OverlapAdvice
 from .observe.first_step import NOTHING, FirstStep
 from .observe.stall import StallInspector
 from .observe.statistics import Statistics
+from .transport.calls import calling, current_call
 from .transport.waiting import Waiter
 
 __all__ = ["PushSum"]
@@ -64,8 +65,7 @@ class PushSum:
         timeout: seconds without progress after which waiting for a peer is an error.
         rate_correction: with ``staleness="unbounded"``, scale local steps by this rank's step time over the mean, so
             that slow ranks count as much as fast ones.
-        hosts: where several ranks of a host are one participant; ``comm`` is ``hosts.lane_comm`` then, and rank and
-            size count hosts.
+        hosts: where several ranks of a host are one participant; ``comm`` is ``hosts.lane_comm`` then.
         owner: the wrapper around this. Once it is dropped on every rank, the next construction closes what it owned.
 
     Until :meth:`close`, or the end of a ``with`` block, it stays open and holds its tensors, also where nothing refers
@@ -123,19 +123,37 @@ class PushSum:
         )
         self.hosts = hosts
         self.graph: graphs.Graph = graphs.resolve(graph, comm.Get_size(), warn=self._is_first(comm.Get_rank()))
-        self.transport = transports.connect(comm, background=staleness != 0, memory=self.memory)
+        with calling("PushSum(...)"):
+            self.transport = transports.connect(
+                comm,
+                background=staleness != 0,
+                memory=self.memory,
+                timeout=timeout,
+                ranks=None if hosts is None else hosts.lane_ranks,
+            )
         self._comm = comm if hosts is None else hosts.comm
         self.process = transports.process(comm)
         self._owner = None if owner is None else weakref.ref(owner)
         self._held: list[Any] = values
-        self.rank = self.transport.rank
-        self.size = self.transport.size
-        self._events = Events()
+        self.rank: int = self.transport.job_rank()
+        """This rank, among all of the communicator that was given."""
+        self.size: int = self.transport.size if hosts is None else hosts.size
+        """The number of its ranks."""
+        self.participant = self.transport.rank
+        """The number of this rank in the gossip; with ``hosts``, of its host."""
+        self.participants = self.transport.size
+        """How many take part in the gossip: the n of the graph, and of the mass."""
         self._statistics = Statistics()
-        self._events.subscribe(self._statistics)
+        self.listeners = Events()
+        """Who follows what this rank does; other channels of this rank report their waits here too."""
+        self.listeners.subscribe(self._statistics)
+        self._events = Events(self.transport.job_rank)
+        self._events.subscribe(self.listeners)
         self._events.subscribe(StallInspector(self.rank))
-        if staleness == 0 and self.first and self.size > 1:
+        if staleness == 0 and self.first and self.participants > 1:
             self._events.subscribe(OverlapAdvice())
+        if hosts is not None:
+            hosts.events.subscribe(self.listeners)
         self.timeout = timeout
         self.waiter = Waiter(self.transport, self._events, timeout, machine.stall_seconds)
         self._staleness = staleness
@@ -147,23 +165,25 @@ class PushSum:
         """Who holds other values in the tensors for a while, if anybody: rounds and steps are refused meanwhile."""
         self.out_of_step: str | None = None
         """Who lets ranks take different numbers of steps for a while, if anybody: collective calls are refused then."""
-        partners = self.graph.partners(self.rank, self.size)
+        partners = self.graph.partners(self.participant, self.participants)
         self._membership = Membership(self.transport, self.waiter, partners, hosts)
         self._first_step: FirstStep | None = None
-        with self.failing_together():
+        with self.failing_together(), calling("PushSum(...)"):
             agreement.agree(self.transport, self.waiter, self._fingerprint(), _versions(values))
             if hosts is not None and not hosts.sharded:
                 agreement.agree(hosts.transport, hosts.waiter, self._fingerprint(), {})
-            self._data_weight = agreement.normalised_data_weight(self.transport, self.waiter, float(data_weight))
+            self._initial_weight = agreement.normalised_data_weight(self.transport, self.waiter, float(data_weight))
             self.run = agreement.shared_run(self.transport, self.waiter, os.urandom(8))
             self.name = self.run
             if hosts is not None:
                 self.name = agreement.shared_run(hosts.transport, hosts.waiter, bytes.fromhex(self.run))
             succession.close_what_is_over(self, values)
-        self._weight = self._data_weight
-        merger = Merger(self.memory, self._events, self.rank, nonfinite, self._greet)
+        self._given_data_weight = float(data_weight) * (1.0 if hosts is None else hosts.share)
+        self._weight = self._initial_weight
+        name = self.transport.job_rank
+        merger = Merger(self.memory, self._events, self.participant, nonfinite, self._greet, name)
         exchange = Exchange(
-            self.memory, self.transport, self.graph, self.waiter, self._events, merger, self._data_weight
+            self.memory, self.transport, self.graph, self.waiter, self._events, merger, self._initial_weight
         )
         self.gossip = self._make_gossip(exchange, rate_correction)
         self.process.register(self)
@@ -174,13 +194,17 @@ class PushSum:
     @property
     def first(self) -> bool:
         """Whether this is the one rank of the job that speaks for all."""
-        return self._is_first(self.rank)
+        return self._is_first(self.participant)
 
     @staticmethod
     def newest(comm: Any) -> PushSum | None:
         """Return the open PushSum that was made last on a communicator, if any."""
-        members = reversed(transports.process(comm).members)
-        return next((one for one in members if one._comm == comm), None)
+        return next(reversed(PushSum.all_on(comm)), None)
+
+    @staticmethod
+    def all_on(comm: Any) -> list[PushSum]:
+        """Return the open ones on a communicator, in the order in which they were made."""
+        return [one for one in transports.process(comm).members if one._comm == comm]
 
     def _make_gossip(self, exchange: Exchange, rate_correction: bool) -> Gossip:
         if self._staleness == 0:
@@ -198,8 +222,13 @@ class PushSum:
 
     @property
     def data_weight(self) -> float:
-        """a_i = n v_i / sum v: this rank's part in the average, 1 where all are equal."""
-        return self._data_weight
+        """v_i, this rank's part in the average, as it was given."""
+        return self._given_data_weight
+
+    @property
+    def initial_weight(self) -> float:
+        """a_i = n v_i / sum v: the push weight at the start, 1 where all data weights are equal."""
+        return self._initial_weight
 
     @property
     def round(self) -> int:
@@ -262,13 +291,21 @@ class PushSum:
 
     def bytes_per_round(self) -> float:
         """Bytes that this rank sends in a round, the mean over a period of the graph."""
-        rounds = range(self.graph.window(self.size))
-        messages = sum(len(self.graph.out_peers(self.rank, self.size, k)) for k in rounds)
+        rounds = range(self.graph.window(self.participants))
+        messages = sum(len(self.graph.out_peers(self.participant, self.participants, k)) for k in rounds)
         return messages / len(rounds) * (HEADER_BYTES + self.memory.nbytes)
 
     def subscribe(self, listener: Listener) -> None:
-        """Attach a listener to the named points of every round."""
-        self._events.subscribe(listener)
+        """Attach a :class:`~pushsum_opt.Listener` to the named points of every round, and to all waits of this rank.
+
+        Waits are those of rounds and of every collective call on the same communicator: ``ps.average()`` and the like,
+        what ranks of a host do together, and the votes of a :class:`~pushsum_opt.checkpoint.Saver`.
+        """
+        self.listeners.subscribe(listener)
+
+    def unsubscribe(self, listener: Listener) -> None:
+        """Detach a listener."""
+        self.listeners.unsubscribe(listener)
 
     # ------------------------------------------------------------------ the algorithm
 
@@ -283,11 +320,12 @@ class PushSum:
             MismatchError: a peer's parameters, or its count of rounds, differ.
             ClosedError: after :meth:`close`, or after any of these errors.
         """
-        self._refuse_if_on_loan()
+        self.refuse_if_on_loan("mix()")
         if self._first_step is not None:
             self._first_step.taken()
         self._events.round_begins(self._round)
-        with self.failing_together():
+        self.waiter.begin_round(self._round)
+        with self.failing_together(), calling("mix()"):
             self._weight = self.gossip.round(self._round, self._weight)
             self.put_together()
         self._events.round_ends(self._round, self._weight)
@@ -301,11 +339,11 @@ class PushSum:
         Raises:
             As :meth:`mix` does.
         """
-        self._refuse_if_on_loan()
+        self.refuse_if_on_loan("an exact average")
         if self._first_step is not None:
             self._first_step.taken()
         self._events.round_begins(self._round)
-        with self.failing_together():
+        with self.failing_together(), calling("an exact average"):
             held = self.gossip.drain(self._round, self._weight, "an exact average")
             self.memory.refresh()
             weight = np.array([held])
@@ -314,8 +352,9 @@ class PushSum:
                 total = self.memory.numerator(chunk, held)
                 self.waiter.wait((self.transport.sum(total, "an exact average"),), self._round)
                 self._take_average(chunk, total / weight[0])
-            self._weight = self._data_weight
+            self._weight = self._initial_weight
             self.put_together()
+        self.waiter.begin_round(self._round)  # only now: nothing was posted for those who wait for its messages
         self._events.round_ends(self._round, self._weight)
         self._round += 1
 
@@ -326,9 +365,9 @@ class PushSum:
 
     def _take_average(self, chunk: Chunk, values: Any) -> None:
         if np.isfinite(values).all():
-            self.memory.settle(chunk, values, self._data_weight)
+            self.memory.settle(chunk, values, self._initial_weight)
         elif self._nonfinite == "skip":
-            self._events.chunk_skipped(self._round, self.rank, self.memory.describe(chunk))
+            self._events.chunk_skipped(self._round, self.participant, self.memory.describe(chunk))
         else:
             raise NonFiniteError(
                 f"rank {self.rank}: the exact average of round {self._round} holds inf or nan in "
@@ -344,8 +383,8 @@ class PushSum:
         Args:
             scale: a further factor of the step.
         """
-        self._refuse_if_on_loan()
-        factor = self._data_weight * self.gossip.step_scale() * scale / self._weight
+        self.refuse_if_on_loan("a step")
+        factor = self._initial_weight * self.gossip.step_scale() * scale / self._weight
         return 1.0 if abs(factor - 1.0) < EXACT else factor
 
     @contextmanager
@@ -365,28 +404,28 @@ class PushSum:
 
     def drain(self, *, call: str = "drain()") -> None:
         """Collective. Wait for and merge every message in flight. When synchronous, all that it does is meet."""
-        self._refuse_if_on_loan()
+        self.refuse_if_on_loan(call)
         self._refuse_out_of_step(call)
-        with self.failing_together():
+        with self.failing_together(), calling(call):
             self._weight = self.gossip.drain(self._round, self._weight, call)
             self.put_together()
 
     def settle(self, call: str) -> None:
         """Collective. Wait until every message in flight has come, so that it can be counted without merging it."""
         self._refuse_out_of_step(call)
-        with self.failing_together():
+        with self.failing_together(), calling(call):
             self._weight = self.gossip.settle(self._round, self._weight, call)
 
     def meet(self, call: str) -> None:
         """Collective. Make sure that every rank makes this call now, and no other."""
         self._refuse_out_of_step(call)
-        with self.failing_together():
+        with self.failing_together(), calling(call):
             self.gossip.meet(self._round, call)
 
     def extend(self, tensors: Mapping[str, Any]) -> None:
         """Collective. Exchange more tensors from the next round on, beside those that are there."""
         self.drain(call="add_param_group()")
-        with self.failing_together():
+        with self.failing_together(), calling("add_param_group()"):
             self.memory.extend(list(tensors.values()), list(tensors))
             self._held = [*self._held, *tensors.values()]
             agreement.agree(self.transport, self.waiter, self._fingerprint(), {})
@@ -396,16 +435,18 @@ class PushSum:
     def state(self) -> dict[str, Any]:
         """Return what belongs to this rank, tensors as copies. Local, without side effects.
 
+        ``rank`` and ``size`` count participants; ``data_weight`` is a_i, the :attr:`initial_weight`.
+
         ``run``, ``rank``, ``size``, ``round``, ``push_weight``, ``data_weight``, ``residuals``, and
         ``in_flight``: what is awaited, with the messages that have come and are not due.
         """
         return {
             "run": self.run,
-            "rank": self.rank,
-            "size": self.size,
+            "rank": self.participant,
+            "size": self.participants,
             "round": self._round,
             "push_weight": self._weight,
-            "data_weight": self._data_weight,
+            "data_weight": self._initial_weight,
             "residuals": self.memory.residual_state(),
             "in_flight": self.gossip.state(),
         }
@@ -427,16 +468,17 @@ class PushSum:
             return None
         self.gossip.forget()
         self.memory.load_residual_state({})
-        self._weight = self._data_weight
+        self._weight = self._initial_weight
         if state is None:
             return "it has no push-sum state (saved without pushsum_opt?)"
         self._round = int(state["round"])
-        if (state["rank"], state["size"]) != (self.rank, self.size):
-            saved = f"rank {state['rank']} of {state['size']}"
-            return f"it was saved by {saved}, and this is rank {self.rank} of {self.size}"
+        if (state["rank"], state["size"]) != (self.participant, self.participants):
+            kind = "rank" if self.hosts is None else "host"
+            saved = f"{kind} {state['rank']} of {state['size']}"
+            return f"it was saved by {saved}, and this is {kind} {self.participant} of {self.participants}"
         weight = float(state["push_weight"])
         away = sum(len(item["messages"]) + item["missing"] for item in state["in_flight"])
-        if away or abs(weight / self._data_weight - 1.0) >= EXACT:
+        if away or abs(weight / self._initial_weight - 1.0) >= EXACT:
             # One rank cannot know whether the others load the rest of this run's mass, or all of them this very file.
             return f"it had push weight {weight:.6g} and {away} messages in flight to it when it was saved"
         self._weight = weight
@@ -479,7 +521,7 @@ class PushSum:
             if member.failure is None:
                 for callback in self._before_close:
                     callback()
-                with self.failing_together():
+                with self.failing_together(), calling("close()"):
                     member.leave(self._round, bring_home)
         finally:
             member.closed = True
@@ -551,17 +593,18 @@ class PushSum:
     def _refuse_out_of_step(self, call: str) -> None:
         self.refuse_if_closed()
         if self.out_of_step is not None:
-            raise MismatchError(
+            raise CallOrderError(
                 f"rank {self.rank}, round {self._round}: {call} inside {self.out_of_step}: a collective call, and "
                 "ranks are in different steps there. Make it after the block, on every rank"
             )
 
-    def _refuse_if_on_loan(self) -> None:
+    def refuse_if_on_loan(self, call: str) -> None:
+        """Raise CallOrderError inside averaged()."""
         self.refuse_if_closed()
         if self.on_loan is not None:
-            raise ClosedError(
-                f"rank {self.rank}: a step, round or drain() inside {self.on_loan}: the tensors hold the average over "
-                "ranks there, and what is done to them is undone at its end. Leave the block first"
+            raise CallOrderError(
+                f"rank {self.rank}, round {self._round}: {current_call(call)} inside {self.on_loan}: the tensors hold "
+                "the average over ranks there, and what is done to them is undone at its end. Leave the block first"
             )
 
     # ------------------------------------------------------------------ what ranks know of each other
@@ -571,7 +614,7 @@ class PushSum:
         return {
             "the number of tensors": str(len(described)),
             **described,
-            "graph": f"{self.graph!r} ({self.graph.fingerprint(self.size)[:12]})",
+            "graph": f"{self.graph!r} ({self.graph.fingerprint(self.participants)[:12]})",
             "staleness": repr(self._staleness),
             "nonfinite": repr(self._nonfinite),
             "the size of chunks (PUSHSUM_CHUNK_BYTES)": str(self.memory.chunk_bytes),

@@ -57,7 +57,7 @@ class Ranks:
         from . import channels, transport, world
 
         self._channel = transport.connect(world.communicator())
-        channels.shared(world.communicator())  # open on all ranks: a rank that fails can tell those that wait in it
+        channels.opened(world.communicator())  # open on all ranks: a rank that fails can tell those that wait in it
         self._compare("collection", "\n".join(item.nodeid for item in session.items), b"")
 
     @pytest.hookimpl(hookwrapper=True)
@@ -102,7 +102,7 @@ class Ranks:
             for member in ending.THIS.members:
                 member.close()
             channels.abandon_all()
-            channels.shared(world.communicator())
+            channels.opened(world.communicator())
         return reasons
 
     def _compare(self, where: str, what: str, reason: bytes) -> str:

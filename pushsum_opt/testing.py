@@ -85,6 +85,8 @@ def run(
         except BaseException as error:
             errors[rank] = error
             world.fail(rank, f"{type(error).__name__}: {error}")
+        finally:
+            world.end(rank)
 
     threads = [threading.Thread(target=one_rank, args=(r,), name=f"rank {r}", daemon=True) for r in range(size)]
     late: list[int] = []

@@ -1,4 +1,4 @@
-"""This process among the others: rank, size, who shares the host.
+"""This process among the others: rank and size.
 
 MPI starts at the first question that needs it, never at import.
 """
@@ -10,31 +10,23 @@ import socket
 import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .environment import missing_variables
 from .errors import LaunchError
 from .installed import install_command
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = [
     "communicator",
     "finalize_if_nobody_does",
     "is_forked",
     "launched_size",
-    "local_device",
-    "local_rank",
-    "local_size",
     "mpi_runs",
     "rank",
     "size",
 ]
 
 SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-LOCAL_RANK_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
-LOCAL_SIZE_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 
 _pid: int | None = None  # of the process that is a rank
 _place: tuple[int, int] | None = None  # rank and size, once they are known
@@ -70,6 +62,11 @@ def refuse_fork() -> None:
             f"{_pid}): MPI and the threads of pushsum_opt belong to the rank alone, so a forked child (os.fork, a "
             "DataLoader or multiprocessing worker) cannot exchange anything. Make this call in the rank's own process"
         )
+
+
+def rank_of_this_thread() -> Any:
+    """Return the communicator of the rank that this thread is, inside :func:`pushsum_opt.testing.run`; or None."""
+    return _rank_of_thread.get()
 
 
 def communicator(comm: Any = None) -> Any:
@@ -166,59 +163,6 @@ def _rank_and_size() -> tuple[int, int]:
         comm = communicator()
         _place = int(comm.Get_rank()), int(comm.Get_size())
     return _place
-
-
-def local_rank() -> int:
-    """Return the rank of this process among those on the same host.
-
-    Where the launcher does not say it, finding out is collective: then all ranks must call it.
-    """
-    return _local(LOCAL_RANK_VARIABLES)[0]
-
-
-def local_size() -> int:
-    """Return the number of ranks on this host. See :func:`local_rank`."""
-    return _local(LOCAL_SIZE_VARIABLES)[1]
-
-
-def local_device() -> torch.device:
-    """Return this rank's device and make it the current one: GPU local_rank % number of GPUs; without a GPU, the CPU.
-
-    Ranks share GPUs where there are more ranks than GPUs on a host. A rank that sees only its own GPU
-    (CUDA_VISIBLE_DEVICES set per rank) gets it; but better let all ranks see all GPUs of the host, for only then can
-    they copy from GPU to GPU.
-    """
-    import torch
-
-    count = torch.cuda.device_count()
-    if count == 0:
-        return torch.device("cpu")
-    device = torch.device("cuda", local_rank() % count)
-    torch.cuda.set_device(device)
-    return device
-
-
-_split: tuple[int, int] | None = None
-
-
-def _local(variables: tuple[str, ...]) -> tuple[int, int]:
-    global _split
-    if (own := _rank_of_thread.get()) is not None:
-        return own.local_rank, own.local_size
-    comm = communicator()
-    if comm.Get_size() == 1:
-        return 0, 1
-    for name in variables:
-        text = os.environ.get(name, "")
-        if text.isdigit():
-            return int(text), int(text)
-    if _split is None:
-        from mpi4py import MPI
-
-        host = comm.Split_type(MPI.COMM_TYPE_SHARED)
-        _split = host.Get_rank(), host.Get_size()
-        host.Free()
-    return _split
 
 
 def hostname() -> str:

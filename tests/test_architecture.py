@@ -33,6 +33,7 @@ ROOMS = (
     "observe",
     "agreement",
     "events",
+    "local",
     "transport",
     "memory",
     "cuda_aware",

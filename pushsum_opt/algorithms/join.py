@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import ConfigurationError
 from ..gossip.together import Together
 from ..push_sum import PushSum
-from ..transport import Ticket
+from ..transport import Ticket, calling
 
 __all__ = ["Join"]
 
@@ -49,13 +49,13 @@ class Join:
         self._push_sum = push_sum
         self._round = round
         self._divide = divide_by_active
-        self._active = float(push_sum.size)  # the sum of a_i over the ranks that have batches, as last counted
+        self._active = float(push_sum.participants)  # the sum of a_i over the ranks that have batches, as last counted
         self._count: tuple[Ticket, Any] | None = None
 
     @property
     def scale(self) -> float:
         """What local steps are multiplied by."""
-        return self._push_sum.size / self._active if self._divide and self._active else 1.0
+        return self._push_sum.participants / self._active if self._divide and self._active else 1.0
 
     def __enter__(self) -> Join:
         self._push_sum.meet("join()")
@@ -103,11 +103,11 @@ class Join:
         push_sum = self._push_sum
         if not self._in_step or push_sum.size == 1 or push_sum.round % EVERY:
             return
-        with push_sum.failing_together():
+        with push_sum.failing_together(), calling("step()" if self._active_here else "the end of join()"):
             if self._count is not None:
                 ticket, total = self._count
                 push_sum.waiter.wait((ticket,), push_sum.round)
                 self._active = float(total[0])
             if self._active:
-                total = np.array([push_sum.data_weight if self._active_here else 0.0])
+                total = np.array([push_sum.initial_weight if self._active_here else 0.0])
                 self._count = push_sum.transport.sum(total, "a count of the ranks with batches"), total

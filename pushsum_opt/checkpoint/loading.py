@@ -146,8 +146,8 @@ def _average(push_sum: PushSum, path: Path, manifest: Manifest, like: dict[str, 
         **like["optimizer"][KEY],  # with what others keep there
         **push_sum.state(),
         "round": max(manifest.rounds),
-        "push_weight": push_sum.data_weight,
-        "residuals": total.residuals(like, push_sum.data_weight),
+        "push_weight": push_sum.initial_weight,
+        "residuals": total.residuals(like, push_sum.initial_weight),
         "in_flight": [],
     }
     optimizer = {**like["optimizer"], KEY: mass}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CallOrderError, CheckpointError
 from ..push_sum import PushSum
 from . import randomness
 from .code import with_code, without_code
@@ -63,8 +63,9 @@ def capture(optimizer: Any, companions: Companions, extra: Any) -> dict[str, Any
     """
     push_sum = optimizer.push_sum
     if push_sum.on_loan is not None:
-        raise CheckpointError(
-            f"inside {push_sum.on_loan} the model holds the average over ranks, not this rank's own state. Save outside"
+        raise CallOrderError(
+            f"rank {push_sum.rank}, round {push_sum.round}: a checkpoint inside {push_sum.on_loan}: the model holds "
+            "the average over ranks there, not this rank's own state. Save outside of the block"
         )
     exchanged = push_sum.memory.tensors
     for name, tensor in exchanged.items():
@@ -97,7 +98,7 @@ def capture(optimizer: Any, companions: Companions, extra: Any) -> dict[str, Any
 def place(push_sum: PushSum) -> list[int]:
     """Return (participant in the gossip, lane, lanes) of this rank: (rank, 0, 1), unless a host is one participant."""
     hosts = push_sum.hosts
-    return [push_sum.rank, 0, 1] if hosts is None else [push_sum.rank, hosts.lane, hosts.lanes]
+    return [push_sum.participant, 0, 1] if hosts is None else [push_sum.participant, hosts.lane, hosts.lanes]
 
 
 def _names(model: torch.nn.Module | None, exchanged: Mapping[str, Tensor]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import CheckpointError, ConfigurationError
 from ..observe.log import log
+from ..transport import calling
 from .batches import Batches, Places
 from .loading import find, load_from
 from .part import Companions
@@ -96,7 +97,8 @@ class Saver:
         self._check_every = check_every
         self._beside: dict[str, Any] = {"scaler": scaler, "scheduler": scheduler, "also": also}
         self._keep = keep
-        self._votes = Votes(self._push_sum)
+        with calling("Saver(...)"):
+            self._votes = Votes(self._push_sum)
         self._signals = Signals(signals)
         self._asked = False
         self._steps = 0

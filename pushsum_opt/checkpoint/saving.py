@@ -55,12 +55,14 @@ def save(
             may go on.
         ConfigurationError: ``keep`` is not an int of at least 1 or None, or ``optimizer`` is not wrapped.
         MismatchError: the ranks call it in different rounds, or some call something else.
+        CallOrderError: inside ``averaged()`` or ``join()``.
     """
     push_sum = push_sum_of(optimizer)
     if keep is not None and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 1):
         raise ConfigurationError(f"keep={keep!r}: expected an int of at least 1, or None for all")
     root = Path(directory)
     companions = Companions(scaler, scheduler, also)
+    push_sum.refuse_if_on_loan("checkpoint.save()")
     push_sum.settle("checkpoint.save()")
     first = push_sum.first
 

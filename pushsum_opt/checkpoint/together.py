@@ -32,13 +32,13 @@ def push_sum_of(optimizer: Any) -> PushSum:
 
 
 def job_rank(push_sum: PushSum) -> int:
-    """Return the rank of this process among all of the job; ``push_sum.rank`` may be that of its host."""
-    return push_sum.rank if push_sum.hosts is None else push_sum.hosts.rank
+    """Return the rank of this process among all of the job."""
+    return push_sum.rank
 
 
 def job_size(push_sum: PushSum) -> int:
     """Return the number of ranks in the job."""
-    return push_sum.size if push_sum.hosts is None else push_sum.hosts.size
+    return push_sum.size
 
 
 def _channels(push_sum: PushSum) -> Iterator[tuple[Transport, Waiter]]:

@@ -39,9 +39,10 @@ class Votes:
     def __init__(self, push_sum: PushSum) -> None:
         self._push_sum = push_sum
         self.in_step = push_sum.staleness != "unbounded"
-        self._channel = transports.connect(push_sum.comm)
         events = Events()
         events.subscribe(StallInspector(push_sum.rank))
+        events.subscribe(push_sum.listeners)
+        self._channel = transports.connect(push_sum.comm, timeout=push_sum.timeout, report=events)
         self.size = push_sum.size
         self.closed = False
         self._waiter = Waiter(self._channel, events, push_sum.timeout, settings.read().stall_seconds)
@@ -83,15 +84,16 @@ class Votes:
                 self._refuse_finished()
             return [] if ticket.done else [ticket]
 
-        with self._push_sum.failing_together():
+        with self._push_sum.failing_together(), transports.calling("Saver.after_step()"):
             self._waiter.wait_while(left, self._push_sum.round, patient=patient)
         return self._verdict()
 
     def _refuse_finished(self) -> None:
         for notice in self._push_sum.waiter.finished.values():
             if notice.rounds < self._round:
+                sender = self._push_sum.transport.job_rank(notice.sender)
                 raise PeerFinished(
-                    f"rank {self._push_sum.rank}: rank {notice.sender} finished after {notice.rounds} rounds, while "
+                    f"rank {self._push_sum.rank}: rank {sender} finished after {notice.rounds} rounds, while "
                     f"this rank is in round {self._push_sum.round} and waits for it to say whether to save. Every rank "
                     "must take the same number of steps, and call after_step() after each"
                 )

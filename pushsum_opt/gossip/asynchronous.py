@@ -181,8 +181,8 @@ class AsynchronousGossip(Gossip):
         memory.refresh()
         if (memory.layout, memory.exchanged) != before and (self._arriving or self._sending):
             raise LayoutError(
-                f"rank {self._exchange.transport.rank}, round {round}: the parameters changed their strides while "
-                "messages of the old form are in flight. Call drain() on every rank before module.to(...)"
+                f"rank {self._exchange.transport.job_rank()}, round {round}: the parameters changed their strides "
+                "while messages of the old form are in flight. Call drain() on every rank before module.to(...)"
             )
 
     # ------------------------------------------------------------------ what is in flight

@@ -17,19 +17,27 @@ class Merger:
     """Merges chunks of messages into the parameters.
 
     Args:
-        rank: this rank.
+        name: gives the rank of a participant, or of this one (None), as the user knows it.
+        rank: this participant.
         nonfinite: "raise", or "skip": keep z where a message is not finite, but accept its mass.
         greet: called with the sender and the header of every message.
     """
 
     def __init__(
-        self, memory: Memory, events: Events, rank: int, nonfinite: str, greet: Callable[[int, Header], None]
+        self,
+        memory: Memory,
+        events: Events,
+        rank: int,
+        nonfinite: str,
+        greet: Callable[[int, Header], None],
+        name: Callable[[int | None], int],
     ) -> None:
         self._memory = memory
         self._events = events
         self._rank = rank
         self._nonfinite = nonfinite
         self._greet = greet
+        self._name = name
 
     def open(self, header: Header, peer: int, round: int) -> float:
         """Check a header, take note of its sender, and return the mass that its message carries."""
@@ -46,19 +54,20 @@ class Merger:
         Raises:
             MismatchError: another round, another layout, or a mass that is not above 0.
         """
+        here, there = self._name(None), self._name(peer)
         if round is not None and header.round != round:
             raise MismatchError(
-                f"rank {self._rank}: rank {peer} sent its message of round {header.round} where round {round} was "
+                f"rank {here}: rank {there} sent its message of round {header.round} where round {round} was "
                 "expected: the ranks count rounds differently. Load the same checkpoint on every rank"
             )
         if header.layout != self._memory.layout:
             raise MismatchError(
-                f"rank {self._rank}: the parameters of rank {peer} in round {header.round} have other shapes, strides "
+                f"rank {here}: the parameters of rank {there} in round {header.round} have other shapes, strides "
                 "or dtypes than on this rank. Convert the model (memory_format, dtype) on every rank at the same step"
             )
         if not 0 < header.mass < float("inf"):
-            sent = f"rank {peer} sent mass {header.mass} in round {header.round}"
-            raise MismatchError(f"rank {self._rank}: {sent}: expected a finite number above 0")
+            sent = f"rank {there} sent mass {header.mass} in round {header.round}"
+            raise MismatchError(f"rank {here}: {sent}: expected a finite number above 0")
         return header.mass
 
     def greet(self, header: Header, peer: int) -> None:
@@ -84,7 +93,7 @@ class Merger:
             self._events.chunk_skipped(round, peer, self._memory.describe(chunk))
         else:
             raise NonFiniteError(
-                f"rank {self._rank}: the message of rank {peer} in round {round} holds inf or nan in "
+                f"rank {self._name(None)}: the message of rank {self._name(peer)} in round {round} holds inf or nan in "
                 f"{self._memory.describe(chunk)}; it was not merged. That rank's parameters have diverged: look at its "
                 "loss and gradients (learning rate, loss scaling). nonfinite='skip' trains on through such messages"
             )

@@ -102,8 +102,8 @@ class OverlappedGossip(Gossip):
         memory.refresh()
         if (memory.layout, memory.exchanged) != before and (self._awaited or self._sending or self._forgotten):
             raise LayoutError(
-                f"rank {self._exchange.transport.rank}, round {round}: the parameters changed their strides while "
-                "messages of the old form are in flight. Call drain() on every rank before module.to(...)"
+                f"rank {self._exchange.transport.job_rank()}, round {round}: the parameters changed their strides "
+                "while messages of the old form are in flight. Call drain() on every rank before module.to(...)"
             )
 
     # ------------------------------------------------------------------ what is in flight

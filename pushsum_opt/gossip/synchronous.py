@@ -65,8 +65,9 @@ class SynchronousGossip(Gossip):
                 running += mass
             outgoing.post_next()
         outgoing.finish_all()
-        for _, mass in messages:
+        for peer, mass in messages:
             weight += mass
+            self._exchange.events.message_merged(round, peer, 0)
         return weight
 
     def drain(self, round: int, push_weight: float, call: str) -> float:
@@ -194,7 +195,6 @@ class _Incoming:
         messages = []
         for peer, (_, buffer) in zip(self._in_peers, self._headers, strict=True):
             messages.append((peer, self._exchange.merger.open(Header.unpack(buffer), peer, self._round)))
-            self._exchange.events.message_merged(self._round, peer, 0)
         return messages
 
     def merge(self, chunk: Chunk, peer: int, weight: float, mass: float) -> None:

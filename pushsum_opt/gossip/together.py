@@ -10,14 +10,14 @@ from ..transport import Ticket, Transport
 
 __all__ = ["Together"]
 
-_FORMAT = struct.Struct("<24sq")
+_FORMAT = struct.Struct("<32sq")
 
 
 class Together:
     """A barrier with a name.
 
     Args:
-        call: the name of the call, up to 24 characters.
+        call: the name of the call, up to 32 characters.
         round: the round in which it is made; -1 where rounds may differ.
     """
 
@@ -35,8 +35,10 @@ class Together:
         if len(set(calls)) == 1:
             return
         names = [f"{call.rstrip(bytes(1)).decode()}" + (f" in round {k}" if k >= 0 else "") for call, k in calls]
-        other = next(rank for rank, name in enumerate(names) if calls[rank] != calls[self._transport.rank])
+        own = self._transport.rank
+        other = next(rank for rank in range(len(names)) if calls[rank] != calls[own])
         raise MismatchError(
-            f"rank {self._transport.rank} calls {names[self._transport.rank]} while rank {other} calls {names[other]}. "
+            f"rank {self._transport.job_rank()} calls {names[own]} while rank {self._transport.job_rank(other)} calls "
+            f"{names[other]}. "
             "All ranks must make the same collective calls in the same order, after the same number of rounds"
         )

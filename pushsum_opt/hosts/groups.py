@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from .. import settings
-from ..errors import ConfigurationError, PeerFailed
+from ..errors import ConfigurationError
 from ..events import Events
 from ..memory import Memory
 from ..observe.stall import StallInspector
-from ..transport import Notice, connect, host_label, split
+from ..transport import Notice, connect, everyone, host_label, split
 from ..transport.waiting import Waiter
 
 __all__ = ["Hosts"]
@@ -47,7 +47,7 @@ class Hosts:
     def __init__(self, comm: Any, *, data_weight: float, sharded: bool, timeout: float) -> None:
         machine = settings.read()
         label = host_label(comm, machine.ranks_per_host)
-        labels, weights = _everyone(comm, label, data_weight, timeout, machine.stall_seconds)
+        labels, weights = _everyone(comm, label, data_weight, timeout)
         members = [rank for rank, its in enumerate(labels) if its == label]
         _refuse_unequal(comm.Get_rank(), labels)
         self.comm = comm
@@ -66,10 +66,13 @@ class Hosts:
         """This rank's part of it: how much its gradients count inside the host."""
         self.lane_comm = split(comm, self.lane)
         self._host_comm = split(comm, labels.index(label))
-        self.transport = connect(self._host_comm)
-        events = Events()
-        events.subscribe(StallInspector(self.transport.rank))
-        self.waiter = Waiter(self.transport, events, timeout, machine.stall_seconds)
+        self.transport = connect(self._host_comm, timeout=timeout, ranks=members)
+        self.events = Events()
+        """Of the waits inside the host."""
+        self.events.subscribe(StallInspector(self.rank))
+        self.waiter = Waiter(self.transport, self.events, timeout, machine.stall_seconds)
+        self.lane_ranks = [r for r in range(self.size) if labels[:r].count(labels[r]) == self.lane]
+        """The ranks of the job in this lane, in the order of their hosts."""
 
     @property
     def part(self) -> tuple[int, int]:
@@ -144,21 +147,10 @@ class Hosts:
         return f"Hosts({self.size // self.lanes} hosts of {self.lanes} ranks; this is lane {self.lane})"
 
 
-def _everyone(
-    comm: Any, label: int, data_weight: float, timeout: float, stall_seconds: float
-) -> tuple[list[int], list[float]]:
+def _everyone(comm: Any, label: int, data_weight: float, timeout: float) -> tuple[list[int], list[float]]:
     """Collective. Return every rank's host and data weight."""
-    transport = connect(comm)
-    waiter = Waiter(transport, Events(), timeout, stall_seconds)
-    try:
-        ticket, rows = transport.gather(_ROW.pack(label, data_weight), "counting the ranks of every host")
-        waiter.wait((ticket,), 0)
-        found = [_ROW.unpack(row.tobytes()) for row in rows]
-        bad = [rank for rank, (_, weight) in enumerate(found) if not 0 < weight < float("inf")]
-        with contextlib.suppress(PeerFailed):  # nobody leaves before all have seen it
-            waiter.wait((transport.barrier("everyone to see the hosts"),), 0)
-    finally:
-        transport.close()
+    found = [_ROW.unpack(row) for row in everyone(comm, _ROW.pack(label, data_weight), timeout)]
+    bad = [rank for rank, (_, weight) in enumerate(found) if not 0 < weight < float("inf")]
     if bad:
         raise ConfigurationError(
             f"rank {comm.Get_rank()}: data_weight={found[bad[0]][1]} on rank {bad[0]}: expected a finite number above "

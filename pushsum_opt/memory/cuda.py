@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from ..errors import ConfigurationError
+from ..errors import CallOrderError, ConfigurationError
 from ..installed import install_command
 from . import kernels
 from .device import Device
@@ -110,7 +110,7 @@ class CudaDevice(Device):
 
     def current(self) -> torch.cuda.Stream:
         if torch.cuda.is_current_stream_capturing():
-            raise ConfigurationError(
+            raise CallOrderError(
                 "a round was called while a CUDA graph is captured: messages cannot be captured. Capture forward and "
                 "backward, and call step() after the replay"
             )

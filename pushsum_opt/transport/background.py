@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from .base import Notice, Ticket, Transport
@@ -38,6 +39,8 @@ class Background(Transport):
         self.rank = inner.rank
         self.size = inner.size
         self.name = inner.name
+        self.place = inner.place
+        self.ranks = inner.ranks
         self.threaded = True
         self._lock = threading.Lock()
         self._nudge = threading.Lock()  # held, but to wake the thread, which sleeps in acquire()
@@ -132,6 +135,9 @@ class Background(Transport):
         if work is not None:
             work(self._inner)
         return moved
+
+    def alone(self) -> AbstractContextManager[None]:
+        return self._turn()
 
     def _turn(self) -> _Turn:
         return _Turn(self)

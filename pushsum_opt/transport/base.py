@@ -17,9 +17,12 @@ Promised:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
+
+from .roll_call import Place
 
 __all__ = ["ANY", "Notice", "Ticket", "Transport"]
 
@@ -75,8 +78,19 @@ class Transport(ABC):
     collectives: int = 0
     """Collectives begun so far."""
 
+    ranks: Sequence[int] | None = None
+    """Its ranks as the user knows them, where they have other numbers."""
+
+    place: Place | None = None
+    """Its ranks in the roll call of the job."""
+
     threaded: bool = False
     """Whether a thread other than the main one may call, as long as no two do at the same time."""
+
+    def job_rank(self, rank: int | None = None) -> int:
+        """Return a rank, or this one, as the user knows it."""
+        own = self.rank if rank is None else rank
+        return own if self.ranks is None else self.ranks[own]
 
     @property
     @abstractmethod
@@ -142,6 +156,10 @@ class Transport(ABC):
 
     def refuse_if_stopped(self) -> None:  # noqa: B027  (only ranks of one process can be stopped from outside)
         """Raise PeerFailed where all ranks have been told to stop, also if this one waits for nothing."""
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Return a context in which no other thread uses this transport."""
+        return nullcontext()
 
     @abstractmethod
     def tell(self, peers: Iterable[int], notice: Notice) -> None:

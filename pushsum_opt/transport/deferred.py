@@ -48,6 +48,8 @@ class Deferred(Transport):
         self.rank = inner.rank
         self.size = inner.size
         self.name = inner.name
+        self.place = inner.place
+        self.ranks = inner.ranks
         self.threaded = inner.threaded
         # Of transfers that must not overtake each other only the first can begin, so only its buffer is asked.
         self._waiting: dict[_Way, deque[_Held]] = {}

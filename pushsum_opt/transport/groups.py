@@ -2,36 +2,69 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import socket
 import struct
+from pathlib import Path
 from typing import Any
 
+from .. import settings
+from ..errors import PeerFailed
+from .calls import current_call
 from .loopback import LoopbackComm, LoopbackTransport
+from .opening import connect
+from .set_up import TIMEOUT, LogStalls
+from .waiting import Waiter
 
-__all__ = ["host_label", "split"]
+__all__ = ["everyone", "host_label", "split"]
 
 
 def host_label(comm: Any, ranks_per_host: int | None) -> int:
-    """Collective. Return a number that ranks have in common if and only if they share a host.
+    """Return a number that ranks have in common if and only if they share a host.
 
     Args:
-        ranks_per_host: take so many consecutive ranks as a host; None: find out.
+        ranks_per_host: take so many consecutive ranks as a host; None: those with the same host name and boot.
     """
     rank: int = comm.Get_rank()
     if isinstance(comm, LoopbackComm):
         ranks_per_host = ranks_per_host or comm.world.local_size
     if ranks_per_host is not None:
         return rank // ranks_per_host
-    from mpi4py import MPI
+    here = f"{socket.gethostname()} {_boot()}".encode()
+    return int.from_bytes(hashlib.blake2b(here, digest_size=7).digest(), "little")
 
-    host = comm.Split_type(MPI.COMM_TYPE_SHARED, rank)
+
+def _boot() -> str:
+    """Return what tells two hosts of the same name apart, where the system says it."""
     try:
-        return int(host.bcast(rank))
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def everyone(comm: Any, mine: bytes, timeout: float = TIMEOUT) -> list[bytes]:
+    """Collective. Return every rank's bytes, of the same length, in rank order; no rank leaves before all have them."""
+    transport = connect(comm, timeout=timeout)
+    try:
+        if transport.size == 1:
+            return [mine]
+        call = current_call("comparing hosts")
+        waiter = Waiter(transport, LogStalls(transport.rank), timeout, settings.read().stall_seconds)
+        ticket, rows = transport.gather(mine, call)
+        waiter.wait((ticket,), -1)
+        with contextlib.suppress(PeerFailed):
+            waiter.wait((transport.barrier(call),), -1)
+        return [row.tobytes() for row in rows]
     finally:
-        host.Free()
+        transport.close()
 
 
 def split(comm: Any, color: int) -> Any:
-    """Collective. Return a communicator of the ranks that passed the same number, in the order of their ranks."""
+    """Collective. Return a communicator of the ranks that passed the same number, in the order of their ranks.
+
+    MPI waits here without a deadline: all ranks have just met, in :func:`everyone`.
+    """
     if isinstance(comm, LoopbackComm):
         return _split_loopback(comm, color)
     return comm.Split(color, comm.Get_rank())

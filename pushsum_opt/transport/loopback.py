@@ -19,6 +19,7 @@ import numpy as np
 from ..ending import Process
 from ..errors import ClosedError, MismatchError, PeerFailed
 from .base import ANY, Notice, Ticket, Transport
+from .roll_call import Message, RollCall
 
 __all__ = ["Delays", "LoopbackComm", "LoopbackTransport", "LoopbackWorld"]
 
@@ -57,6 +58,9 @@ class LoopbackWorld:
         self._parts: dict[tuple[int, int], LoopbackWorld] = {}
         self.lock = threading.Lock()
         self.awake = [threading.Condition(self.lock) for _ in range(size)]
+        self.rolls = [RollCall(_Post(self, rank)) for rank in range(size)]
+        self.questions: list[list[Message]] = [[] for _ in range(size)]
+        self.of_the_job = (self, list(range(size)))
         self.failure: tuple[int, str] | None = None
         self._delays = delays
         self._random = None if seed is None else random.Random(seed)
@@ -86,6 +90,8 @@ class LoopbackWorld:
                     spread=self._spread,
                     delays=None if delays is None else lambda s, r, count: delays(members[s], members[r], count),
                 )
+                root, ranks = self.of_the_job
+                self._parts[key].of_the_job = (root, [ranks[member] for member in members])
                 self._parts[key].failure = self.failure and (-1, self.failure[1])
             return self._parts[key]
 
@@ -99,6 +105,12 @@ class LoopbackWorld:
             parts = list(self._parts.values())
         for part in parts:
             part.fail(-1, reason if rank < 0 else f"rank {rank} of {self.size} failed: {reason}")
+
+    def end(self, rank: int) -> None:
+        """This rank's program is over: whoever waits for it learns so."""
+        with self.lock:
+            self.rolls[rank].ended = True
+        self.rolls[rank].listen()
 
     def check(self, rank: int) -> None:
         if self.failure is not None and self.failure[0] != rank:
@@ -181,6 +193,29 @@ class LoopbackWorld:
         return collective
 
 
+class _Post:
+    """Carries the questions of one rank, and has those to a rank that has ended answered at once."""
+
+    def __init__(self, world: LoopbackWorld, rank: int) -> None:
+        self._world = world
+        self.me = rank
+
+    def send(self, to: int, message: Message) -> None:
+        with self._world.lock:
+            over = self._world.rolls[to].ended and "answer" not in message
+            if not over:
+                self._world.questions[to].append(message)
+        if over:
+            message = self._world.rolls[to].answer(message)
+            with self._world.lock:
+                self._world.questions[self.me].append(message)
+
+    def receive(self) -> list[Message]:
+        with self._world.lock:
+            messages, self._world.questions[self.me] = self._world.questions[self.me], []
+            return messages
+
+
 class LoopbackComm:
     """One rank's communicator in a :class:`LoopbackWorld`; has ``rank`` and ``size`` as an MPI one does."""
 
@@ -230,6 +265,9 @@ class LoopbackTransport(Transport):
         self._closed = False
         self.rank = comm.rank
         self.size = comm.size
+        root, ranks = comm.world.of_the_job
+        if self.size > 1:
+            self.place = root.rolls[ranks[self.rank]].set_up(ranks)[1]
 
     @property
     def under_way(self) -> int:
@@ -272,6 +310,8 @@ class LoopbackTransport(Transport):
     def _collective(self, kind: str, value: Any, what: str) -> Ticket:
         self.refuse_if_stopped()
         self.collectives += 1
+        if self.place is not None:
+            self.place.reach_collective(self.collectives)
         ticket = Ticket(what, None, value, collective=self.collectives)
         with self._open().lock:
             self._world.join((self.context, self.collectives), self.rank, kind, value, ticket)

@@ -14,7 +14,11 @@ from ..errors import ClosedError, ConfigurationError, MismatchError
 from ..memory.late import DeviceBytes
 from . import fork
 from .base import ANY, Notice, Ticket, Transport
-from .naps import LONGEST, rest
+from .mpi_post import post_of_the_job, roll_of_the_job
+from .naps import rest
+from .roll_call import Place
+from .set_up import TIMEOUT, Forming, LogStalls, until_all_come
+from .waiting import Report
 
 __all__ = ["MpiTransport"]
 
@@ -32,19 +36,19 @@ class MpiTransport(Transport):
 
     Args:
         comm: the communicator to duplicate; it is not used for anything else.
+        timeout: seconds that the other ranks have to make theirs.
+        report: told of waits and stalls.
     """
 
     name = "mpi"
 
-    def __init__(self, comm: MPI.Comm) -> None:
+    def __init__(self, comm: MPI.Comm, timeout: float = TIMEOUT, report: Report | None = None) -> None:
         highest = comm.Get_attr(MPI.TAG_UB)
         if highest is not None and highest < HIGHEST_TAG:
             raise ConfigurationError(f"this MPI library allows tags up to {highest}: expected at least {HIGHEST_TAG}")
-        self._comm, request = comm.Idup()
-        while not request.Test():
-            time.sleep(LONGEST)
         self.rank = comm.Get_rank()
         self.size = comm.Get_size()
+        self._comm, self.place = _duplicate(comm, timeout, report or LogStalls(self.rank))
         self._requests: list[MPI.Request] = []
         self._tickets: list[Ticket] = []
         self._inbox: list[Notice] = []
@@ -99,6 +103,8 @@ class MpiTransport(Transport):
 
     def _collective(self, request: MPI.Request, buffer: Any, what: str) -> Ticket:
         self.collectives += 1
+        if self.place is not None:
+            self.place.reach_collective(self.collectives)
         return self._track(Ticket(what, None, buffer, collective=self.collectives, request=request))
 
     # ------------------------------------------------------------------ progress
@@ -202,6 +208,33 @@ class MpiTransport(Transport):
         if self._closed:
             raise ClosedError(f"rank {self.rank}: the MPI transport is already closed")
         return self._comm
+
+
+_begun: list[Any] = []  # MPI cannot take back a duplication, and writes its result when it is done
+
+
+def _duplicate(comm: MPI.Comm, timeout: float, report: Report) -> tuple[MPI.Comm, Place | None]:
+    """Collective. Return a private duplicate, and its place in the roll call."""
+    ranks = _ranks_of_the_job(comm)
+    set_ups, place = roll_of_the_job().set_up(ranks) if ranks and len(ranks) > 1 else (None, None)
+    number = 0 if set_ups is None else roll_of_the_job().reached[f"{set_ups.channel} collectives"]
+    duplicate, request = comm.Idup()
+    _begun.append((duplicate, request))
+    until_all_come(Forming(comm.Get_rank(), set_ups, request.Test), timeout, report, number)
+    _begun.pop()
+    post = post_of_the_job()
+    if post.size > 1 and post.office is None and place is not None and len(place.ranks) == post.size:
+        post.open_office(lambda done: until_all_come(Forming(comm.Get_rank(), None, done), timeout, report))
+    return duplicate, place
+
+
+def _ranks_of_the_job(comm: MPI.Comm) -> list[int] | None:
+    """Return a communicator's ranks in MPI.COMM_WORLD, or None where some are of another job (spawned)."""
+    world, group = MPI.COMM_WORLD.Get_group(), comm.Get_group()
+    ranks = list(group.Translate_ranks(list(range(group.Get_size())), world))
+    world.Free()
+    group.Free()
+    return None if MPI.UNDEFINED in ranks else ranks
 
 
 def _bytes(buffer: Any) -> Any:

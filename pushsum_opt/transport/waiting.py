@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from ..errors import PeerFailed, PeerFinished, PeerTimeout
 from .base import Notice, Ticket, Transport
+from .calls import current_call
+from .roll_call import LISTEN_AFTER_S, Need, Place, Waiting
 
 __all__ = ["Report", "Waiter"]
 
@@ -20,6 +24,21 @@ class Report(Protocol):
     def stalled(self, seconds: float, what: str) -> None: ...
 
 
+class Polled(Protocol):
+    """What the waiter polls; a transport is one."""
+
+    rank: int
+
+    @property
+    def place(self) -> Place | None: ...
+
+    def job_rank(self, rank: int | None = None) -> int: ...
+
+    def poll(self, seconds: float) -> bool: ...
+
+    def notices(self) -> list[Notice]: ...
+
+
 class Waiter:
     """Waits for tickets of one transport.
 
@@ -30,11 +49,12 @@ class Waiter:
         stall_seconds: seconds without progress after which, and again each time after, a stall is reported.
     """
 
-    def __init__(self, transport: Transport, report: Report, timeout: float, stall_seconds: float) -> None:
+    def __init__(self, transport: Polled, report: Report, timeout: float, stall_seconds: float) -> None:
         self._transport = transport
         self._report = report
         self._timeout = timeout
         self._stall_seconds = stall_seconds
+        self._counts_rounds = False
         self.finished: dict[int, Notice] = {}
         """The last notice of every rank that has finished."""
         self.closing = False
@@ -73,9 +93,12 @@ class Waiter:
             return
         begin = moved = time.monotonic()
         said = 1
-        try:
+        slice = min(LISTEN_AFTER_S, self._timeout, self._stall_seconds)
+        with contextlib.ExitStack() as stack:
+            stack.callback(lambda: self._report.waited(time.monotonic() - begin))
+            waiting: Waiting | None = None
             while True:
-                progress = self._transport.poll(min(1.0, self._timeout, self._stall_seconds))
+                progress = self._transport.poll(slice)
                 pending = left()
                 if not pending:
                     return
@@ -84,13 +107,27 @@ class Waiter:
                 now = time.monotonic()
                 if progress:
                     moved, said = now, 1
-                elif now - moved >= self._timeout and not patient:
-                    raise PeerTimeout(self._timeout_message(pending[0], round, now - moved))
-                elif now - moved >= said * self._stall_seconds:
+                    continue
+                if waiting is None:
+                    waiting = self._roll_call(pending[0], round)
+                    if waiting is not None:
+                        stack.enter_context(waiting)
+                if waiting is not None:
+                    with self._alone():
+                        waiting.look(self._needs(pending, round), now - moved)
+                if now - moved >= self._timeout and not patient:
+                    raise PeerTimeout(self._timeout_message(pending[0], round, now - moved, waiting))
+                if now - moved >= said * self._stall_seconds:
                     said += 1
-                    self._report.stalled(now - moved, f"{_who(pending[0])}, round {round}")
-        finally:
-            self._report.waited(time.monotonic() - begin)
+                    self._report.stalled(now - moved, self._describe(pending[0], round, waiting))
+
+    def begin_round(self, round: int) -> None:
+        """Messages of a round are exchanged from now on: whoever waits for those of this rank waits rightly."""
+        self._counts_rounds = True
+        if self._transport.place is not None:
+            self._transport.place.reach_round(round + 1)
+
+    # ------------------------------------------------------------------ what other ranks say
 
     def hear(self) -> None:
         """Take in the notices that have come.
@@ -100,7 +137,7 @@ class Waiter:
         """
         for notice in self._transport.notices():
             if notice.failed:
-                raise PeerFailed(f"rank {self._transport.rank}: rank {notice.sender} stopped: {notice.reason}")
+                raise PeerFailed(f"rank {self._me}: rank {self._name(notice.sender)} stopped: {notice.reason}")
             self.finished[notice.sender] = notice
 
     def _refuse_finished(self, pending: Iterable[Ticket], round: int) -> None:
@@ -114,22 +151,70 @@ class Waiter:
             if gone:
                 notice = gone[0]
                 raise PeerFinished(
-                    f"rank {self._transport.rank}: rank {notice.sender} finished after {notice.rounds} rounds, while "
-                    f"this rank waits for {ticket.what} in round {round}. Every rank must take the same number of "
-                    "steps and make the same collective calls: give all ranks the same number of batches "
+                    f"rank {self._me}: rank {self._name(notice.sender)} finished after {notice.rounds} rounds, while "
+                    f"this rank waits for {ticket.what}{_in_round(round, ' in')}. Every rank must take the same number "
+                    "of steps and make the same collective calls: give all ranks the same number of batches "
                     "(DistributedSampler with drop_last=True), and do not break out of the loop on some ranks only"
                 )
 
-    def _timeout_message(self, ticket: Ticket, round: int, seconds: float) -> str:
+    def _alone(self) -> AbstractContextManager[None]:
+        return self._transport.alone() if isinstance(self._transport, Transport) else contextlib.nullcontext()
+
+    def _roll_call(self, ticket: Ticket, round: int) -> Waiting | None:
+        place = self._transport.place
+        if place is None:
+            return None
+        call = current_call(ticket.what) + _in_round(round, " in")
+        return Waiting(place.roll, self._me, lambda rank: self._name(place.ranks.index(rank)), call)
+
+    def _needs(self, pending: Iterable[Ticket], round: int) -> list[Need]:
+        place = self._transport.place
+        assert place is not None
+        found: dict[Need, None] = {}
+        for ticket in pending:
+            if ticket.peer is None:
+                found[place.collective(ticket.collective)] = None
+            elif ticket.peer < 0 or not self._counts_rounds:
+                continue
+            elif round >= 0:
+                found[place.round(round + 1, ticket.peer)] = None
+            elif ticket.sends and isinstance(self._transport, Transport):  # taken at the latest in the next meeting
+                found[place.collective(self._transport.collectives + 1, ticket.peer)] = None
+        return list(found)
+
+    # ------------------------------------------------------------------ words
+
+    @property
+    def _me(self) -> int:
+        return self._transport.job_rank()
+
+    def _name(self, rank: int) -> int:
+        return self._transport.job_rank(rank)
+
+    def _describe(self, ticket: Ticket, round: int, waiting: Waiting | None) -> str:
+        call = current_call()
+        inside = f" (in {call})" if call and call != ticket.what else ""
+        return self._who(ticket, waiting) + _in_round(round, ",") + inside
+
+    def _who(self, ticket: Ticket, waiting: Waiting | None) -> str:
+        if ticket.peer is not None:
+            return f"rank {self._name(ticket.peer)}: {ticket.what}"
+        place = self._transport.place
+        missing = waiting.missing(place.collective(ticket.collective)) if waiting is not None and place else []
+        text = f"{ticket.what}, a collective call that not every rank has made"
+        if not missing:
+            return text
+        shown = ", ".join(map(str, missing[:8])) + (f", ... ({len(missing)} in all)" if len(missing) > 8 else "")
+        return f"{text} (nothing was heard from rank{'s' if len(missing) > 1 else ''} {shown} there)"
+
+    def _timeout_message(self, ticket: Ticket, round: int, seconds: float, waiting: Waiting | None) -> str:
         return (
-            f"rank {self._transport.rank}: waited {seconds:.1f} s for {_who(ticket)}, round {round}, and nothing came. "
+            f"rank {self._me}: waited {seconds:.1f} s for {self._describe(ticket, round, waiting)}, and nothing came. "
             "Likely causes: that rank skipped a step() or a collective call, hangs, is much slower than this one, or "
             "its host or network is gone. Look at its stack (py-spy dump --pid ...), make sure that every rank calls "
             f"step() equally often, or give more time with timeout= (now {self._timeout:g} s)"
         )
 
 
-def _who(ticket: Ticket) -> str:
-    if ticket.peer is None:
-        return f"{ticket.what}, a collective call that not every rank has made"
-    return f"rank {ticket.peer}: {ticket.what}"
+def _in_round(round: int, before: str) -> str:
+    return f"{before} round {round}" if round >= 0 else ""

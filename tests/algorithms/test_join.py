@@ -9,7 +9,7 @@ from scenarios import shift
 
 import pushsum_opt as ps
 from pushsum_opt.algorithms import PeriodicAverage
-from pushsum_opt.errors import ConfigurationError, MismatchError
+from pushsum_opt.errors import CallOrderError, ConfigurationError
 from pushsum_opt.testing import RankErrors
 
 MODES = [0, 1, 2, "unbounded"]
@@ -116,7 +116,7 @@ def test_collective_calls_inside_are_refused_with_the_reason(call):
                 for _ in range(3 + comm.rank):
                     z.grad = torch.ones_like(z)
                     optimizer.step()
-                with pytest.raises(MismatchError, match=rf"{call}\(\) inside join\(\)"):
+                with pytest.raises(CallOrderError, match=rf"{call}\(\) inside join\(\)"):
                     calls[call]()
             with optimizer.averaged():
                 pass

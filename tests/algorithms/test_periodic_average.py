@@ -72,7 +72,7 @@ def test_what_is_in_flight_takes_part_and_all_ranks_agree(staleness):
                 push_sum.mix()
             push_sum.average()
             assert push_sum.round == 6
-            assert push_sum.push_weight == push_sum.data_weight
+            assert push_sum.push_weight == push_sum.initial_weight
             after = z.copy()
             for _ in range(3):
                 push_sum.mix()

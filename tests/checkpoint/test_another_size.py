@@ -34,7 +34,7 @@ def save(tmp_path, size, **options):
             ]
             return {
                 "w": push_sum.push_weight,
-                "a": push_sum.data_weight,
+                "a": push_sum.initial_weight,
                 "z": {name: p.detach().clone() for name, p in run.model.named_parameters()},
                 "r": push_sum.state()["residuals"],
                 "mean": run.model.norm.running_mean.clone(),
@@ -65,7 +65,7 @@ def load(tmp_path, size, **options):
             result = {
                 "found": found,
                 "w": push_sum.push_weight,
-                "a": push_sum.data_weight,
+                "a": push_sum.initial_weight,
                 "z": {name: p.detach().clone() for name, p in run.model.named_parameters()},
                 "r": push_sum.state()["residuals"],
                 "mean": run.model.norm.running_mean.clone(),

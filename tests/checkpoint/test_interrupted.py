@@ -12,7 +12,7 @@ from checkpoint.common import running
 
 import pushsum_opt as ps
 from pushsum_opt.checkpoint import files
-from pushsum_opt.errors import CheckpointError
+from pushsum_opt.errors import CallOrderError, CheckpointError
 
 SIZE = 3
 
@@ -256,7 +256,7 @@ def test_keep_that_makes_no_sense_is_refused(tmp_path, keep):
 def test_saving_inside_averaged_is_refused_on_all_ranks(tmp_path):
     def rank(comm):
         with running(comm) as run:
-            with run.optimizer.averaged(), pytest.raises(CheckpointError, match=r"inside averaged\(\)"):
+            with run.optimizer.averaged(), pytest.raises(CallOrderError, match=r"inside averaged\(\)"):
                 ps.checkpoint.save(tmp_path, run.optimizer, **run.beside)
             run.steps(0, 1)
 

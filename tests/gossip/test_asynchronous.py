@@ -14,7 +14,7 @@ from scenarios import shift
 
 import pushsum_opt as ps
 from pushsum_opt.collectives import averaged
-from pushsum_opt.errors import ClosedError, ConfigurationError, MismatchError, PeerFailed, PeerFinished
+from pushsum_opt.errors import CallOrderError, ConfigurationError, MismatchError, PeerFailed, PeerFinished
 from pushsum_opt.gossip import asynchronous
 from pushsum_opt.gossip.pace import Pace
 from pushsum_opt.graphs import Complete, OnePeerExponential, Ring
@@ -35,7 +35,7 @@ def free_run(comm, steps, naps, graph=shift, rate=0.0, centre=0.0, **options):
             z -= rate * (z - centre)
         moved += weight * (z - before)
         push_sum.mix()
-        least = min(least, push_sum.push_weight / push_sum.data_weight)
+        least = min(least, push_sum.push_weight / push_sum.initial_weight)
     push_sum.close()
     return push_sum.push_weight * z, push_sum.push_weight, least, moved
 
@@ -273,7 +273,7 @@ def test_drain_inside_averaged_is_refused_for_it_would_merge_into_the_average():
     def rank(comm):
         with ps.PushSum([np.zeros(3)], staleness=1, comm=comm) as push_sum:
             push_sum.mix()
-            with averaged(push_sum), pytest.raises(ClosedError, match=r"inside averaged\(\)"):
+            with averaged(push_sum), pytest.raises(CallOrderError, match=r"inside averaged\(\)"):
                 push_sum.drain()
 
     ps.testing.run(2, rank)

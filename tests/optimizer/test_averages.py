@@ -12,7 +12,7 @@ from optimizer.common import KINDS, batch, bits, flat, network, ring, star, trai
 from torch import nn
 
 import pushsum_opt as ps
-from pushsum_opt.errors import ClosedError, ConfigurationError
+from pushsum_opt.errors import CallOrderError, ConfigurationError
 from pushsum_opt.gossip.asynchronous import RECEIVING
 
 pytestmark = pytest.mark.filterwarnings("ignore:LBFGS on")
@@ -149,7 +149,7 @@ def test_steps_and_rounds_inside_averaged_are_refused_and_name_it():
             before = bits(values(model))
             with wrapped.averaged():
                 for call in (wrapped.step, wrapped.gossip):
-                    with pytest.raises(ClosedError, match=r"inside averaged\(\)"):
+                    with pytest.raises(CallOrderError, match=r"inside averaged\(\)"):
                         call()
             assert bits(values(model)) == before
             train(wrapped, model, 1, comm.rank, start=1)
@@ -169,7 +169,7 @@ def test_averaged_inside_averaged_changes_nothing_and_the_outer_still_refuses_st
                 with wrapped.averaged():
                     torch.testing.assert_close(values(model), average)
                 assert bits(values(model)) == bits(average)
-                with pytest.raises(ClosedError, match=r"inside averaged\(\)"):
+                with pytest.raises(CallOrderError, match=r"inside averaged\(\)"):
                     wrapped.gossip()
             assert bits(values(model)) == before
             wrapped.gossip()

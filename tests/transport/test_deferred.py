@@ -10,6 +10,7 @@ from transport.contract import CONTRACT
 
 from pushsum_opt import testing, transport
 from pushsum_opt.memory.late import Late
+from pushsum_opt.transport import opening
 from pushsum_opt.transport.deferred import Deferred
 
 
@@ -45,8 +46,8 @@ class AllLate(Deferred):
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 @pytest.mark.parametrize("promise", CONTRACT, ids=lambda promise: promise.__name__)
 def test_contract(promise, size, monkeypatch):
-    opens = transport._open
-    monkeypatch.setattr(transport, "_open", lambda comm: AllLate(opens(comm)))
+    opens = opening._open
+    monkeypatch.setattr(opening, "_open", lambda *arguments: AllLate(opens(*arguments)))
     testing.run(size, promise, seed=2)
 
 

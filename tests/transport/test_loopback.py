@@ -113,8 +113,8 @@ def test_run_ends_those_who_wait_for_a_failed_rank_and_names_it():
     def rank(comm):
         if comm.rank == 2:
             raise KeyError("lost")
-        channel, waiter, _ = opened(comm)
         try:
+            channel, waiter, _ = opened(comm)
             waiter.wait((channel.barrier("the others"),), 0)
         except PeerFailed as error:
             seen.append(str(error))

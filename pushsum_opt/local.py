@@ -1,0 +1,69 @@
+"""This process among those on the same host."""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import TYPE_CHECKING
+
+from . import transport, world
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["local_device", "local_rank", "local_size"]
+
+RANK_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
+SIZE_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+
+
+def local_rank() -> int:
+    """Return the rank of this process among those on the same host.
+
+    Where the launcher does not say it, finding out is collective: then all ranks must call it.
+    """
+    return _local(RANK_VARIABLES, "local_rank()")[0]
+
+
+def local_size() -> int:
+    """Return the number of ranks on this host. See :func:`local_rank`."""
+    return _local(SIZE_VARIABLES, "local_size()")[1]
+
+
+def local_device() -> torch.device:
+    """Return this rank's device and make it the current one: GPU local_rank % number of GPUs; without a GPU, the CPU.
+
+    Ranks share GPUs where there are more ranks than GPUs on a host. A rank that sees only its own GPU
+    (CUDA_VISIBLE_DEVICES set per rank) gets it; but better let all ranks see all GPUs of the host, for only then can
+    they copy from GPU to GPU.
+    """
+    import torch
+
+    count = torch.cuda.device_count()
+    if count == 0:
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank() % count)
+    torch.cuda.set_device(device)
+    return device
+
+
+_found: tuple[int, int] | None = None
+
+
+def _local(variables: tuple[str, ...], call: str) -> tuple[int, int]:
+    global _found
+    if (own := world.rank_of_this_thread()) is not None:
+        return own.local_rank, own.local_size
+    comm = world.communicator()
+    if comm.Get_size() == 1:
+        return 0, 1
+    for name in variables:
+        text = os.environ.get(name, "")
+        if text.isdigit():
+            return int(text), int(text)
+    if _found is None:
+        with transport.calling(call):
+            labels = transport.everyone(comm, struct.pack("<q", transport.host_label(comm, None)))
+        here = [rank for rank, label in enumerate(labels) if label == labels[comm.Get_rank()]]
+        _found = here.index(comm.Get_rank()), len(here)
+    return _found

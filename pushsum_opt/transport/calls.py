@@ -1,0 +1,41 @@
+"""The name of the call that a user's program is in, for errors and stall lines."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+__all__ = ["calling", "current_call"]
+
+
+class _Calls(threading.local):
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+
+_calls = _Calls()
+
+
+class calling:
+    """A context in which this thread waits on behalf of a call; the outermost one is what the user wrote.
+
+    >>> with calling("checkpoint.save()"), calling("drain()"):
+    ...     current_call()
+    'checkpoint.save()'
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        _calls.names.append(self._name)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _calls.names.pop()
+
+
+def current_call(default: str = "") -> str:
+    """Return the name of the outermost call that this thread is in, or ``default`` outside of all."""
+    return _calls.names[0] if _calls.names else default

@@ -1,0 +1,160 @@
+"""The messages of a roll call over MPI, and the end of a rank that others may still ask.
+
+Until every rank of the job has made a channel, there is nothing private to send over: then messages go over
+``MPI.COMM_WORLD`` with a tag of their own. With the first channel over all ranks they move to a communicator of their
+own; none of them is left behind for a receive of the user's that takes any tag.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from .. import ending
+from .roll_call import Message, RollCall
+
+__all__ = ["MpiPost", "leave", "roll_of_the_job"]
+
+TAG = 32001
+"""The tag of a question or an answer. One above it begin those of :func:`leave`."""
+LINGER_S = 10.0
+"""Seconds for which a rank that ends answers questions, where not all ranks are known to use this library."""
+LONGEST_NAP_S = 10e-3
+
+
+class MpiPost:
+    """Sends and receives by probing; constructing it sends nothing."""
+
+    def __init__(self) -> None:
+        self.me = MPI.COMM_WORLD.Get_rank()
+        self.size = MPI.COMM_WORLD.Get_size()
+        self.office: MPI.Comm | None = None
+        """The private communicator of all ranks, once there is one."""
+        self._sending: list[tuple[MPI.Request, bytes]] = []
+        self._sent = np.zeros(self.size)  # over MPI.COMM_WORLD, to each rank
+        self._received = 0
+
+    def send(self, to: int, message: Message) -> None:
+        data = json.dumps(message).encode()
+        self._sending = [one for one in self._sending if not one[0].Test()]
+        if self.office is None:
+            self._sent[to] += 1
+        request = (self.office or MPI.COMM_WORLD).Isend([data, MPI.BYTE], to, TAG)
+        self._sending.append((request, data))
+
+    def receive(self) -> list[Message]:
+        messages = []
+        status = MPI.Status()
+        while (found := (self.office or MPI.COMM_WORLD).Improbe(MPI.ANY_SOURCE, TAG, status)) is not None:
+            data = bytearray(status.Get_count(MPI.BYTE))
+            found.Recv([data, MPI.BYTE])
+            messages.append(json.loads(data.decode()))
+            if self.office is None:
+                self._received += 1
+        return messages
+
+    def open_office(self, wait: Callable[[Callable[[], bool]], None]) -> None:
+        """Collective over all ranks of the job. Move to a communicator of its own.
+
+        Args:
+            wait: returns once a function returns True.
+        """
+        office, request = MPI.COMM_WORLD.Idup()
+        _kept.append(office)
+        wait(request.Test)
+        total = self._sent.copy()
+        request = office.Iallreduce(MPI.IN_PLACE, [total, MPI.DOUBLE], MPI.SUM)
+        wait(request.Test)
+
+        def nothing_is_left() -> bool:
+            self.receive()  # questions of waits that are over
+            return bool(self._received >= total[self.me])
+
+        wait(nothing_is_left)
+        self.office = office
+
+
+_kept: list[Any] = []  # what MPI may still write into
+_roll: RollCall | None = None
+_post: MpiPost | None = None
+_process = 0
+_left = False
+
+
+def roll_of_the_job() -> RollCall:
+    """Return the roll call of ``MPI.COMM_WORLD``, in which this process is one rank."""
+    global _roll, _post, _process
+    if _roll is None:
+        _post = MpiPost()
+        _roll = RollCall(_post)
+        _process = os.getpid()
+        ending.when_the_end_begins(_begin_to_end)
+        ending.when_all_is_closed(leave)  # the first that is told comes last
+    return _roll
+
+
+def _begin_to_end() -> None:
+    """The program is over; what is still open is closed after this."""
+    assert _roll is not None
+    _roll.ending = True
+
+
+def post_of_the_job() -> MpiPost:
+    """Return what carries its messages."""
+    roll_of_the_job()
+    assert _post is not None
+    return _post
+
+
+def leave() -> None:
+    """Answer every rank that still asks that this one has ended, until all ranks have. The last thing before MPI ends.
+
+    MPI ends on all ranks together, so a rank waits there in any case, but deaf. Does nothing where MPI does not run, or
+    in a process that was forked. Idempotent.
+    """
+    global _left
+    if _left or not MPI.Is_initialized() or MPI.Is_finalized() or MPI.COMM_WORLD.Get_size() == 1:
+        return
+    roll = roll_of_the_job()
+    if os.getpid() != _process:
+        return
+    _left = True
+    roll.ended = True
+    assert _post is not None
+    if _post.office is not None:
+        _listen_until(roll, _post.office.Ibarrier().Test, float("inf"))
+    else:
+        _leave_one_by_one(roll, _post)
+
+
+def _leave_one_by_one(roll: RollCall, post: MpiPost) -> None:
+    """A barrier in log2 n messages (dissemination) that can be given up: some ranks may not use this library."""
+    deadline = time.monotonic() + LINGER_S
+    nothing = bytearray(1)
+    for step in range((post.size - 1).bit_length()):
+        there, here = (post.me + (1 << step)) % post.size, (post.me - (1 << step)) % post.size
+        sent = MPI.COMM_WORLD.Isend([nothing, MPI.BYTE], there, TAG + 1 + step)
+        _kept.append((sent, nothing))
+        received = MPI.COMM_WORLD.Irecv([bytearray(1), MPI.BYTE], here, TAG + 1 + step)
+        if not _listen_until(roll, received.Test, deadline):
+            received.Cancel()
+            received.Wait()
+            return
+
+
+def _listen_until(roll: RollCall, done: Callable[[], bool], deadline: float) -> bool:
+    """Answer questions until something is done; tell whether it was before the deadline."""
+    begin = time.monotonic()
+    while not done():
+        roll.listen()
+        now = time.monotonic()
+        if now >= deadline:
+            return False
+        time.sleep(min(LONGEST_NAP_S, 1e-4 + 0.01 * (now - begin)))
+    return True

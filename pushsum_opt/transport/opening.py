@@ -1,0 +1,88 @@
+"""Opening a transport over a communicator, whatever carries its messages."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import ConfigurationError
+from ..memory import Memory
+from .background import Background
+from .base import Transport
+from .deferred import Deferred
+from .loopback import LoopbackComm, LoopbackTransport
+from .set_up import TIMEOUT, LogStalls, compare_calls
+from .waiting import Report
+
+__all__ = ["check", "connect"]
+
+DEVICE_PERIOD = 5e-4  # seconds: chunks wait for copies on the device, and the next ones for them
+
+
+def connect(
+    comm: Any,
+    *,
+    background: bool = False,
+    memory: Memory | None = None,
+    timeout: float = TIMEOUT,
+    ranks: Sequence[int] | None = None,
+    report: Report | None = None,
+) -> Transport:
+    """Open a private transport over a communicator. Collective over its ranks.
+
+    Args:
+        comm: an mpi4py communicator, or what :func:`pushsum_opt.testing.run` hands to each rank.
+        background: let a thread move messages while the caller computes, where the MPI library allows threads;
+            elsewhere they move whenever the caller polls.
+        memory: whose buffers will be sent; None where they are all on the host.
+        timeout: seconds that the other ranks have to do the same.
+        ranks: its ranks as the user knows them, for errors; None: by their own numbers.
+        report: told of waits and stalls; None: stalls are logged.
+
+    Raises:
+        ConfigurationError: ``comm`` is neither.
+        PeerTimeout: some rank did not come; the error names it where that is known.
+        PeerFinished: a rank has ended its program.
+        MismatchError: a rank makes another call.
+    """
+    check(comm)
+    if memory is not None:
+        memory.prepare_thread()
+    report = LogStalls(comm.Get_rank() if ranks is None else ranks[comm.Get_rank()]) if report is None else report
+    transport = _open(comm, timeout, report)
+    transport.ranks = ranks
+    if transport.size > 1:
+        compare_calls(transport, timeout, report)
+    if memory is not None and memory.late:
+        transport = Deferred(transport)
+    if not (background and transport.threaded and transport.size > 1):
+        return transport
+    if memory is None:
+        return Background(transport)
+    if memory.late:
+        return Background(transport, memory.prepare_worker, period=DEVICE_PERIOD)
+    return Background(transport, memory.prepare_worker)
+
+
+def _open(comm: Any, timeout: float, report: Report) -> Transport:
+    if isinstance(comm, LoopbackComm):
+        return LoopbackTransport(comm)
+    from .mpi import MpiTransport
+
+    return MpiTransport(comm, timeout, report)
+
+
+def check(comm: Any) -> None:
+    """Raise ConfigurationError unless ``comm`` is a communicator that :func:`connect` takes."""
+    mpi = sys.modules.get("mpi4py.MPI")  # whoever has a communicator has imported it
+    if isinstance(comm, LoopbackComm):
+        return
+    if mpi is not None and isinstance(comm, mpi.Comm) and comm == mpi.COMM_NULL:
+        raise ConfigurationError(
+            "comm= is MPI.COMM_NULL: this communicator was freed, or this rank does not belong to it (as after a Split "
+            "with the color UNDEFINED). Only the ranks of a communicator make calls on it"
+        )
+    if mpi is not None and isinstance(comm, mpi.Intracomm):
+        return
+    raise ConfigurationError(f"comm={comm!r}: expected an mpi4py communicator, or None for MPI.COMM_WORLD")

@@ -1,0 +1,261 @@
+"""Who is where: a rank that has waited for a while asks the ranks it waits for, and learns why they do not come.
+
+Small messages, sent only by a rank that has already waited :data:`ASK_AFTER_S`. A rank that computes does not answer,
+and nothing follows from that. Two kinds of answers prove that a wait will never end:
+
+* the other rank has ended its program;
+* the other rank waits too, and for this one.
+
+What a rank waits for is always that others *reach* a number on a channel: the 3rd collective of a communicator, round 7
+of an exchange. Each rank counts what it has reached, and an answer says how far the rank is that answers. So an answer
+is conclusive only where the other rank has not begun what this one waits for: a message that is under way, or a rank
+that is slow, raises no alarm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol
+
+from ..errors import MismatchError, PeerFinished
+
+__all__ = ["Need", "Place", "Post", "RollCall", "Waiting"]
+
+LISTEN_AFTER_S = 0.1
+"""Seconds of waiting after which a rank looks for questions, and answers them."""
+ASK_AFTER_S = 0.5
+"""Seconds of waiting after which a rank asks."""
+ASK_AGAIN_S = 1.0
+"""Seconds before it asks a rank again whose answer proved nothing."""
+ASKS_PER_LOOK = 64
+"""Ranks that are asked at a time: in a large job most of them answer before all have been asked."""
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What is waited for: that some ranks reach a number on a channel."""
+
+    channel: str
+    number: int
+    ranks: tuple[int, ...]
+    """Ranks of the whole job."""
+
+
+class Post(Protocol):
+    """Carries the messages of a roll call. Neither method waits."""
+
+    me: int
+    """This rank, among all of the job."""
+
+    def send(self, to: int, message: Message) -> None: ...
+
+    def receive(self) -> list[Message]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A communicator in the roll call: what its ranks reach there is counted."""
+
+    roll: RollCall
+    channel: str
+    ranks: tuple[int, ...]
+    """Its ranks, as ranks of the whole job."""
+
+    def reach_collective(self, number: int) -> None:
+        """This rank has begun so many collectives."""
+        self.roll.reached[f"{self.channel} collectives"] = number
+
+    def reach_round(self, number: int) -> None:
+        """This rank has begun to exchange messages of so many rounds."""
+        self.roll.reached[f"{self.channel} rounds"] = number
+
+    def collective(self, number: int, rank: int | None = None) -> Need:
+        """The wait for a collective, or for one rank to begin it."""
+        return Need(f"{self.channel} collectives", number, self.ranks if rank is None else (self.ranks[rank],))
+
+    def round(self, number: int, rank: int) -> Need:
+        """The wait for a rank to exchange messages of so many rounds."""
+        return Need(f"{self.channel} rounds", number, (self.ranks[rank],))
+
+
+class RollCall:
+    """This rank in the roll call of the job: what it has reached, and what it answers."""
+
+    def __init__(self, post: Post) -> None:
+        self._post = post
+        self.me = post.me
+        self.reached: dict[str, int] = {}
+        """How far this rank has come, by channel."""
+        self.waiting: Waiting | None = None
+        """What it waits for now."""
+        self.ending = False
+        """Its program is over, and what is still open is being closed."""
+        self.ended = False
+        """Nothing will come from it any more."""
+
+    def set_up(self, ranks: Sequence[int]) -> tuple[Place, Place]:
+        """Begin to make a channel over some ranks of the job, which all do so in the same order.
+
+        Returns:
+            Where its set-up is counted (as a collective), and the place of the channel itself.
+        """
+        group = hashlib.blake2b(repr(tuple(ranks)).encode(), digest_size=6).hexdigest()
+        set_ups = Place(self, group, tuple(ranks))
+        number = self.reached.get(f"{group} collectives", 0) + 1
+        set_ups.reach_collective(number)
+        return set_ups, Place(self, f"{group}.{number}", tuple(ranks))
+
+    def listen(self) -> None:
+        """Take in what has come, and answer what is asked."""
+        for message in self._post.receive():
+            if "answer" in message:
+                if self.waiting is not None:
+                    self.waiting.heard(message)
+            else:
+                self._post.send(message["from"], self.answer(message))
+                if self.waiting is not None:
+                    self.waiting.was_asked_by(message)
+
+    def answer(self, question: Message) -> Message:
+        """Say how far this rank is on the channel that is asked about, and what it needs of the rank that asks."""
+        waiting = None if self.ended else self.waiting
+        needs = () if waiting is None else [need for need in waiting.needs if question["from"] in need.ranks]
+        return {
+            "answer": question["id"],
+            "from": self.me,
+            "channel": question["channel"],
+            "number": question["number"],
+            "reached": self.reached.get(question["channel"], 0),
+            "ended": self.ended,
+            "ending": self.ending,
+            "call": "" if waiting is None else waiting.call,
+            "needs": [(need.channel, need.number) for need in needs],
+        }
+
+    def ask(self, rank: int, need: Need, wait: int) -> None:
+        self._post.send(rank, {"id": wait, "from": self.me, "channel": need.channel, "number": need.number})
+
+
+class Waiting:
+    """One wait of this rank.
+
+    Args:
+        roll: the roll call of the job.
+        rank: this rank, as its user knows it.
+        name: gives the name of a rank of the job, as its user knows it.
+        call: the call that it waits in.
+    """
+
+    _made = 0
+
+    def __init__(self, roll: RollCall, rank: int, name: Callable[[int], int], call: str) -> None:
+        Waiting._made += 1
+        self._id = Waiting._made
+        self._roll = roll
+        self._rank = rank
+        self._name = name
+        self.call = call
+        self.needs: Sequence[Need] = ()
+        self._asked: dict[tuple[int, str, int], float] = {}
+        self._answers: dict[tuple[int, str, int], Message] = {}
+        self._here: set[tuple[int, str, int]] = set()
+        self._before: Waiting | None = None
+
+    def __enter__(self) -> Waiting:
+        self._before, self._roll.waiting = self._roll.waiting, self
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._roll.waiting = self._before
+
+    def look(self, needs: Iterable[Need], seconds: float) -> None:
+        """Ask and answer, ``seconds`` after anything has moved.
+
+        Raises:
+            PeerFinished: a rank that is needed has ended its program.
+            MismatchError: a rank that is needed waits for this one, somewhere else.
+        """
+        self.needs = tuple(needs)
+        if seconds >= ASK_AFTER_S:
+            self._ask()
+        self._roll.listen()
+        for need in self.needs:
+            for rank in need.ranks:
+                answer = self._answers.get((rank, need.channel, need.number))
+                if answer is not None:
+                    self._conclude(answer)
+
+    def missing(self, need: Need) -> list[int]:
+        """Return the ranks of which nothing was heard that says that they have come, as the user knows them."""
+        ranks = [rank for rank in need.ranks if rank != self._roll.me]
+        return sorted(self._name(rank) for rank in ranks if (rank, need.channel, need.number) not in self._here)
+
+    # ------------------------------------------------------------------ questions and answers
+
+    def _ask(self) -> None:
+        now, asked = time.monotonic(), 0
+        for need in self.needs:
+            for rank in need.ranks:
+                key = rank, need.channel, need.number
+                if rank == self._roll.me or key in self._here or asked == ASKS_PER_LOOK:
+                    continue
+                before = self._asked.get(key)
+                if before is None or (key in self._answers and now - before >= ASK_AGAIN_S):
+                    self._asked[key] = now
+                    self._answers.pop(key, None)
+                    self._roll.ask(rank, need, self._id)
+                    asked += 1
+
+    def heard(self, answer: Message) -> None:
+        """Take note of an answer."""
+        if answer["answer"] == self._id:
+            key = answer["from"], answer["channel"], answer["number"]
+            self._answers[key] = answer
+            if answer["reached"] >= answer["number"]:
+                self._here.add(key)
+
+    def was_asked_by(self, question: Message) -> None:
+        """Take note that a rank waits: where this one waits for the same, the other has come."""
+        key = question["from"], question["channel"], question["number"]
+        if any(question["channel"] == need.channel and question["number"] >= need.number for need in self.needs):
+            self._here.add(key)
+        for need in self.needs:  # it waits for this rank: find out at once whether this rank waits for it
+            known = self._asked.get((question["from"], need.channel, need.number), 0.0)
+            if question["from"] in need.ranks and time.monotonic() - known >= ASK_AGAIN_S:
+                key = question["from"], need.channel, need.number
+                if key not in self._here:
+                    self._asked[key] = time.monotonic()
+                    self._roll.ask(question["from"], need, self._id)
+
+    def _conclude(self, answer: Message) -> None:
+        if answer["reached"] >= answer["number"]:
+            return
+        other = self._name(answer["from"])
+        if answer["ended"]:
+            raise PeerFinished(self._has_ended(other))
+        blocked = any(self._roll.reached.get(channel, 0) < number for channel, number in answer["needs"])
+        if not blocked or (self._roll.ending and not answer["ending"]):
+            return  # a rank that ends leaves it to the other one to say so
+        if answer["ending"]:
+            raise PeerFinished(self._has_ended(other))
+        raise MismatchError(
+            f"rank {self._rank} calls {self.call} while rank {other} calls {answer['call']}, and each waits for the "
+            "other. All ranks must make the same collective calls in the same order, after the same number of rounds. "
+            "The commonest cause is a collective call on some ranks only, such as `if ps.rank() == 0: "
+            "print(ps.average(loss))`: make the call on every rank, and print on one"
+        )
+
+    def _has_ended(self, other: int) -> str:
+        return (
+            f"rank {self._rank}: rank {other} has ended its program, while this rank waits for it in {self.call}. "
+            f"Every rank must make this call: was it made on some ranks only, as in `if ps.rank() == 0: ...`, or did "
+            f"rank {other} leave its loop early?"
+        )

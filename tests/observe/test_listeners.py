@@ -1,0 +1,107 @@
+"""Listeners hear of what has happened, when it has, in every mode; and of every wait of their rank."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+import pushsum_opt as ps
+
+
+class Recorder(ps.Listener):
+    def __init__(self, z=None):
+        self.z, self.at_merge, self.waits, self.merges = z, [], 0.0, 0
+
+    def message_merged(self, round, peer, age):
+        self.merges += 1
+        if self.z is not None:
+            self.at_merge.append(self.z.copy())
+
+    def waited(self, seconds):
+        self.waits += seconds
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2, "unbounded"])
+def test_a_message_is_merged_when_the_event_says_so(staleness):
+    """Rank 1 starts at 1 and rank 0 at 0: rank 0 is above 0 from its first merge on."""
+
+    def rank(comm):
+        z = np.full(100_000, float(comm.rank))
+        with ps.PushSum([z], graph=ps.graphs.Ring(), staleness=staleness, comm=comm) as push_sum:
+            recorder = Recorder(z)
+            push_sum.subscribe(recorder)
+            for _ in range(60):
+                push_sum.mix()
+                time.sleep(0.002)
+        return recorder.at_merge
+
+    merged = ps.testing.run(2, rank)[0]
+    assert merged, "nothing was merged"
+    assert (merged[0] > 0).all()
+
+
+def test_a_listener_that_left_hears_nothing():
+    def rank(comm):
+        with ps.PushSum([np.zeros(1)], graph=ps.graphs.Ring(), comm=comm) as push_sum:
+            recorder = Recorder()
+            push_sum.subscribe(recorder)
+            push_sum.mix()
+            push_sum.unsubscribe(recorder)
+            push_sum.mix()
+        return recorder.merges
+
+    assert ps.testing.run(2, rank) == [1, 1]
+
+
+CALLS = {
+    "average": lambda push_sum, comm: ps.average(1.0, comm=comm),
+    "broadcast": lambda push_sum, comm: ps.broadcast_object(1, comm=comm),
+    "drain": lambda push_sum, comm: push_sum.drain(),
+    "mix": lambda push_sum, comm: push_sum.mix(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("warm", [False, True])
+def test_waits_of_every_call_are_heard(call, warm):
+    def rank(comm):
+        with ps.PushSum([np.zeros(1)], graph=ps.graphs.Ring(), comm=comm) as push_sum:
+            if warm:
+                CALLS[call](push_sum, comm)
+            push_sum.drain()
+            recorder = Recorder()
+            push_sum.subscribe(recorder)
+            time.sleep(0.3 * comm.rank)
+            CALLS[call](push_sum, comm)
+            return recorder.waits
+
+    assert ps.testing.run(2, rank)[0] > 0.15
+
+
+def test_waits_inside_a_host_and_for_votes_are_heard(tmp_path):
+    torch = pytest.importorskip("torch")
+
+    def rank(comm):
+        z = torch.zeros(3, requires_grad=True)
+        inner = torch.optim.SGD([z], lr=0.1)
+        with ps.PushSumOptimizer(inner, within_host="gradients", comm=comm) as optimizer:
+            saver = ps.checkpoint.Saver(tmp_path, optimizer, check_every=1)
+            recorder = Recorder()
+            optimizer.push_sum.subscribe(recorder)
+            time.sleep(0.3 * comm.rank)
+            optimizer.step()
+            inside, recorder.waits = recorder.waits, 0.0
+            optimizer.push_sum.drain()
+            recorder.waits = 0.0
+            time.sleep(0.3 * comm.rank)
+            saver.after_step()  # votes
+            saver.after_step()  # waits for every rank's vote
+            voted = recorder.waits
+            saver.close()
+        return inside, voted
+
+    inside, voted = ps.testing.run(2, rank)[0]
+    assert inside > 0.15
+    assert voted > 0.15

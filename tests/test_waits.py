@@ -1,0 +1,167 @@
+"""Waits that will never end are named at once, on both sides; those of slow ranks are not."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import pushsum_opt as ps
+from pushsum_opt import testing
+from pushsum_opt.collectives import averaged
+from pushsum_opt.errors import MismatchError, PeerFailed, PeerFinished
+from pushsum_opt.graphs import Ring
+
+
+def errors_of(size, rank, **options):
+    """Run and return every rank's error, also those that only follow another one."""
+    found = {}
+
+    def one(comm):
+        try:
+            rank(comm)
+        except BaseException as error:
+            found[comm.rank] = error
+            everyone_is_here.wait(60)
+            raise
+
+    everyone_is_here = threading.Barrier(size)
+    with pytest.raises(testing.RankErrors):
+        testing.run(size, one, timeout=90, **options)
+    return found
+
+
+def exchange(comm, **options):
+    return ps.PushSum([np.zeros(3)], graph=Ring(), timeout=60.0, comm=comm, **options)
+
+
+CALLS = {
+    "averaged()": lambda push_sum: averaged(push_sum).__enter__(),
+    "drain()": lambda push_sum: push_sum.drain(),
+    "consensus_distance()": ps.consensus_distance,
+    "an exact average": lambda push_sum: push_sum.average(),
+    "ps.average()": lambda push_sum: ps.average(1.0, comm=push_sum.comm),
+    "ps.broadcast_object()": lambda push_sum: ps.broadcast_object(1, comm=push_sum.comm),
+    "PushSum(...)": lambda push_sum: exchange(push_sum.comm),
+}
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_collective_call_on_one_rank_against_rounds_is_refused_on_both(call, staleness):
+    def rank(comm):
+        push_sum = exchange(comm, staleness=staleness)
+        for _ in range(3):
+            push_sum.mix()
+        if comm.rank == 0:
+            CALLS[call](push_sum)
+        for _ in range(4):
+            push_sum.mix()
+
+    found = errors_of(2, rank)
+    for error in found.values():
+        assert isinstance(error, MismatchError | PeerFailed)
+        assert call in str(error)
+        assert "mix() in round" in str(error)
+    assert any(isinstance(error, MismatchError) for error in found.values())
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_rank_that_ended_is_named_by_those_who_wait_in_a_collective_call(warm):
+    def rank(comm):
+        if warm:
+            ps.average(1.0, comm=comm)
+        if comm.rank != 1:
+            with pytest.raises(PeerFinished, match=r"rank 1 has ended its program.*in ps\.average\(\)"):
+                ps.average(0.5, comm=comm)
+
+    testing.run(3, rank, timeout=60)
+
+
+def test_a_rank_that_ended_without_closing_is_named_by_those_who_wait_for_its_message():
+    def rank(comm):
+        push_sum = exchange(comm)
+        push_sum.mix()
+        if comm.rank == 0:
+            with pytest.raises(PeerFinished, match=r"rank 1 has ended its program.*in mix\(\) in round 1"):
+                push_sum.mix()
+
+    testing.run(2, rank, timeout=60)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_two_different_calls_on_a_communicator_are_named(warm):
+    def rank(comm):
+        if warm:
+            ps.average(1.0, comm=comm)
+        with pytest.raises(MismatchError, match=r"ps\.average\(\).*ps\.broadcast_object\(\)|object.*average"):
+            ps.average(1.0, comm=comm) if comm.rank else ps.broadcast_object(1, comm=comm)
+
+    testing.run(2, rank, timeout=60)
+
+
+@pytest.mark.parametrize("staleness", [0, 2, "unbounded"])
+def test_slow_ranks_raise_no_alarm(staleness):
+    """Rank 0 comes to every call 0.8 s after the others: they ask, and wait."""
+
+    def rank(comm):
+        push_sum = exchange(comm, staleness=staleness)
+        for _ in range(2):
+            push_sum.mix()
+        for call in ("averaged", "average", "mix", "close"):
+            time.sleep(0.8 if comm.rank == 0 else 0.0)
+            if call == "averaged":
+                with averaged(push_sum):
+                    pass
+            elif call == "average":
+                ps.average(1.0, comm=comm)
+            elif call == "mix":
+                push_sum.mix()
+            else:
+                push_sum.close()
+
+    testing.run(3, rank, timeout=60)
+
+
+def test_ranks_of_a_host_that_wait_elsewhere_are_named_by_their_rank_in_the_job():
+    torch = pytest.importorskip("torch")
+
+    def rank(comm):
+        z = torch.zeros(3, requires_grad=True)
+        inner = torch.optim.SGD([z], lr=0.1)
+        optimizer = ps.PushSumOptimizer(inner, graph=Ring(), within_host="gradients", comm=comm)
+        assert (optimizer.push_sum.rank, optimizer.push_sum.size) == (comm.rank, 4)
+        assert (optimizer.push_sum.participant, optimizer.push_sum.participants) == (comm.rank // 2, 2)
+        if comm.rank == 2:
+            with optimizer.averaged():
+                pass
+        optimizer.step()
+
+    found = errors_of(4, rank, local_size=2)
+    mismatches = [str(error) for error in found.values() if isinstance(error, MismatchError)]
+    assert any("rank 2 calls averaged() in round 0 while rank" in text for text in mismatches)
+
+
+@pytest.mark.parametrize("make", ["null", "freed"])
+def test_a_communicator_without_this_rank_is_refused(make):
+    from mpi4py import MPI
+
+    comm = MPI.COMM_NULL
+    if make == "freed":
+        comm = MPI.COMM_SELF.Dup()
+        comm.Free()
+    with pytest.raises(ps.errors.ConfigurationError, match=r"MPI\.COMM_NULL"):
+        ps.average(1.0, comm=comm)
+    with pytest.raises(ps.errors.ConfigurationError, match=r"MPI\.COMM_NULL"):
+        ps.PushSum([np.zeros(1)], comm=comm)
+
+
+def test_a_channel_does_not_outlive_its_communicator():
+    from mpi4py import MPI
+
+    for _ in range(3):
+        comm = MPI.COMM_SELF.Dup()
+        assert ps.average(2.0, comm=comm) == 2.0
+        comm.Free()
