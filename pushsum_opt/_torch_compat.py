@@ -112,10 +112,18 @@ def backward_id() -> int:
 
 def own_tensor(module: nn.Module, name: str) -> Tensor | None:
     """Return the parameter or buffer that a module itself holds under a name, without the cost of attribute look-up."""
-    found = module._parameters.get(name)
-    return module._buffers.get(name) if found is None else found
+    # By `in` and [], not get(): the tables of a TorchScript module know nothing else.
+    for table in (module._parameters, module._buffers):
+        if name in table and (found := table[name]) is not None:
+            return found
+    return None
 
 
 def on_state_dict(module: nn.Module, hook: Callable[..., None]) -> Any:
-    """Have a hook called with what ``module.state_dict()`` is about to return; return its handle."""
+    """Have a hook called with what ``module.state_dict()`` is about to return; return its handle.
+
+    A scripted module takes no such hooks; then the handle is None.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        return None
     return module._register_state_dict_hook(hook)  # type: ignore[no-untyped-call]

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
+from . import world
 from .errors import ClosedError
 from .hosts import Hosts
 from .transport import Notice, Transport
@@ -40,7 +41,7 @@ class Membership:
         self.successor = False
         """Whether a newer one has taken its place."""
         self.closed = False
-        self._pid = os.getpid()
+        self._forks = world.forks()
 
     @property
     def alone(self) -> bool:
@@ -50,7 +51,7 @@ class Membership:
     @property
     def forked(self) -> bool:
         """Whether this is a forked child: then nothing here belongs to it."""
-        return os.getpid() != self._pid
+        return world.forks() != self._forks
 
     @contextmanager
     def failing_together(self, round: int) -> Iterator[None]:
@@ -82,9 +83,9 @@ class Membership:
         rank = self._transport.rank
         if self.forked:
             raise ClosedError(
-                f"rank {rank}, round {round}: called in process {os.getpid()}, which a fork of the rank's own process "
-                f"{self._pid} has made (os.fork, a DataLoader or multiprocessing worker). The rank's messages and "
-                "threads do not exist here. Make this call in the rank's own process"
+                f"rank {rank}, round {round}: called in process {os.getpid()}, which was made by a fork of the rank's "
+                "own process (os.fork, a DataLoader or multiprocessing worker). The rank's messages and threads do not "
+                "exist here. Make this call in the rank's own process"
             )
         if self.closed and self.successor:
             raise ClosedError(

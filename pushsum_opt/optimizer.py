@@ -230,7 +230,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         with inside:
             yield
 
-    def _local_step(self, closure: Callable[[], Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _local_step(self, closure: Callable[[], Any] | None, args: Any = (), kwargs: Any = None) -> Any:
         self._refuse_lost_parameters()
         inside = self._host_gradients
         settle = inside.settle if inside is not None and not callable(closure) else None
@@ -240,7 +240,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
             with amp_scaling(self, self.optimizer, settle) as skip:
                 if callable(closure) and inside is not None:
                     closure = inside.closure(closure)
-                loss = None if skip else call_step(self.optimizer, closure, args, kwargs)
+                loss = None if skip else call_step(self.optimizer, closure, args, kwargs or {})
             if self._points.names:
                 self._adopt_points()
         if self._finder is not None:

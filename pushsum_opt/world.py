@@ -30,6 +30,24 @@ SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 
 _pid: int | None = None  # of the process that is a rank
 _place: tuple[int, int] | None = None  # rank and size, once they are known
+_forks = 0
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_count_fork)
+
+
+def forks() -> int:
+    """Return how many forks lie between the first process of this program and this one: a child has one more.
+
+    Not by the process id: torch.compile cannot trace ``os.getpid``.
+    """
+    return _forks
 
 
 _rank_of_thread: ContextVar[Any] = ContextVar("rank_of_thread", default=None)

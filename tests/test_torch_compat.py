@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+import pushsum_opt as ps
 from pushsum_opt import _torch_compat
 
 
@@ -271,6 +272,24 @@ def test_a_frozen_parameter_keeps_the_hook_that_it_got_while_it_was_not_and_copi
 
 
 # ---------------------------------------------------------------------- modules
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("how", ["script", "trace"])
+def test_a_torchscript_model_trains_and_is_averaged(how):
+    def rank(comm):
+        model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 1))
+        model = torch.jit.script(model) if how == "script" else torch.jit.trace(model, torch.ones(8, 4))
+        with ps.PushSumOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, comm=comm) as optimizer:
+            for _ in range(3):
+                optimizer.zero_grad()
+                model(torch.randn(8, 4)).square().mean().backward()
+                optimizer.step()
+            with optimizer.averaged():
+                return [value.clone() for value in model.state_dict().values()]
+
+    first, second = ps.testing.run(2, rank)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_own_tensor_is_what_the_module_itself_holds():

@@ -60,7 +60,8 @@ def watched(model: nn.Module, block: AbstractContextManager[None], rank: int) ->
         with block:
             yield
     finally:
-        handle.remove()
+        if handle is not None:
+            handle.remove()
     kept = sum(reference() is not None for reference in taken)
     if kept:
         log.warning(

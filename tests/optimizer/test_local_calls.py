@@ -22,11 +22,17 @@ def save(optimizer):
     torch.save(optimizer.state_dict(), io.BytesIO())
 
 
+def without_averaging(optimizer):
+    with optimizer.no_sync():
+        pass
+
+
 LOCAL = {
     "buffers": lambda o: o.buffers,
     "defaults": lambda o: o.defaults,
     "eval": lambda o: hasattr(o, "eval"),
     "load_state_dict": lambda o: o.load_state_dict(copy.deepcopy(o.state_dict())),
+    "no_sync": without_averaging,
     "param_groups": lambda o: o.param_groups[0].update(lr=0.05),
     "push_weight": lambda o: o.push_weight,
     "register_load_state_dict_post_hook": lambda o: o.register_load_state_dict_post_hook(lambda *_: None),
@@ -40,6 +46,7 @@ LOCAL = {
     "state": lambda o: o.state,
     "state_dict": lambda o: o.state_dict(),
     "stats": lambda o: o.stats(),
+    "synchronize": lambda o: o.synchronize(),  # collective over a host, where there is one
     "train": lambda o: hasattr(o, "train"),
     "zero_grad": lambda o: o.zero_grad(),
 }
