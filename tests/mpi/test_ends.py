@@ -28,7 +28,7 @@ def test_users_own_finalize_closes_what_is_open_first():
 
 def test_test_that_fails_on_one_rank_fails_on_all_and_the_next_one_is_sound():
     program = str(HERE / "programs" / "under_pytest.py")
-    options = ["-q", "--color=no", "-p", "no:cacheprovider", "-p", "pushsum_opt.pytest_plugin", "-c", "/dev/null"]
+    options = ["-q", "--color=no", "-p", "no:cacheprovider", "-c", "/dev/null"]
     done = _run(2, [sys.executable, "-m", "pytest", *options, program], 150.0, {})
     assert done.returncode == 1, done.stdout[-6000:]
     # On rank 1 the three fail; on rank 0 two do, and the third, which has passed there, is reported as an error.
