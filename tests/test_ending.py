@@ -251,7 +251,7 @@ def test_call_in_a_forked_child_names_the_fork_and_close_does_nothing():
                 optimizer.step()
             except ClosedError as error:
                 optimizer.close()
-                code = 0 if "which a fork of the rank's own process" in str(error) else 2
+                code = 0 if "made by a fork of the rank's own process" in str(error) else 2
             finally:
                 os._exit(code)
         deadline = time.monotonic() + 60.0

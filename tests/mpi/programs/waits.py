@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 import pushsum_opt as ps
-from pushsum_opt import local, world
+from pushsum_opt import ending, local, world
 from pushsum_opt.collectives import averaged
 
 how = sys.argv[1]
@@ -32,7 +32,7 @@ def leave():
     deadline = time.monotonic() + 20.0
     while not everyone.Test() and time.monotonic() < deadline:
         time.sleep(0.01)
-    world.abort(RuntimeError("this is all"))
+    ending.abort(RuntimeError("this is all"))
 
 
 if how == "first":  # rank 0 alone makes a channel; the others end
