@@ -140,8 +140,9 @@ def test_ranks_of_a_host_that_wait_elsewhere_are_named_by_their_rank_in_the_job(
         optimizer.step()
 
     found = errors_of(4, rank, local_size=2)
-    mismatches = [str(error) for error in found.values() if isinstance(error, MismatchError)]
-    assert any("rank 2 calls averaged() in round 0 while rank" in text for text in mismatches)
+    texts = [str(error) for error in found.values() if isinstance(error, MismatchError)]
+    # Either side may be the first to see it, so rank 2 stands first or second.
+    assert any("rank 2 calls averaged() in round 0" in text and "calls step() in round 0" in text for text in texts)
 
 
 @pytest.mark.parametrize("make", ["null", "freed"])
