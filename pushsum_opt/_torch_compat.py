@@ -13,7 +13,8 @@ Contracts:
     * ``torch._C._current_graph_task_id`` numbers the backward() that the calling hook belongs to;
     * ``Module._register_state_dict_hook(hook)`` calls ``hook(module, state_dict, prefix, local_metadata)`` at the end
       of every ``state_dict()`` and returns a handle with ``remove()``;
-    * ``Module._parameters`` and ``Module._buffers`` map names to the tensors that the module itself holds.
+    * ``Module._parameters`` and ``Module._buffers`` map names to the tensors that the module itself holds; a scripted
+      module has tables with ``items()`` that are written by ``setattr``.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ __all__ = [
     "has_step_hooks",
     "make_hook_tables",
     "on_state_dict",
+    "own_tables",
     "own_tensor",
+    "put_tables",
     "run_load_state_dict_post_hooks",
     "run_load_state_dict_pre_hooks",
     "run_state_dict_post_hooks",
@@ -117,6 +120,35 @@ def own_tensor(module: nn.Module, name: str) -> Tensor | None:
         if name in table and (found := table[name]) is not None:
             return found
     return None
+
+
+Tables = tuple[dict[str, Tensor | None], ...]
+
+
+def own_tables(module: nn.Module, *, buffers: bool) -> Tables:
+    """Return copies of the tables of what a module itself holds: parameters, and buffers where they are asked for."""
+    tables: Any = (module._parameters, module._buffers) if buffers else (module._parameters,)
+    return tuple(dict(table.items()) for table in tables)
+
+
+def put_tables(module: nn.Module, tables: Tables) -> None:
+    """Make the names of tables that :func:`own_tables` returned stand for what they stood for; new names stay."""
+    now = own_tables(module, buffers=True)
+    for index, before in enumerate(tables):
+        changed = [name for name, tensor in before.items() if name not in now[index] or now[index][name] is not tensor]
+        if not changed:
+            continue
+        if isinstance(module, torch.jit.ScriptModule):
+            for name in changed:
+                setattr(module, name, before[name])
+            continue
+        own: Any = (module._parameters, module._buffers)
+        for name in changed:  # it may have become an attribute, or gone from one table to the other
+            vars(module).pop(name, None)
+            own[1 - index].pop(name, None)
+        whole = {**before, **own[index], **before}  # in the order of before
+        own[index].clear()
+        own[index].update(whole)
 
 
 def on_state_dict(module: nn.Module, hook: Callable[..., None]) -> Any:

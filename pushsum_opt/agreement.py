@@ -17,12 +17,24 @@ from .transport.waiting import Waiter
 
 __all__ = ["agree", "gather_objects", "let_everyone_know", "normalised_data_weight", "shared_run"]
 
-def agree(transport: Transport, waiter: Waiter, required: Mapping[str, str], versions: Mapping[str, str]) -> None:
+
+BUILT_ALIKE = "Build the same model, optimizer and graph on every rank (same code, same arguments)"
+
+
+def agree(
+    transport: Transport,
+    waiter: Waiter,
+    required: Mapping[str, str],
+    versions: Mapping[str, str],
+    *,
+    fix: str = BUILT_ALIKE,
+) -> None:
     """Compare a description of this rank with everyone's. Collective.
 
     Args:
         required: what must be equal on all ranks, by a name that a user understands.
         versions: what had better be equal: a difference is only logged, on rank 0.
+        fix: the last sentence of the error.
 
     Raises:
         MismatchError: the same on every rank, naming each item that differs and who holds what.
@@ -40,7 +52,7 @@ def agree(transport: Transport, waiter: Waiter, required: Mapping[str, str], ver
         raise MismatchError(
             f"rank {transport.job_rank()}: the ranks disagree about what they exchange: "
             + "; ".join(differences)
-            + ". Build the same model, optimizer and graph on every rank (same code, same arguments)"
+            + f". {fix}"
         )
     if transport.rank == 0:
         for line in _differences([rank[1] for rank in everyone], names):

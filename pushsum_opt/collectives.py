@@ -6,16 +6,16 @@ Every function here is collective: all ranks call it, in the same order.
 from __future__ import annotations
 
 import pickle
-import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import channels, ending, transport, world
-from .agreement import gather_objects
+from .agreement import agree
 from .arguments import Communicator
+from .copying import broadcast_bytes, broadcast_tensors
 from .errors import ConfigurationError
 from .gossip.together import Together
 from .push_sum import PushSum
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["average", "averaged", "broadcast_object", "broadcast_parameters", "broadcast_tensors", "consensus_distance"]
+__all__ = ["average", "averaged", "broadcast_object", "broadcast_parameters", "consensus_distance"]
 
+ONE_KIND = "Pass a value of one shape and dtype on every rank; ps.Metric and ps.allgather() take what differs"
 SPAN = 1 << 22  # elements that are summed in float64 at a time: 32 MiB
 
 
@@ -43,16 +44,29 @@ def broadcast_parameters(
         module: a torch module, or a mapping from names to tensors such as ``module.state_dict()``.
         root: the rank whose values win.
         comm: None for all ranks of the job.
+
+    Raises:
+        MismatchError: on every rank, where names, shapes or dtypes differ, or ``root`` does; nothing is copied then.
     """
-    tensors = module.values() if isinstance(module, Mapping) else [*module.parameters(), *module.buffers()]
+    if isinstance(module, Mapping):
+        tensors = dict(module)
+    else:
+        tensors = dict([*module.named_parameters(), *module.named_buffers()])
     with together(comm, "ps.broadcast_parameters()") as (channel, waiter):
-        _check_root(channel, root)
+        _check_root(channel, waiter, root)
+        for name, value in tensors.items():
+            if not hasattr(value, "detach"):
+                raise ConfigurationError(
+                    f"rank {channel.job_rank()}: {name} is a {type(value).__name__}: expected torch tensors only. "
+                    "broadcast_object() takes anything that pickles"
+                )
         broadcast_tensors(channel, waiter, tensors, root)
 
 
-def _check_root(channel: Transport, root: Any) -> None:
+def _check_root(channel: Transport, waiter: Waiter, root: Any) -> None:
     if isinstance(root, bool) or not isinstance(root, int) or not 0 <= root < channel.size:
         raise ConfigurationError(f"rank {channel.rank}: root={root!r}: expected a rank, 0 to {channel.size - 1}")
+    agree(channel, waiter, {"root": str(root)}, {}, fix="Pass the same root on every rank")
 
 
 def broadcast_object(value: Any, *, root: int = 0, comm: Communicator | None = None) -> Any:
@@ -63,7 +77,7 @@ def broadcast_object(value: Any, *, root: int = 0, comm: Communicator | None = N
     [{'seed': 7}, {'seed': 7}]
     """
     with together(comm, "ps.broadcast_object()") as (channel, waiter):
-        _check_root(channel, root)
+        _check_root(channel, waiter, root)
         data = broadcast_bytes(channel, waiter, pickle.dumps(value) if channel.rank == root else b"", root)
     return value if channel.rank == root else pickle.loads(data)
 
@@ -74,6 +88,9 @@ def average(value: Any, *, data_weight: float | None = None, comm: Communicator 
     Args:
         value: x_i: a number (a float comes back), a torch tensor or a numpy array (a new one of its shape and dtype).
         data_weight: v_i; None: that of the newest wrapped optimizer on this communicator, or 1 if there is none.
+
+    Raises:
+        MismatchError: on every rank, where shapes or dtypes differ.
 
     >>> from pushsum_opt import testing
     >>> testing.run(2, lambda comm: average(float(comm.rank), data_weight=1.0 + 2.0 * comm.rank, comm=comm))
@@ -87,6 +104,7 @@ def _average(channel: Transport, waiter: Waiter, value: Any, data_weight: float 
     weight = _newest_data_weight(comm) if data_weight is None else float(data_weight)
     if not 0 < weight < float("inf"):
         raise ConfigurationError(f"rank {channel.rank}: data_weight={weight}: expected a finite number above 0")
+    agree(channel, waiter, {"the value given to average()": _described(value)}, {}, fix=ONE_KIND)
     is_tensor = hasattr(value, "detach")
     array = np.asarray(value.detach().cpu().to(_wide(value)).numpy() if is_tensor else value)
     array = array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
@@ -99,6 +117,19 @@ def _average(channel: Transport, waiter: Waiter, value: Any, data_weight: float 
 
         return torch.from_numpy(mean).to(value)
     return mean.astype(value.dtype) if isinstance(value, np.ndarray) else mean.item()
+
+
+def _described(value: Any) -> str:
+    """Return what must be equal on all ranks. Single numbers of any kind may meet: one rank's loss may be plain 0.0."""
+    shape = getattr(value, "shape", ())
+    if isinstance(shape, tuple) and not shape:
+        return "a complex number" if _is_complex(value) else "a number"
+    holder = "tensor" if hasattr(value, "detach") else "array"
+    return f"a {holder} of {str(value.dtype).removeprefix('torch.')} and shape {list(shape)}"
+
+
+def _is_complex(value: Any) -> bool:
+    return bool(value.is_complex()) if hasattr(value, "detach") else bool(np.iscomplexobj(value))
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
@@ -136,32 +167,47 @@ def consensus_distance(optimizer: Any) -> float:
 
 
 @contextmanager
-def averaged(push_sum: PushSum, buffers: Iterable[Tensor] = ()) -> Iterator[None]:
+def averaged(push_sum: PushSum, buffers: Mapping[str, Tensor] | None = None) -> Iterator[None]:
     """Collective. Inside, tensors and buffers hold the exact weighted average over ranks; afterwards, what they held.
 
     The average is sum_i x_i / sum_i w_i, mass in flight included. Nothing in flight is merged, so the trajectory is the
     same with and without; except that asynchronous ranks, whose trajectory is never the same twice, merge what has come
-    before they keep what the tensors hold. Floating buffers are averaged with the data weights.
+    before they keep what the tensors hold.
+
+    Args:
+        buffers: by name. Those of floating and complex dtypes are averaged with the data weights; sparse, quantized and
+            other special ones stay what they are.
+
+    Raises:
+        MismatchError: on every rank, where shapes or dtypes of buffers differ between ranks.
     """
     push_sum.settle("averaged()")
     memory = push_sum.memory
     memory.refresh()
+    tensors = [tensor for tensor in memory.tensors.values() if hasattr(tensor, "detach")]
+    places, lent = [], None
+    if tensors or buffers is not None:  # a push-sum over numpy arrays works without torch
+        from .lending import LentBuffers, Place
+
+        places = [Place(tensor) for tensor in tensors]
+        lent = LentBuffers(push_sum, buffers)
     kept = [memory.raw(chunk) for chunk in memory.chunks]
-    floating = [buffer for buffer in buffers if buffer.is_floating_point() or buffer.is_complex()]
-    kept_buffers = [buffer.detach().clone() for buffer in floating]
     lent_before, push_sum.on_loan = push_sum.on_loan, "averaged()"
     try:
         with push_sum.failing_together(), transport.calling("averaged()"):
             _assign_average(push_sum)
-            for buffer in floating:
-                _average_buffer(push_sum, buffer)
+            if lent is not None:
+                lent.average()
         yield
     finally:
         push_sum.on_loan = lent_before
+        for place in places:
+            place.restore()
+        memory.refresh()
         for chunk, flat in zip(memory.chunks, kept, strict=True):
             memory.put_raw(chunk, flat)
-        for buffer, old in zip(floating, kept_buffers, strict=True):
-            buffer.detach().copy_(old)
+        if lent is not None:
+            lent.put_back()
 
 
 def _assign_average(push_sum: PushSum) -> None:
@@ -177,65 +223,11 @@ def _assign_average(push_sum: PushSum) -> None:
     push_sum.put_together()
 
 
-def _average_buffer(push_sum: PushSum, buffer: Tensor) -> None:
-    import torch
-
-    flat = torch.view_as_real(buffer.detach()) if buffer.is_complex() else buffer.detach()
-    total = flat.double().cpu().contiguous().numpy().reshape(-1) * push_sum.initial_weight
-    if total.size:
-        if push_sum.hosts is not None:
-            total *= push_sum.hosts.share
-            push_sum.hosts.sum(total, push_sum.round, "averaged")
-        push_sum.waiter.wait((push_sum.transport.sum(total, "averaged"),), push_sum.round)
-        flat.copy_(torch.from_numpy(total / push_sum.participants).reshape(flat.shape))
-
-
 def _push_sum_of(optimizer: Any) -> PushSum:
     push_sum = getattr(optimizer, "push_sum", optimizer)
     if not isinstance(push_sum, PushSum):
         raise ConfigurationError(f"expected a PushSumOptimizer or a PushSum, got {type(optimizer).__name__}")
     return push_sum
-
-
-# ---------------------------------------------------------------------- bytes of tensors
-
-
-def broadcast_tensors(channel: Transport, waiter: Waiter, tensors: Iterable[Tensor], root: int) -> None:
-    """Collective. Copy rank ``root``'s tensors, of any dtype, to every rank, in place."""
-    import torch
-
-    with torch.no_grad():
-        staged = []
-        for tensor in tensors:
-            local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-            if local.numel():
-                flat = local.detach().cpu().contiguous()
-                staged.append((local, flat, flat.reshape(-1).view(torch.uint8).numpy()))
-        _broadcast_spans(channel, waiter, [data for _, _, data in staged], root, "broadcast_parameters")
-        for local, flat, _ in staged:
-            if channel.rank != root and flat.data_ptr() != local.data_ptr():
-                local.copy_(flat)
-
-
-def broadcast_bytes(channel: Transport, waiter: Waiter, data: bytes, root: int) -> bytes:
-    """Collective. Return rank ``root``'s bytes on every rank."""
-    length = np.frombuffer(bytearray(struct.pack("<q", len(data))), np.uint8)
-    waiter.wait((channel.broadcast(length, root, "broadcast_object"),), 0)
-    count = struct.unpack("<q", length.tobytes())[0]
-    buffer = np.frombuffer(bytearray(data[:count].ljust(count, b"\0")), np.uint8)
-    _broadcast_spans(channel, waiter, [buffer], root, "broadcast_object")
-    return buffer.tobytes()
-
-
-def _broadcast_spans(channel: Transport, waiter: Waiter, buffers: Iterable[Any], root: int, what: str) -> None:
-    for buffer in buffers:
-        for start in range(0, buffer.size, 8 * SPAN):  # a count on the wire never passes 2^31
-            waiter.wait((channel.broadcast(buffer[start : start + 8 * SPAN], root, what),), 0)
-
-
-def equal_everywhere(channel: Transport, waiter: Waiter, digest: bytes) -> bool:
-    """Collective. Tell whether all ranks passed the same bytes."""
-    return len(set(gather_objects(channel, waiter, digest, "comparing states"))) == 1
 
 
 # ---------------------------------------------------------------------- which channel, which weight

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from . import _torch_compat, agreement, collectives, ending, world
+from . import _torch_compat, agreement, ending, world
 from .algorithms import Algorithm, Gossip, SlowMomentum
 from .algorithms.join import Join
 from .arguments import Buffers, Communicator, DType, GraphLike, Nonfinite, Staleness, WithinHost
@@ -29,9 +29,11 @@ from .wrapped.finding import Finder
 from .wrapped.host_gradients import HostGradients
 from .wrapped.model_state import check_rank, copy_to_host, watched
 from .wrapped.precision import amp_scaling
+from .wrapped.putting_back import put_back
 from .wrapped.rates import scale_with_rates, scaled_rates
 from .wrapped.start import copy_start
 from .wrapped.tensors import Tensors
+from .wrapped.watching import Watch
 
 __all__ = ["PushSumOptimizer"]
 
@@ -164,6 +166,10 @@ class PushSumOptimizer(torch.optim.Optimizer):
             crowd = start_line.crowded_links(self.push_sum, found) if hosts is None else None
             if crowd is not None:
                 log.warning("%s", crowd)
+            if self._tensors.left_out:
+                named = "; ".join(f"{name} {why}" for name, why in self._tensors.left_out.items())
+                log.info("buffers that stay on each rank, and are not mixed: %s", named)
+        self._watch = Watch(optimizer, self._tensors, self.push_sum, self._look_again)
         if self.push_sum.participants > 1:
             # Every rank signs its first step; rank 0 speaks for all.
             speak = partial(_warn_about_shards, self.push_sum.rank) if self.push_sum.first else (lambda peer: None)
@@ -185,7 +191,8 @@ class PushSumOptimizer(torch.optim.Optimizer):
 
         Raises:
             PeerError: a peer did not take part; see :meth:`PushSum.mix` for this and other errors of the round.
-            LayoutError: the model no longer holds the parameters that are optimized.
+            LayoutError: the model no longer holds the parameters that are optimized; or the wrapped optimizer has got
+                new ones, not the same on every rank.
         """
         loss = self._local_step(closure, args, kwargs)  # z <- z - gamma u(z) / w, on this rank alone
         if self._host_gradients is not None:
@@ -202,6 +209,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
 
         Ranks of a host leave out the same steps.
         """
+        self._watch_parameters()
         if self._host_gradients is not None:
             self._host_gradients.settle("gossip()")
         self._gossip_round("gossip()")
@@ -231,6 +239,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
             yield
 
     def _local_step(self, closure: Callable[[], Any] | None, args: Any = (), kwargs: Any = None) -> Any:
+        self._watch_parameters()
         self._refuse_lost_parameters()
         inside = self._host_gradients
         settle = inside.settle if inside is not None and not callable(closure) else None
@@ -246,6 +255,14 @@ class PushSumOptimizer(torch.optim.Optimizer):
         if self._finder is not None:
             self._look_for_points()
         return loss
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _watch_parameters(self) -> None:
+        self._watch.look()
+
+    def _look_again(self) -> None:
+        if self._host_gradients is not None:
+            self._host_gradients.look_again()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _adopt_points(self) -> None:
@@ -324,15 +341,8 @@ class PushSumOptimizer(torch.optim.Optimizer):
         Raises:
             MismatchError: the ranks add different tensors; none of them is exchanged.
         """
-        known = {id(tensor) for tensor in self._tensors.exchanged.values()}
         self.optimizer.add_param_group(param_group, *args, **kwargs)
-        self._tensors.look_again()
-        if self._host_gradients is not None:
-            self._host_gradients.look_again()
-        new = {name: p for name, p in self._tensors.exchanged.items() if id(p) not in known}
-        self.push_sum.extend(new)
-        with self.push_sum.failing_together(), calling("add_param_group()"):
-            collectives.broadcast_tensors(self.push_sum.transport, self.push_sum.waiter, new.values(), 0)
+        self._watch.add("add_param_group()")
 
     @property
     def train(self) -> Any:
@@ -422,15 +432,21 @@ class PushSumOptimizer(torch.optim.Optimizer):
         """Collective. A context in which the model holds the exact weighted average over ranks.
 
         Parameters are averaged, and floating buffers unless ``buffers="local"``; afterwards they hold, bit for bit,
-        what they held. An optimizer with ``train()`` and ``eval()`` may be switched inside; its mode is put back.
+        what they held, in the tensor objects that they were: what is assigned anew inside is put back, as are moves and
+        conversions of the model. An optimizer with ``train()`` and ``eval()`` may be switched inside; its mode is put
+        back.
         Nothing in flight is merged: training goes on as if it had not been called.
         """
         return self._average() if self.model is None else watched(self.model, self._average(), self.push_sum.rank)
 
-    def _average(self) -> AbstractContextManager[None]:
-        beside = self.model.buffers() if self.model is not None and self._buffers == "average" else ()
+    @contextmanager
+    def _average(self) -> Iterator[None]:
+        self._watch_parameters()
         self._adopt_points()
-        return points.averaged(self.optimizer, self.push_sum, beside, self._points)
+        beside = None if self._buffers == "local" else self._tensors.averaged_buffers
+        average = points.averaged(self.optimizer, self.push_sum, beside, self._points)
+        with average, put_back(self.model, buffers=self._buffers != "local"):
+            yield
 
     def averaged_state_dict(self, rank: int | None = 0) -> dict[str, Any] | None:
         """Collective. Return copies, on the CPU, of the model's state_dict as it is inside :meth:`averaged`.

@@ -422,13 +422,25 @@ class PushSum:
         with self.failing_together(), calling(call):
             self.gossip.meet(self._round, call)
 
-    def extend(self, tensors: Mapping[str, Any]) -> None:
-        """Collective. Exchange more tensors from the next round on, beside those that are there."""
-        self.drain(call="add_param_group()")
-        with self.failing_together(), calling("add_param_group()"):
+    def extend(self, tensors: Mapping[str, Any], *, call: str) -> None:
+        """Collective. Exchange more tensors from the next round on, beside those that are there.
+
+        Args:
+            call: the name of the call that all ranks make together.
+        """
+        self.drain(call=call)
+        with self.failing_together(), calling(call):
             self.memory.extend(list(tensors.values()), list(tensors))
             self._held = [*self._held, *tensors.values()]
             agreement.agree(self.transport, self.waiter, self._fingerprint(), {})
+            if self.hosts is not None and not self.hosts.sharded:
+                agreement.agree(self.hosts.transport, self.hosts.waiter, self._fingerprint(), {})
+
+    def replace(self, name: str, tensor: Any) -> None:
+        """Exchange another tensor, of the same shape and dtype, in the place of one; what it holds is kept. Local."""
+        old = self.memory.tensors[name]
+        self.memory.replace(name, tensor)
+        self._held = [tensor if one is old else one for one in self._held]
 
     # ------------------------------------------------------------------ saving and loading
 

@@ -10,14 +10,14 @@ from ..transport import Ticket, Transport
 
 __all__ = ["Together"]
 
-_FORMAT = struct.Struct("<32sq")
+_FORMAT = struct.Struct("<128sq")
 
 
 class Together:
     """A barrier with a name.
 
     Args:
-        call: the name of the call, up to 32 characters.
+        call: the name of the call; of longer ones the first 128 bytes count.
         round: the round in which it is made; -1 where rounds may differ.
     """
 
@@ -34,7 +34,7 @@ class Together:
         calls = [_FORMAT.unpack(row.tobytes()) for row in self._rows]
         if len(set(calls)) == 1:
             return
-        names = [f"{call.rstrip(bytes(1)).decode()}" + (f" in round {k}" if k >= 0 else "") for call, k in calls]
+        names = [f"{call.rstrip(bytes(1)).decode(errors='replace')}" + (f" in round {k}" if k >= 0 else "") for call, k in calls]
         own = self._transport.rank
         other = next(rank for rank in range(len(names)) if calls[rank] != calls[own])
         raise MismatchError(

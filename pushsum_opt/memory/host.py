@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ConfigurationError
+from ..tensor_kinds import local_part, refuse_unmixable
 from .base import Memory
 from .plan import Piece, TensorSpec, is_dense
 from .primitives import Values
@@ -34,14 +35,8 @@ class HostMemory(Memory):
     name = "host"
 
     def _describe(self, tensor: Tensor, name: str) -> TensorSpec:
+        refuse_unmixable(tensor, name)
         local = _local(tensor)
-        if local.dtype not in NAMES:
-            raise ConfigurationError(
-                f"parameter {name} is of dtype {str(tensor.dtype).removeprefix('torch.')}: only floating and complex "
-                f"types can be averaged ({', '.join(NAMES.values())}, complex64, complex128)"
-            )
-        if local.layout != torch.strided:
-            raise ConfigurationError(f"parameter {name} has layout {local.layout}: expected torch.strided")
         where = self._where(local, name)
         return TensorSpec(tuple(local.shape), local.stride(), NAMES[local.dtype], local.element_size(), where)
 
@@ -120,9 +115,9 @@ class HostMemory(Memory):
 
 
 def _storage_of(tensor: Tensor) -> Tensor:
-    """Return the tensor itself, or this rank's shard of a DTensor: it shares memory with the parameter."""
-    to_local = getattr(tensor, "to_local", None)
-    return tensor if to_local is None else to_local()
+    """Return the tensor itself, or this rank's shard of a DTensor, as a plain tensor that shares its memory."""
+    local = local_part(tensor)
+    return local if type(local) in (Tensor, nn.Parameter) else local.as_subclass(Tensor)
 
 
 def _local(tensor: Tensor) -> Tensor:

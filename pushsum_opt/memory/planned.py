@@ -81,6 +81,10 @@ class Planned(Primitives):
         self._specs = [*(self._specs or ()), *added]
         self._rebuild()
 
+    def replace(self, name: str, tensor: Array) -> None:
+        """Exchange another tensor under a name, of the same shape and dtype, from the next :meth:`refresh` on."""
+        self._tensors[self._names.index(name)] = tensor
+
     _specs: list[TensorSpec] | None = None
 
     def _rebuild(self) -> None:

@@ -103,7 +103,9 @@ def _entries(optimizer: Any, parameter: Tensor) -> dict[str, Any]:
 
 
 @contextmanager
-def averaged(optimizer: Any, push_sum: PushSum, buffers: Iterable[Tensor], points: Points) -> Iterator[None]:
+def averaged(
+    optimizer: Any, push_sum: PushSum, buffers: Mapping[str, Tensor] | None, points: Points
+) -> Iterator[None]:
     """Collective. As :func:`collectives.averaged`, for an optimizer that may have ``train()`` and ``eval()``.
 
     Its mode is put back at the end, whatever was called inside. Messages in flight hold what the parameters are in

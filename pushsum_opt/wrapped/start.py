@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import collectives
+from .. import copying
 from ..checkpoint.devices import keep_dtypes
 from ..transport import Transport
 from ..transport.waiting import Waiter
@@ -19,17 +19,17 @@ __all__ = ["copy_start"]
 
 
 def copy_start(
-    transport: Transport, waiter: Waiter, optimizer: torch.optim.Optimizer, tensors: Iterable[Tensor]
+    transport: Transport, waiter: Waiter, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> None:
     """Collective on a transport. Give every rank rank 0's values; state that is equal already does not travel.
 
     The state travels without devices: what it holds goes to the devices of this rank. Functions, and other things that
     do not pickle, stay what they are on each rank.
     """
-    collectives.broadcast_tensors(transport, waiter, tensors, 0)
+    copying.broadcast_tensors(transport, waiter, tensors, 0)
     state = optimizer.state_dict()
-    if not collectives.equal_everywhere(transport, waiter, digest(state)):
-        received = collectives.broadcast_bytes(transport, waiter, _to_bytes(state) if transport.rank == 0 else b"", 0)
+    if not copying.equal_everywhere(transport, waiter, digest(state)):
+        received = copying.broadcast_bytes(transport, waiter, _to_bytes(state) if transport.rank == 0 else b"", 0)
         if transport.rank != 0:
             loaded = torch.load(io.BytesIO(received), map_location="cpu", weights_only=False)
             # load_state_dict takes what belongs to a parameter to the parameter's device; the rest is placed here.

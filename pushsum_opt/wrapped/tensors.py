@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .. import _torch_compat
+from .. import _torch_compat, tensor_kinds
 from .points import Points
 
 __all__ = ["Tensors"]
@@ -33,6 +33,10 @@ class Tensors:
         self._model = model
         self._with_buffers = with_buffers
         self.points = Points(optimizer, ()) if points is None else points
+        self.left_out: dict[str, str] = {}
+        """Floating buffers that would travel but cannot, by name, with the reason; decided once, at construction."""
+        if with_buffers and model is not None:
+            self.left_out = {name: why for name, b in model.named_buffers() if (why := _why_left_out(b)) is not None}
         self.look_again()
 
     def look_again(self) -> None:
@@ -53,12 +57,21 @@ class Tensors:
         return {**optimized, **buffers, **self.points.slots(optimized)}
 
     @property
-    def all(self) -> list[Tensor]:
-        """Every tensor that the optimizer or the model holds, exchanged or not, once."""
-        tensors = {id(p): p for p in self.parameters}
+    def all(self) -> dict[str, Tensor]:
+        """Every tensor that the optimizer or the model holds, exchanged or not, once, by name."""
+        tensors = {id(p): (name, p) for name, p in self.named_parameters.items()}
         if self._model is not None:
-            tensors |= {id(t): t for t in (*self._model.parameters(), *self._model.buffers())}
-        return list(tensors.values())
+            for name, tensor in (*self._model.named_parameters(), *self._model.named_buffers()):
+                tensors.setdefault(id(tensor), (name, tensor))
+        return dict(tensors.values())
+
+    @property
+    def averaged_buffers(self) -> dict[str, Tensor]:
+        """The buffers that do not travel, by name; where ``with_buffers``, those that were left out."""
+        if self._model is None:
+            return {}
+        buffers = dict(self._model.named_buffers())
+        return {name: b for name, b in buffers.items() if name in self.left_out} if self._with_buffers else buffers
 
     def lost(self) -> list[str]:
         """Return the names of exchanged tensors that the model no longer holds; nearly free when there are none."""
@@ -93,13 +106,29 @@ class Tensors:
         """Map what may travel of the model to the module that holds it, its name there and its full name."""
         homes: dict[Tensor, tuple[nn.Module, str, str]] = {}
         for prefix, module in self._model.named_modules() if self._model is not None else ():
-            held = list(module.named_parameters(recurse=False))
+            held = [(short, tensor, False) for short, tensor in module.named_parameters(recurse=False)]
             if self._with_buffers:
-                held += [(name, b) for name, b in module.named_buffers(recurse=False) if _is_floating(b)]
-            for short, tensor in held:
-                homes.setdefault(tensor, (module, short, f"{prefix}.{short}" if prefix else short))
+                held += [(short, b, True) for short, b in module.named_buffers(recurse=False) if _is_floating(b)]
+            for short, tensor, is_buffer in held:
+                name = f"{prefix}.{short}" if prefix else short
+                if not (is_buffer and name in self.left_out):
+                    homes.setdefault(tensor, (module, short, name))
         return homes
 
 
 def _is_floating(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _why_left_out(buffer: Tensor) -> str | None:
+    """Return why a buffer that would travel is not mixed; None if it is, or if it never travels."""
+    if not _is_floating(buffer):
+        return None
+    reason = tensor_kinds.why_not_mixed(buffer)
+    if reason is not None:
+        return reason[0]
+    if buffer.dtype not in tensor_kinds.MIXED:
+        return f"is of dtype {str(buffer.dtype).removeprefix('torch.')}"
+    if not torch.isfinite(tensor_kinds.local_part(buffer)).all():
+        return "holds inf or nan"  # as causal masks and observers do: it has not diverged
+    return None

@@ -1,0 +1,162 @@
+"""Rank ``root``'s bytes and tensors reach every rank: bit for bit, in place, whatever kind of tensor it is.
+
+Values travel, not layouts. What is compared first is what all ranks must hold alike: names, shapes, dtypes and kinds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .agreement import agree, gather_objects
+from .errors import ConfigurationError
+from .transport import Transport
+from .transport.waiting import Waiter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["alike_everywhere", "broadcast_bytes", "broadcast_tensors", "equal_everywhere", "once", "write"]
+
+SPAN = 1 << 25  # bytes that travel at a time: a count on the wire never passes 2^31
+ALIKE = "Build the same model on every rank (same code, same arguments), and convert it alike"
+
+
+def broadcast_bytes(channel: Transport, waiter: Waiter, data: bytes, root: int) -> bytes:
+    """Collective. Return rank ``root``'s bytes on every rank."""
+    length = np.frombuffer(bytearray(struct.pack("<q", len(data))), np.uint8)
+    waiter.wait((channel.broadcast(length, root, "broadcast_object"),), 0)
+    count = struct.unpack("<q", length.tobytes())[0]
+    buffer = np.frombuffer(bytearray(data[:count].ljust(count, b"\0")), np.uint8)
+    _broadcast(channel, waiter, buffer, root, "broadcast_object")
+    return buffer.tobytes()
+
+
+def equal_everywhere(channel: Transport, waiter: Waiter, digest: bytes) -> bool:
+    """Collective. Tell whether all ranks passed the same bytes."""
+    return len(set(gather_objects(channel, waiter, digest, "comparing states"))) == 1
+
+
+def broadcast_tensors(channel: Transport, waiter: Waiter, tensors: Mapping[str, Tensor], root: int) -> None:
+    """Collective. Copy rank ``root``'s tensors, of any dtype, to every rank, in place.
+
+    What has no values (on the meta device) is left as it is. With one rank nothing is touched.
+
+    Raises:
+        MismatchError: on every rank, where names, shapes, dtypes or kinds differ; nothing has changed then.
+        ConfigurationError: on every rank, where a tensor is of a kind whose values cannot travel.
+    """
+    from . import tensor_kinds
+
+    if channel.size == 1:
+        return
+    agree(channel, waiter, {name: tensor_kinds.described(t) for name, t in tensors.items()}, {}, fix=ALIKE)
+    for name, tensor in tensors.items():
+        if tensor_kinds.is_uninitialized(tensor):
+            raise ConfigurationError(
+                f"rank {channel.job_rank()}: {name} belongs to a lazy module and has no shape yet, so rank "
+                f"{channel.job_rank(root)}'s values cannot be copied. Run one batch through the model on every rank "
+                "first"
+            )
+    parts = {name: tensor_kinds.plain_parts(tensor) for name, tensor in tensors.items()}
+    plain = [part for found in parts.values() for part in found or ()]
+    _broadcast_plain(channel, waiter, plain, root)
+    for name, tensor in tensors.items():
+        if parts[name] is None:
+            _broadcast_saved(channel, waiter, name, tensor, root)
+
+
+def _broadcast(channel: Transport, waiter: Waiter, buffer: Any, root: int, what: str) -> None:
+    for start in range(0, buffer.size, SPAN):
+        waiter.wait((channel.broadcast(buffer[start : start + SPAN], root, what),), 0)
+
+
+# ---------------------------------------------------------------------- tensors in plain memory
+
+
+def _broadcast_plain(channel: Transport, waiter: Waiter, tensors: list[Tensor], root: int) -> None:
+    """Copy tensors in plain memory. Elements that are expanded travel once, where every rank expands alike."""
+    import torch
+
+    alike = alike_everywhere(channel, waiter, tensors)
+    with torch.no_grad():
+        for tensor in tensors:
+            held = once(tensor) if alike else tensor
+            if not held.numel():
+                continue
+            flat = held.cpu().resolve_conj().resolve_neg().contiguous()
+            _broadcast(channel, waiter, flat.reshape(-1).view(torch.uint8).numpy(), root, "broadcast_parameters")
+            if channel.rank != root and (flat.data_ptr() != held.data_ptr() or flat.device != held.device):
+                write(tensor, held, flat)
+
+
+def alike_everywhere(channel: Transport, waiter: Waiter, tensors: Iterable[Tensor]) -> bool:
+    """Collective. Tell whether all ranks expand these tensors along the same axes."""
+    layouts = repr([expanded(tensor) for tensor in tensors]).encode()
+    return equal_everywhere(channel, waiter, hashlib.blake2b(layouts, digest_size=16).digest())
+
+
+def expanded(tensor: Tensor) -> list[int]:
+    """List the axes along which all elements are one in memory."""
+    pairs = zip(tensor.stride(), tensor.shape, strict=True)
+    return [axis for axis, (stride, extent) in enumerate(pairs) if stride == 0 and extent > 1]
+
+
+def once(tensor: Tensor) -> Tensor:
+    """Return a view without expanded axes, which holds every element once."""
+    for axis in expanded(tensor):
+        tensor = tensor.narrow(axis, 0, 1)
+    return tensor
+
+
+def write(tensor: Tensor, held: Tensor, values: Tensor) -> None:
+    """Set a tensor to values; one that is expanded, and so cannot hold them all, gets memory of its own.
+
+    Args:
+        held: the tensor, or what :func:`once` returned of it.
+        values: of the shape of ``held``.
+    """
+    import torch
+
+    with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
+        axes = expanded(held)
+        if not axes:
+            held.copy_(values)
+            return
+        single = values
+        for axis in axes:
+            single = single.narrow(axis, 0, 1)
+        if torch.equal(single.expand(values.shape), values):
+            once(held).copy_(single)
+        else:
+            tensor.data = values.to(tensor.device, copy=True)
+
+
+# ---------------------------------------------------------------------- tensors in a form of their own
+
+
+def _broadcast_saved(channel: Transport, waiter: Waiter, name: str, tensor: Tensor, root: int) -> None:
+    """Copy a sparse, quantized or nested tensor as a file would; what is equal already does not travel."""
+    import torch
+
+    try:
+        file = io.BytesIO()
+        torch.save(tensor.detach(), file)
+    except Exception as error:
+        raise ConfigurationError(
+            f"rank {channel.job_rank()}: {name} ({type(tensor).__name__}, {tensor.layout}) cannot be copied from rank "
+            f"{channel.job_rank(root)}: {error}. Make it the same on every rank, and keep it out of the model while "
+            "it is wrapped: as a plain attribute, not a buffer or parameter"
+        ) from error
+    mine = file.getvalue()
+    if equal_everywhere(channel, waiter, hashlib.blake2b(mine, digest_size=16).digest()):
+        return
+    theirs = broadcast_bytes(channel, waiter, mine if channel.rank == root else b"", root)
+    if channel.rank != root:
+        received = torch.load(io.BytesIO(theirs), map_location="cpu", weights_only=False)
+        tensor.data = received.to(tensor.device)  # copy_() takes no other number of sparse elements
