@@ -14,13 +14,15 @@ Contracts:
     * ``Module._register_state_dict_hook(hook)`` calls ``hook(module, state_dict, prefix, local_metadata)`` at the end
       of every ``state_dict()`` and returns a handle with ``remove()``;
     * ``Module._parameters`` and ``Module._buffers`` map names to the tensors that the module itself holds; a scripted
-      module has tables with ``items()`` that are written by ``setattr``.
+      module has tables with ``items()`` that are written by ``setattr``;
+    * ``Module._non_persistent_buffers_set`` has the names of the module's own buffers that are not saved.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 __all__ = [
+    "Tables",
     "after_accumulation",
     "at_end_of_backward",
     "backward_id",
@@ -122,33 +125,42 @@ def own_tensor(module: nn.Module, name: str) -> Tensor | None:
     return None
 
 
-Tables = tuple[dict[str, Tensor | None], ...]
+@dataclass(frozen=True)
+class Tables:
+    """What a module itself holds: parameters, buffers where they were asked for, and which of these are not saved."""
+
+    tensors: tuple[dict[str, Tensor | None], ...]
+    not_saved: frozenset[str] | None
 
 
 def own_tables(module: nn.Module, *, buffers: bool) -> Tables:
-    """Return copies of the tables of what a module itself holds: parameters, and buffers where they are asked for."""
+    """Return copies of the tables of what a module itself holds."""
     tables: Any = (module._parameters, module._buffers) if buffers else (module._parameters,)
-    return tuple(dict(table.items()) for table in tables)
+    names = getattr(module, "_non_persistent_buffers_set", None) if buffers else None
+    return Tables(tuple(dict(table.items()) for table in tables), None if names is None else frozenset(names))
 
 
 def put_tables(module: nn.Module, tables: Tables) -> None:
     """Make the names of tables that :func:`own_tables` returned stand for what they stood for; new names stay."""
-    now = own_tables(module, buffers=True)
-    for index, before in enumerate(tables):
+    now = own_tables(module, buffers=True).tensors
+    own: Any = (module._parameters, module._buffers)
+    for index, before in enumerate(tables.tensors):
         changed = [name for name, tensor in before.items() if name not in now[index] or now[index][name] is not tensor]
-        if not changed:
-            continue
         if isinstance(module, torch.jit.ScriptModule):
             for name in changed:
                 setattr(module, name, before[name])
             continue
-        own: Any = (module._parameters, module._buffers)
         for name in changed:  # it may have become an attribute, or gone from one table to the other
             vars(module).pop(name, None)
             own[1 - index].pop(name, None)
-        whole = {**before, **own[index], **before}  # in the order of before
-        own[index].clear()
-        own[index].update(whole)
+        if changed:
+            whole = {**before, **own[index], **before}  # in the order of before
+            own[index].clear()
+            own[index].update(whole)
+    if tables.not_saved is not None and not isinstance(module, torch.jit.ScriptModule):
+        known = tables.tensors[1]
+        new = {name for name in module._non_persistent_buffers_set if name not in known}
+        module._non_persistent_buffers_set = {*tables.not_saved, *new}
 
 
 def on_state_dict(module: nn.Module, hook: Callable[..., None]) -> Any:

@@ -508,6 +508,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
 
     # ------------------------------------------------------------------ the start
 
+    @torch.inference_mode(False)  # the state that is made here is written to by steps outside of it
     def _start_alike(self) -> None:
         """Rank 0's parameters, buffers and optimizer state reach every rank that differs."""
         settings = {

@@ -92,7 +92,7 @@ def plain_parts(tensor: Tensor) -> list[Tensor] | None:
 def is_one_block(tensor: Tensor) -> bool:
     """Tell whether the values lie in one block of memory, which ``tensor.data = ...`` exchanges for another."""
     if type(tensor) in (Tensor, Parameter):
-        return tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_nested
+        return not (tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta)
     return len(plain_parts(tensor) or ()) == 1
 
 

@@ -47,15 +47,15 @@ class SlowMomentum(Algorithm):
             raise ConfigurationError(f"lr={lr!r}: expected a finite number above 0")
         self.momentum = float(momentum)
         self.lr = float(lr)
-        self._before: list[Tensor] = []  # y, in the order of the groups
-        self._slow: list[Tensor] = []  # u
+        # By id of the parameter, which is held beside them: groups may change. In the order of the groups.
+        self._held: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # parameter, y, u
+        self._loaded: list[tuple[Tensor, Tensor]] = []  # (y, u) from a file, until the next slow step
 
     def bind(self, push_sum: PushSum, param_groups: list[dict[str, Any]]) -> None:
         refuse_asynchronous(self, push_sum)
         if any("lr" not in group for group in param_groups):
             raise ConfigurationError(f"{self!r}: a parameter group has no 'lr', which the slow step divides by")
-        self._before = [tensor.clone() for tensor, _ in _parameters(param_groups)]
-        self._slow = [torch.zeros_like(tensor) for tensor in self._before]
+        self._held = {id(p): (p, x.clone(), torch.zeros_like(x)) for p, x, _ in _parameters(param_groups)}
 
     def round(self, push_sum: PushSum, param_groups: list[dict[str, Any]]) -> None:
         if (push_sum.round + 1) % self.every:
@@ -64,16 +64,18 @@ class SlowMomentum(Algorithm):
         push_sum.average()
         self._slow_step(param_groups)
 
+    @torch.inference_mode(False)  # y and u are written to outside of it
     @torch.no_grad()
     def _slow_step(self, param_groups: list[dict[str, Any]]) -> None:
-        for index, (x, gamma) in enumerate(_parameters(param_groups)):
-            if index == len(self._before):  # a group was added, or another file loaded: it starts here
-                self._before.append(x.clone())
-                self._slow.append(torch.zeros_like(x))
-            for held in (self._before, self._slow):
-                if held[index].device != x.device:  # read from a file, or the model has moved
-                    held[index] = held[index].to(x.device)
-            y, u = self._before[index], self._slow[index]
+        loaded, self._loaded = iter(self._loaded), []
+        before, self._held = self._held, {}
+        for parameter, x, gamma in _parameters(param_groups):
+            if id(parameter) in before:
+                y, u = before[id(parameter)][1:]
+            else:  # it was added, or another file loaded: it starts here
+                y, u = next(loaded, None) or (x.clone(), torch.zeros_like(x))
+            y, u = y.to(x.device), u.to(x.device)  # read from a file, or the model has moved
+            self._held[id(parameter)] = parameter, y, u
             if gamma:
                 u.mul_(self.momentum).add_(y - x, alpha=1.0 / gamma)
                 y.add_(u, alpha=-self.lr * gamma)
@@ -82,24 +84,24 @@ class SlowMomentum(Algorithm):
                 y.copy_(x)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"before": self._before, "slow": self._slow}
+        pairs = self._loaded or [(y, u) for _, y, u in self._held.values()]
+        return {"before": [y for y, _ in pairs], "slow": [u for _, u in pairs]}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        if not state_dict:  # a file of another optimizer: begin at the next slow step
-            self._before, self._slow = [], []
-            return
-        self._before = [tensor.clone() for tensor in state_dict["before"]]
-        self._slow = [tensor.clone() for tensor in state_dict["slow"]]
+        self._held = {}
+        # Without an entry, as in a file of another optimizer: begin at the next slow step.
+        pairs = zip(state_dict.get("before", ()), state_dict.get("slow", ()), strict=True)
+        self._loaded = [(y.clone(), u.clone()) for y, u in pairs]
 
     def __repr__(self) -> str:
         return f"SlowMomentum(every={self.every}, momentum={self.momentum}, lr={self.lr})"
 
 
-def _parameters(param_groups: list[dict[str, Any]]) -> list[tuple[Tensor, float]]:
-    """Return this rank's part of every parameter, once, with the learning rate of its group."""
-    found: dict[int, tuple[Tensor, float]] = {}
+def _parameters(param_groups: list[dict[str, Any]]) -> list[tuple[Tensor, Tensor, float]]:
+    """Return every parameter, once, with this rank's part of it and the learning rate of its group."""
+    found: dict[int, tuple[Tensor, Tensor, float]] = {}
     for group in param_groups:
         for parameter in group["params"]:
             local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
-            found[id(parameter)] = (local.detach(), float(group["lr"]))
+            found[id(parameter)] = (parameter, local.detach(), float(group["lr"]))
     return list(found.values())

@@ -64,7 +64,10 @@ class HostMemory(Memory):
         return flat[piece.start : piece.stop]
 
     def _allocate(self, count: int, dtype: str, device: str) -> Tensor:
-        return torch.empty(count, dtype=DTYPES[dtype], device=device)
+        if not torch.is_inference_mode_enabled():
+            return torch.empty(count, dtype=DTYPES[dtype], device=device)
+        with torch.inference_mode(False):  # what is made inside of it could not be written to outside
+            return torch.empty(count, dtype=DTYPES[dtype], device=device)
 
     def _split(self, flat: Tensor, sizes: list[int]) -> Sequence[Tensor]:
         return torch.split(flat, sizes)

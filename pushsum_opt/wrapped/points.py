@@ -46,6 +46,7 @@ class Points:
         self._slots: dict[str, dict[Tensor, Tensor]] = {name: {} for name in names}
         self._called: dict[Tensor, str] = {}
 
+    @torch.inference_mode(False)  # slots are written to outside of it
     def slots(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the slots of these parameters, by a name for messages; new ones hold the parameter."""
         found = {}

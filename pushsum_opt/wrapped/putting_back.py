@@ -23,7 +23,7 @@ def put_back(model: nn.Module | None, *, buffers: bool) -> Iterator[None]:
         buffers: do it for buffers too, not only for parameters.
     """
     tables = [] if model is None else [(m, _torch_compat.own_tables(m, buffers=buffers)) for m in model.modules()]
-    held = {id(t): t for _, own in tables for table in own for t in table.values() if t is not None}
+    held = {id(t): t for _, own in tables for table in own.tensors for t in table.values() if t is not None}
     places = [Place(tensor) for tensor in held.values()]
     try:
         yield
