@@ -19,6 +19,7 @@ import collections
 import math
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -173,7 +174,7 @@ def batch(data: Tensor, shape: tuple[int, int], generator: torch.Generator) -> t
 
 
 class Gossip:
-    """Mixes what all ranks hold; n is a power of 2. With d peers and a delay, w settles at (1 + d) / (1 + d + d delay)."""
+    """Mixes what all ranks hold; n is a power of 2. With d peers, w settles at (1 + d) / (1 + d + d delay)."""
 
     def __init__(self, rule: Rule, n: int) -> None:
         self.rule = rule
@@ -355,6 +356,7 @@ def main() -> None:
     if arguments.ranks < 2 or arguments.ranks & (arguments.ranks - 1):
         raise SystemExit(f"--ranks {arguments.ranks}: expected a power of 2, at least 2")
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", "grad and param do not obey")  # gradients are views of one vector
     text = read_text()
     rules = [(variant, parse(variant)) for variant in arguments.variants]
     print(f"{'variant':40} {'rate':>7} {'seed':>4} {'loss':>7} {'distance':>8} {'norms':>6} {'seconds':>7}")
