@@ -50,11 +50,14 @@ class Rule:
     v: str = "local"  # "blend", "elementwise", "factor", or "mean": of the mean gradient, which no rank knows
     travel_v: bool = False  # v travels too
     theta: float = -1.0  # of "blend"; -1: 1 / n
+    bound: float = 0.0  # of each number of the update |m| / sqrt(v) in use; 0: none
+    floor: bool = False  # "blend": v is raised to m^2 where it is below, and stays so
     pull: float = 0.0  # eta: what gossip moves z by also changes m
     rounds: int = 1  # of gossip a step
     graph: str = "one"  # one-peer exponential; "two" of its peers a round; "static": all of them
     delay: int = 0  # staleness in rounds
     mass: bool = False  # with a delay: m is push-summed as z is, and decays while it is in flight
+    m_bits: int = 32  # of m on the wire; 16: bfloat16; 8: integers with one scale per 64 numbers
     late: bool = False  # a step uses m without its own fresh gradient
     clip: str = "own"  # by the norm of a rank's gradient; "mean": of the mean gradient; "none"
     slow: int = 0  # every so many rounds an exact average and a step of slow momentum 0.5 (SlowMo)
@@ -191,6 +194,8 @@ class Gossip:
             return held.mean(0, keepdim=True).expand_as(held).clone()
         if self.rule.delay:
             return self._mix_late(name, held, k)
+        if name == "m" and self.rule.m_bits < 32:
+            return self._merge(held, rounded(held, self.rule.m_bits), k)
         for j in range(self.rule.rounds):
             held = self._merge(held, held, k * self.rule.rounds + j)
         return held
@@ -210,6 +215,15 @@ class Gossip:
         for j in range(self.peers):
             held = held + sent.roll(2 ** ((k * self.peers + j) % self.cycle), 0)
         return held / (1 + self.peers)
+
+
+def rounded(values: Tensor, bits: int) -> Tensor:
+    """Return what arrives of values that travel with so many bits each."""
+    if bits == 16:
+        return values.to(torch.bfloat16).to(values.dtype)
+    blocks = F.pad(values, (0, -values.shape[1] % 64)).view(len(values), -1, 64)
+    unit = blocks.abs().amax(2, keepdim=True).clamp(min=1e-30) / 127
+    return ((blocks / unit).round() * unit).view(len(values), -1)[:, : values.shape[1]]
 
 
 # ---------------------------------------------------------------------- AdamW on every rank
@@ -241,6 +255,8 @@ class Adam:
         m = late if rule.late else self.m / (1 - BETA1 ** (k + 1))
         root = (self._second_moment(g, m, k) / (1 - BETA2 ** (k + 1))).sqrt_().add_(EPSILON)
         root = self._corrected(root, g, m, k)
+        if rule.bound:
+            root = torch.maximum(root, m.abs() / rule.bound)
         factor = self.gossip.step_factor if k and rule.g != "mean" else 1.0
         self.z.mul_(1 - rate * WEIGHT_DECAY * self.decay * (self.gossip.step_factor if rule.g != "mean" else 1.0))
         self.z.sub_(rate * factor * m / root)
@@ -251,7 +267,10 @@ class Adam:
         """Return v with this step's gradient in it."""
         if self.rule.v == "blend":  # the mean gradient's square is (1 - 1 / n) mu^2 + g^2 / n, where m stands for mu
             self.v.mul_(BETA2).addcmul_(m, m, value=(1 - BETA2) * (1 - self.theta))
-            return self.v.addcmul_(g, g, value=(1 - BETA2) * self.theta)
+            self.v.addcmul_(g, g, value=(1 - BETA2) * self.theta)
+            if self.rule.floor:
+                torch.maximum(self.v, m * m * (1 - BETA2 ** (k + 1)), out=self.v)
+            return self.v
         seen = g.mean(0, keepdim=True).expand_as(g) if self.rule.v == "mean" else g
         return self.v.mul_(BETA2).addcmul_(seen, seen, value=1 - BETA2)
 
