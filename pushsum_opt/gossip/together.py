@@ -34,7 +34,8 @@ class Together:
         calls = [_FORMAT.unpack(row.tobytes()) for row in self._rows]
         if len(set(calls)) == 1:
             return
-        names = [f"{call.rstrip(bytes(1)).decode(errors='replace')}" + (f" in round {k}" if k >= 0 else "") for call, k in calls]
+        texts = [call.rstrip(bytes(1)).decode(errors="replace") for call, _ in calls]
+        names = [text + (f" in round {k}" if k >= 0 else "") for text, (_, k) in zip(texts, calls, strict=True)]
         own = self._transport.rank
         other = next(rank for rank in range(len(names)) if calls[rank] != calls[own])
         raise MismatchError(

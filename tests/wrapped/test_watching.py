@@ -78,7 +78,7 @@ def test_tensors_that_were_not_there_at_construction_start_with_rank_0s_values()
 
 def test_what_came_behind_the_wrapper_is_part_of_the_next_group_that_is_added_rightly():
     def rank(comm):
-        optimizer, body, head = wrapped(comm)
+        optimizer, _, head = wrapped(comm)
         with optimizer:
             optimizer.optimizer.add_param_group({"params": [head.bias]})
             optimizer.add_param_group({"params": [head.weight]})

@@ -1,0 +1,163 @@
+"""Buffers and frozen parameters of every kind that torch trains with; what is not alike on all ranks is named."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import pushsum_opt as ps
+from pushsum_opt.errors import ConfigurationError, MismatchError
+
+EYE = torch.eye(4)
+BUFFERS = {
+    "sparse COO": lambda: EYE.to_sparse(),
+    "sparse CSR": lambda: EYE.to_sparse_csr(),
+    "expanded int": lambda: torch.arange(4).expand(3, 4),
+    "expanded float": lambda: EYE.expand(3, 4, 4),
+    "conjugated": lambda: torch.complex(EYE, EYE).conj(),
+    "meta": lambda: torch.empty(4, device="meta"),
+    "float8": lambda: torch.ones(4).to(torch.float8_e4m3fn),
+    "quantized": lambda: torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8),
+    "bool": lambda: torch.ones(4, dtype=torch.bool),
+    "no elements": lambda: torch.empty(0, 3),
+    "causal mask": lambda: torch.full((3, 3), float("-inf")).triu(1),
+}
+
+
+def wrap(model, comm, *, trained=None, **options):
+    inner = torch.optim.SGD(model.parameters() if trained is None else trained, lr=0.1)
+    return ps.PushSumOptimizer(inner, model, comm=comm, **options)
+
+
+def dense(tensor):
+    if tensor.is_meta:
+        return torch.zeros(0)
+    tensor = tensor.dequantize() if tensor.is_quantized else tensor
+    return (tensor if tensor.layout == torch.strided else tensor.to_dense()).resolve_conj().clone()
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:.*quantiz.*", "ignore:TypedStorage")
+@pytest.mark.parametrize("kind", BUFFERS)
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("buffers", ["average", "gossip"])
+def test_a_buffer_of_any_kind_is_kept_through_steps_and_averages(kind, size, buffers):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = [BUFFERS[kind]() for _ in range(size)]
+
+    def rank(comm):
+        model = nn.Linear(4, 1)
+        model.register_buffer("extra", made[comm.rank])
+        with wrap(model, comm, buffers=buffers) as optimizer:
+            model(torch.ones(2, 4)).sum().backward()
+            optimizer.step()
+            with optimizer.averaged():
+                inside = dense(model.extra)
+            return inside, dense(model.extra)
+
+    for values in ps.testing.run(size, rank):
+        assert all(torch.equal(value, dense(BUFFERS[kind]())) for value in values)
+
+
+def test_a_mask_of_minus_infinity_keeps_nothing_from_mixing():
+    """With buffers="gossip" it would share a chunk with the parameters; with "skip" the chunk would stay unmixed."""
+
+    def rank(comm):
+        model = nn.Linear(4, 1)
+        model.register_buffer("mask", torch.full((3, 3), float("-inf")).triu(1))
+        with wrap(model, comm, buffers="gossip", nonfinite="skip") as optimizer:
+            with torch.no_grad():
+                model.weight.fill_(float(comm.rank))
+            for _ in range(2):
+                optimizer.gossip()
+            return model.weight[0, 0].item(), optimizer.stats()["chunks_skipped"]
+
+    assert ps.testing.run(2, rank) == [(0.5, 0.0), (0.5, 0.0)]
+
+
+@pytest.mark.parametrize("what", ["frozen", "buffer", "dtype", "missing"])
+def test_what_differs_between_ranks_is_named_on_every_rank(what):
+    def rank(comm):
+        model = nn.Linear(4, 1)
+        body = list(model.parameters())
+        here = torch.zeros(3 + 2 * (comm.rank == 1))
+        if what == "frozen":
+            model.extra = nn.Parameter(here, requires_grad=False)
+        elif what == "buffer":
+            model.register_buffer("extra", here)
+        elif what == "dtype":
+            model.register_buffer("extra", torch.zeros(4, dtype=(torch.float32, torch.float64)[comm.rank]))
+        elif comm.rank == 1:
+            model.register_buffer("extra", here)
+        with pytest.raises(MismatchError, match=r"extra is .* on rank 0, float(32|64)\[\d\] on rank 1"):
+            wrap(model, comm, trained=body)
+
+    ps.testing.run(2, rank)
+
+
+def test_a_buffer_that_grew_on_one_rank_is_named_before_it_is_averaged():
+    def rank(comm):
+        model = nn.Linear(4, 1)
+        model.register_buffer("extra", torch.ones(3))
+        optimizer = wrap(model, comm)
+        if comm.rank == 1:
+            model.extra = torch.ones(5)
+        with pytest.raises(MismatchError, match=r"extra is float32\[3\] on rank 0, float32\[5\] on rank 1"):
+            optimizer.averaged().__enter__()
+
+    ps.testing.run(2, rank)
+
+
+@pytest.mark.parametrize("call", ["average", "broadcast"])
+def test_a_tensor_of_another_shape_is_named_by_collectives(call):
+    def rank(comm):
+        value = torch.ones(3 + comm.rank)
+        with pytest.raises(MismatchError, match=r"on rank 0, .*on rank 1"):
+            if call == "average":
+                ps.average(value, comm=comm)
+            else:
+                ps.broadcast_parameters({"w": value}, comm=comm)
+
+    ps.testing.run(2, rank)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: nn.Parameter(torch.ones(1).expand(3)), "it is expanded"),
+        (lambda: nn.Parameter(torch.ones(3, device="meta")), "is on meta"),
+        (lambda: nn.Parameter(EYE.to_sparse()), "expected torch.strided"),
+        (lambda: nn.UninitializedParameter(), "belongs to a lazy module"),
+        (lambda: nn.Parameter(torch.ones(3, dtype=torch.complex64).conj()), "is a conjugated view"),
+    ],
+    ids=["expanded", "meta", "sparse", "lazy", "conjugated"],
+)
+def test_a_parameter_that_cannot_be_mixed_is_named_with_the_way_out(make, said):
+    def rank(comm):
+        model = nn.Module()
+        model.odd = make()
+        with pytest.raises(ConfigurationError, match=rf"parameter odd .*{said}.*To exchange it, "):
+            wrap(model, comm)
+
+    ps.testing.run(1, rank)
+
+
+def test_a_model_wrapped_under_inference_mode_trains_outside_of_it():
+    def rank(comm):
+        model = nn.Linear(4, 1)
+        with torch.inference_mode():
+            optimizer = wrap(model, comm)
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.ones(2, 4) * (1 + comm.rank)).sum().backward()
+            optimizer.step()
+        with torch.inference_mode(), optimizer.averaged():
+            average = model.weight.clone()
+        optimizer.close()
+        return average.sum().item()
+
+    first, second = ps.testing.run(2, rank)
+    assert first == second
