@@ -169,7 +169,9 @@ class PushSumOptimizer(torch.optim.Optimizer):
             if self._tensors.left_out:
                 named = "; ".join(f"{name} {why}" for name, why in self._tensors.left_out.items())
                 log.info("buffers that stay on each rank, and are not mixed: %s", named)
-        self._watch = Watch(optimizer, self._tensors, self.push_sum, self._look_again)
+        # Nothing here may hold this wrapper: it is to be known as soon as the user has dropped it.
+        taken_in = (lambda: None) if self._host_gradients is None else self._host_gradients.look_again
+        self._watch = Watch(optimizer, self._tensors, self.push_sum, taken_in)
         if self.push_sum.participants > 1:
             # Every rank signs its first step; rank 0 speaks for all.
             speak = partial(_warn_about_shards, self.push_sum.rank) if self.push_sum.first else (lambda peer: None)
@@ -259,10 +261,6 @@ class PushSumOptimizer(torch.optim.Optimizer):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _watch_parameters(self) -> None:
         self._watch.look()
-
-    def _look_again(self) -> None:
-        if self._host_gradients is not None:
-            self._host_gradients.look_again()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _adopt_points(self) -> None:
