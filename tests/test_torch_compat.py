@@ -331,6 +331,25 @@ def test_a_hook_sees_what_every_state_dict_is_about_to_return_until_it_is_remove
 # ---------------------------------------------------------------------- the room itself
 
 
+def test_tables_are_put_back_in_their_order_with_what_is_not_saved():
+    module = nn.Module()
+    module.a = nn.Parameter(torch.zeros(1))
+    module.register_buffer("b", torch.zeros(1), persistent=False)
+    module.register_buffer("c", torch.zeros(1))
+    before = _torch_compat.own_tables(module, buffers=True)
+    assert isinstance(before, _torch_compat.Tables)
+    a, b = module.a, module.b
+    del module.a, module.b
+    module.a = torch.ones(1)  # a plain attribute now
+    module.register_buffer("b", torch.ones(1))  # one that would be saved
+    module.register_buffer("new", torch.ones(1))
+    _torch_compat.put_tables(module, before)
+    assert module.a is a
+    assert module.b is b
+    assert list(module._buffers) == ["b", "c", "new"]
+    assert list(module.state_dict()) == ["a", "c", "new"]
+
+
 def test_every_public_name_is_used_here():
     text = inspect.getsource(inspect.getmodule(test_every_public_name_is_used_here))
     assert [name for name in _torch_compat.__all__ if f"_torch_compat.{name}" not in text] == []
