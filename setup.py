@@ -28,6 +28,7 @@ extras = {
         "networkx",
         "pytest>=8",
         "pytest-xdist",
+        "schedulefree",  # an optimizer that keeps parameters in its state
         "scikit-learn",
         "setuptools>=64",  # makes the editable wheel that a test looks into
         "tqdm",
