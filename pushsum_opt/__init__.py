@@ -17,14 +17,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import algorithms, checkpoint, errors, graphs, mixing, testing
+    from . import algorithms, checkpoint, errors, graphs, mixing, observe, testing
     from .all_ranks import allgather, barrier, sum
     from .collectives import average, broadcast_object, broadcast_parameters, consensus_distance
     from .errors import PushSumError
-    from .events import Listener
     from .graphs import Graph
     from .local import local_device, local_rank, local_size
     from .metric import Metric
+    from .observe import Listener
     from .optimizer import PushSumOptimizer
     from .push_sum import PushSum
     from .world import rank, size
@@ -33,7 +33,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Graph": "graphs",
-    "Listener": "events",
+    "Listener": "observe",
     "Metric": "metric",
     "PushSum": "push_sum",
     "PushSumError": "errors",
@@ -51,7 +51,7 @@ _HOMES = {
     "size": "world",
     "sum": "all_ranks",
 }
-_MODULES = ("algorithms", "checkpoint", "errors", "graphs", "mixing", "testing")
+_MODULES = ("algorithms", "checkpoint", "errors", "graphs", "mixing", "observe", "testing")
 
 __all__ = [
     "Graph",
@@ -74,6 +74,7 @@ __all__ = [
     "local_rank",
     "local_size",
     "mixing",
+    "observe",
     "rank",
     "size",
     "sum",

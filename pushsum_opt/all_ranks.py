@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from .agreement import agree, gather_objects
-from .collectives import SPAN, together
+from .channel import Channel
+from .channel.agreement import agree
+from .collectives import together
 from .errors import ConfigurationError
-from .transport import Transport
-from .transport.waiting import Waiter
 
-__all__ = ["allgather", "barrier", "sum", "sum_in_place"]
+__all__ = ["allgather", "barrier", "sum"]
 
 HALF = 32  # bits: an int64 is summed as two numbers that float64 holds exactly
 
@@ -28,8 +27,8 @@ def barrier(*, comm: Any = None) -> None:
     >>> testing.run(2, lambda comm: barrier(comm=comm))
     [None, None]
     """
-    with together(comm, "ps.barrier()") as (channel, waiter):
-        waiter.wait((channel.barrier("barrier()"),), 0)
+    with together(comm, "ps.barrier()") as channel:
+        channel.barrier("barrier()")
 
 
 def allgather(value: Any, *, comm: Any = None) -> list[Any]:
@@ -39,8 +38,8 @@ def allgather(value: Any, *, comm: Any = None) -> list[Any]:
     >>> testing.run(2, lambda comm: allgather({"rank": comm.rank}, comm=comm))
     [[{'rank': 0}, {'rank': 1}], [{'rank': 0}, {'rank': 1}]]
     """
-    with together(comm, "ps.allgather()") as (channel, waiter):
-        return [pickle.loads(data) for data in gather_objects(channel, waiter, pickle.dumps(value), "allgather()")]
+    with together(comm, "ps.allgather()") as channel:
+        return [pickle.loads(data) for data in channel.gather_bytes(pickle.dumps(value), "allgather()")]
 
 
 def sum(value: Any, *, comm: Any = None) -> Any:
@@ -60,24 +59,24 @@ def sum(value: Any, *, comm: Any = None) -> Any:
     >>> testing.run(2, lambda comm: (sum(comm.rank + 1, comm=comm), sum(0.5, comm=comm)))
     [(3, 1.0), (3, 1.0)]
     """
-    with together(comm, "ps.sum()") as (channel, waiter):
+    with together(comm, "ps.sum()") as channel:
         is_tensor = hasattr(value, "detach")
         if not is_tensor and not isinstance(value, bool | int | float | complex | np.ndarray | np.generic):
             raise ConfigurationError(
                 f"rank {channel.rank}: sum() of a {type(value).__name__}: expected a number, a torch tensor or a numpy "
                 "array. allgather() takes anything"
             )
-        agree(channel, waiter, {"the value given to sum()": _described(value)}, {})
+        agree(channel, {"the value given to sum()": _described(value)})
         if isinstance(value, bool | int):
             import builtins
 
-            return builtins.sum(pickle.loads(x) for x in gather_objects(channel, waiter, pickle.dumps(value), "sum()"))
+            return builtins.sum(pickle.loads(data) for data in channel.gather_bytes(pickle.dumps(value), "sum()"))
         array = _array(value)
         if array.dtype.kind in "biu":
-            total = _sum_of_ints(channel, waiter, array)
+            total = _sum_of_ints(channel, array)
         else:
             wide = array.astype(np.complex128 if array.dtype.kind == "c" else np.float64).reshape(-1)
-            sum_in_place(channel, waiter, wide.view(np.float64), "sum()")
+            channel.sum(wide.view(np.float64), "sum()")
             total = wide.reshape(array.shape)
         if is_tensor:
             import torch
@@ -89,16 +88,10 @@ def sum(value: Any, *, comm: Any = None) -> Any:
         return total if array.dtype.kind in "biu" else total.astype(value.dtype)
 
 
-def sum_in_place(channel: Transport, waiter: Waiter, values: Any, what: str) -> None:
-    """Collective. Replace a flat float64 array by its sum over ranks."""
-    for start in range(0, values.size, SPAN):
-        waiter.wait((channel.sum(values[start : start + SPAN], what),), 0)
-
-
-def _sum_of_ints(channel: Transport, waiter: Waiter, array: Any) -> Any:
+def _sum_of_ints(channel: Channel, array: Any) -> Any:
     whole = array.astype(np.int64).reshape(-1)
     halves = np.concatenate([whole >> HALF, whole & ((1 << HALF) - 1)]).astype(np.float64)
-    sum_in_place(channel, waiter, halves, "sum()")
+    channel.sum(halves, "sum()")
     high, low = halves.astype(np.int64).reshape(2, -1)
     return ((high << HALF) + low).reshape(array.shape)
 

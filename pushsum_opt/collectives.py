@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import channels, ending, transport, world
-from .agreement import agree
+from . import ending, transport, world
 from .arguments import Communicator
-from .copying import broadcast_bytes, broadcast_tensors
+from .channel import Channel, by_communicator
+from .channel.agreement import agree
+from .channel.copying import broadcast_bytes, broadcast_tensors
 from .errors import ConfigurationError
-from .gossip.together import Together
 from .push_sum import PushSum
-from .transport import Transport
-from .transport.waiting import Waiter
+from .push_sum.averaging import exact_average
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["average", "averaged", "broadcast_object", "broadcast_parameters", "consensus_distance"]
 
 ONE_KIND = "Pass a value of one shape and dtype on every rank; ps.Metric and ps.allgather() take what differs"
-SPAN = 1 << 22  # elements that are summed in float64 at a time: 32 MiB
 
 
 # ---------------------------------------------------------------------- over a communicator
@@ -52,21 +50,21 @@ def broadcast_parameters(
         tensors = dict(module)
     else:
         tensors = dict([*module.named_parameters(), *module.named_buffers()])
-    with together(comm, "ps.broadcast_parameters()") as (channel, waiter):
-        _check_root(channel, waiter, root)
+    with together(comm, "ps.broadcast_parameters()") as channel:
+        _check_root(channel, root)
         for name, value in tensors.items():
             if not hasattr(value, "detach"):
                 raise ConfigurationError(
                     f"rank {channel.job_rank()}: {name} is a {type(value).__name__}: expected torch tensors only. "
                     "broadcast_object() takes anything that pickles"
                 )
-        broadcast_tensors(channel, waiter, tensors, root)
+        broadcast_tensors(channel, tensors, root)
 
 
-def _check_root(channel: Transport, waiter: Waiter, root: Any) -> None:
+def _check_root(channel: Channel, root: Any) -> None:
     if isinstance(root, bool) or not isinstance(root, int) or not 0 <= root < channel.size:
         raise ConfigurationError(f"rank {channel.rank}: root={root!r}: expected a rank, 0 to {channel.size - 1}")
-    agree(channel, waiter, {"root": str(root)}, {}, fix="Pass the same root on every rank")
+    agree(channel, {"root": str(root)}, fix="Pass the same root on every rank")
 
 
 def broadcast_object(value: Any, *, root: int = 0, comm: Communicator | None = None) -> Any:
@@ -76,9 +74,9 @@ def broadcast_object(value: Any, *, root: int = 0, comm: Communicator | None = N
     >>> testing.run(2, lambda comm: broadcast_object({"seed": comm.rank + 7}, comm=comm))
     [{'seed': 7}, {'seed': 7}]
     """
-    with together(comm, "ps.broadcast_object()") as (channel, waiter):
-        _check_root(channel, waiter, root)
-        data = broadcast_bytes(channel, waiter, pickle.dumps(value) if channel.rank == root else b"", root)
+    with together(comm, "ps.broadcast_object()") as channel:
+        _check_root(channel, root)
+        data = broadcast_bytes(channel, pickle.dumps(value) if channel.rank == root else b"", root)
     return value if channel.rank == root else pickle.loads(data)
 
 
@@ -96,21 +94,20 @@ def average(value: Any, *, data_weight: float | None = None, comm: Communicator 
     >>> testing.run(2, lambda comm: average(float(comm.rank), data_weight=1.0 + 2.0 * comm.rank, comm=comm))
     [0.75, 0.75]
     """
-    with together(comm, "ps.average()") as (channel, waiter):
-        return _average(channel, waiter, value, data_weight, comm)
+    with together(comm, "ps.average()") as channel:
+        return _average(channel, value, data_weight, comm)
 
 
-def _average(channel: Transport, waiter: Waiter, value: Any, data_weight: float | None, comm: Any) -> Any:
+def _average(channel: Channel, value: Any, data_weight: float | None, comm: Any) -> Any:
     weight = _newest_data_weight(comm) if data_weight is None else float(data_weight)
     if not 0 < weight < float("inf"):
         raise ConfigurationError(f"rank {channel.rank}: data_weight={weight}: expected a finite number above 0")
-    agree(channel, waiter, {"the value given to average()": _described(value)}, {}, fix=ONE_KIND)
+    agree(channel, {"the value given to average()": _described(value)}, fix=ONE_KIND)
     is_tensor = hasattr(value, "detach")
     array = np.asarray(value.detach().cpu().to(_wide(value)).numpy() if is_tensor else value)
     array = array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
     total = np.append(array.reshape(-1).view(np.float64) * weight, weight)
-    for start in range(0, total.size, SPAN):
-        waiter.wait((channel.sum(total[start : start + SPAN], "ps.average()"),), -1)
+    channel.sum(total, "ps.average()")
     mean = (total[:-1] / total[-1]).view(array.dtype).reshape(array.shape)
     if is_tensor:
         import torch
@@ -156,13 +153,12 @@ def consensus_distance(optimizer: Any) -> float:
         for chunk in push_sum.memory.exchanged:
             own = push_sum.memory.values(chunk)
             mean = own.copy()
-            push_sum.waiter.wait((push_sum.transport.sum(mean, "consensus_distance"),), push_sum.round)
+            push_sum.channel.sum(mean, "consensus_distance", round=push_sum.round)
             own -= mean / push_sum.participants
             squares += float(own @ own)
         total = np.array([squares])
-        push_sum.waiter.wait((push_sum.transport.sum(total, "consensus_distance"),), push_sum.round)
-        if push_sum.hosts is not None:
-            push_sum.hosts.sum(total, push_sum.round, "consensus_distance")
+        push_sum.channel.sum(total, "consensus_distance", round=push_sum.round)
+        push_sum.host.sum(total, push_sum.round, "consensus_distance")
     return float(np.sqrt(total[0] / push_sum.participants))
 
 
@@ -192,15 +188,14 @@ def averaged(push_sum: PushSum, buffers: Mapping[str, Tensor] | None = None) -> 
         places = [Place(tensor) for tensor in tensors]
         lent = LentBuffers(push_sum, buffers)
     kept = [memory.raw(chunk) for chunk in memory.chunks]
-    lent_before, push_sum.on_loan = push_sum.on_loan, "averaged()"
     try:
-        with push_sum.failing_together(), transport.calling("averaged()"):
-            _assign_average(push_sum)
-            if lent is not None:
-                lent.average()
-        yield
+        with push_sum.lent("averaged()"):
+            with push_sum.failing_together(), transport.calling("averaged()"):
+                _assign_average(push_sum)
+                if lent is not None:
+                    lent.average()
+            yield
     finally:
-        push_sum.on_loan = lent_before
         for place in places:
             place.restore()
         memory.refresh()
@@ -211,15 +206,10 @@ def averaged(push_sum: PushSum, buffers: Mapping[str, Tensor] | None = None) -> 
 
 
 def _assign_average(push_sum: PushSum) -> None:
-    in_flight = list(push_sum.gossip.in_flight())
-    weight = np.array([push_sum.push_weight + sum(mass for mass, _ in in_flight)])
-    push_sum.waiter.wait((push_sum.transport.sum(weight, "averaged"),), push_sum.round)
-    for chunk in push_sum.memory.exchanged:
-        total = push_sum.memory.numerator(chunk, push_sum.push_weight)
-        for mass, slabs in in_flight:
-            total += mass * push_sum.memory.received_values(chunk, slabs[chunk.index])
-        push_sum.waiter.wait((push_sum.transport.sum(total, "averaged"),), push_sum.round)
-        push_sum.memory.assign(chunk, total / weight[0])
+    in_flight = push_sum.gossip.in_flight()
+    memory, weight = push_sum.memory, push_sum.push_weight
+    for chunk, mean in exact_average(push_sum.channel, memory, weight, in_flight, "averaged", push_sum.round):
+        memory.assign(chunk, mean)
     push_sum.put_together()
 
 
@@ -234,8 +224,8 @@ def _push_sum_of(optimizer: Any) -> PushSum:
 
 
 @contextmanager
-def together(comm: Any, call: str) -> Iterator[tuple[Transport, Waiter]]:
-    """Collective. Give the transport that calls like ``ps.average()`` use on a communicator; made at the first one.
+def together(comm: Any, call: str) -> Iterator[Channel]:
+    """Collective. Give the channel that calls like ``ps.average()`` use on a communicator; made at the first one.
 
     Raises:
         MismatchError: the ranks make different calls; the same on every rank.
@@ -246,14 +236,12 @@ def together(comm: Any, call: str) -> Iterator[tuple[Transport, Waiter]]:
     comm = world.communicator(comm)
     ending.stop_all_on_error()
     with transport.calling(call):
-        pair = channels.found(comm)
-        if pair is None:
-            pair = channels.opened(comm)  # which compares the calls
-        elif pair[0].size > 1:
-            meeting = Together(pair[0], call, -1)
-            pair[1].wait((meeting.ticket,), -1)
-            meeting.check()
-        yield pair
+        channel = by_communicator.found(comm)
+        if channel is None:
+            channel = by_communicator.opened(comm)  # which compares the calls
+        elif channel.size > 1:
+            channel.meet(call)
+        yield channel
 
 
 def _newest_data_weight(comm: Any) -> float:

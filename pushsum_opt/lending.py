@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from . import copying, tensor_kinds
-from .agreement import agree
+from . import tensor_kinds
+from .channel import copying
+from .channel.agreement import agree
 from .push_sum import PushSum
 from .transport import calling
 
@@ -59,14 +60,12 @@ class LentBuffers:
             return
         floating = {name: buffer for name, buffer in buffers.items() if tensor_kinds.is_averageable(buffer)}
         form = {name: tensor_kinds.described(buffer) for name, buffer in floating.items()}
-        hosts = push_sum.hosts
         with push_sum.failing_together(), calling("averaged()"):
-            if hosts is not None:
-                agree(hosts.transport, hosts.waiter, form, {}, fix=REPLACED)
-            agree(push_sum.transport, push_sum.waiter, form, {}, fix=REPLACED)
+            for channel in (*push_sum.host.channels, push_sum.channel):
+                agree(channel, form, fix=REPLACED)
             parts = [part for buffer in floating.values() for part in tensor_kinds.plain_parts(buffer) or ()]
-            # Elements that are expanded are averaged once; not with hosts, whose lanes would have to agree as well.
-            alike = hosts is None and copying.alike_everywhere(push_sum.transport, push_sum.waiter, parts)
+            # Elements that are expanded are averaged once; not with lanes, which would have to agree as well.
+            alike = push_sum.host.lanes == 1 and copying.alike_everywhere(push_sum.channel, parts)
         for buffer in floating.values():
             for part in tensor_kinds.plain_parts(buffer) or ():
                 self._lent.append((buffer, copying.once(part) if alike else part))
@@ -84,10 +83,9 @@ class LentBuffers:
         values = held.resolve_conj().resolve_neg()
         real = torch.view_as_real(values) if values.is_complex() else values
         total = real.double().cpu().contiguous().clone().numpy().reshape(-1) * push_sum.initial_weight
-        if push_sum.hosts is not None:
-            total *= push_sum.hosts.share
-            push_sum.hosts.sum(total, push_sum.round, "averaged")
-        push_sum.waiter.wait((push_sum.transport.sum(total, "averaged"),), push_sum.round)
+        total *= push_sum.host.share
+        push_sum.host.sum(total, push_sum.round, "averaged")
+        push_sum.channel.sum(total, "averaged", round=push_sum.round)
         mean = torch.from_numpy(total / push_sum.participants).reshape(real.shape)
         copying.write(buffer, held, (torch.view_as_complex(mean) if values.is_complex() else mean).to(values.dtype))
 

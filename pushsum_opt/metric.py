@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from .agreement import gather_objects
-from .all_ranks import sum_in_place
 from .collectives import together
 from .errors import ConfigurationError, MismatchError
 
@@ -102,15 +99,15 @@ class Metric:
         >>> testing.run(2, epoch)[1]
         {'loss': 0.5, 'accuracy': 0.25}
         """
-        with together(comm, "Metric.compute()") as (channel, waiter):
+        with together(comm, "Metric.compute()") as channel:
             totals = {name: None if m._total is None else _numpy(m._total) for name, m in metrics.items()}
-            mine = json.dumps([[name, None if t is None else list(t.shape)] for name, t in totals.items()])
-            everyone = [json.loads(x) for x in gather_objects(channel, waiter, mine.encode(), "Metric.compute()")]
+            mine = [[name, None if t is None else list(t.shape)] for name, t in totals.items()]
+            everyone = channel.gather_objects(mine, "Metric.compute()")
             shapes = _agreed(channel.rank, everyone)
             held = {name: np.zeros(shapes[name]) if t is None else t for name, t in totals.items()}
             flat = [np.append(t, float(metrics[name]._count)) for name, t in held.items()]
             summed = np.concatenate([np.empty(0), *flat])
-            sum_in_place(channel, waiter, summed, "Metric.compute()")
+            channel.sum(summed, "Metric.compute()")
         parts = np.split(summed, np.cumsum([part.size for part in flat])[:-1]) if flat else []
         return {
             name: _mean(part[:-1].reshape(shapes[name]), float(part[-1]))

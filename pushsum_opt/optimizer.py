@@ -12,16 +12,16 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from . import _torch_compat, agreement, ending, world
+from . import _torch_compat, ending, world
 from .algorithms import Algorithm, Gossip, SlowMomentum
 from .algorithms.join import Join
 from .arguments import Buffers, Communicator, DType, GraphLike, Nonfinite, Staleness, WithinHost
-from .checkpoint.together import job_rank, job_size
+from .channel.agreement import agree
 from .errors import ConfigurationError, LayoutError
-from .hosts import Hosts
-from .observe import start_line
-from .observe.log import log
+from .hosts import Hosts, Participant
+from .log import log
 from .push_sum import PushSum
+from .start import line as start_line
 from .transport import calling
 from .wrapped import points
 from .wrapped.calls import call_step, call_zero_grad
@@ -132,11 +132,11 @@ class PushSumOptimizer(torch.optim.Optimizer):
         self.companions: list[Any] = []
         """What must live as long as this does, such as a Saver."""
         self._algorithm = Gossip() if algorithm is None else algorithm
-        hosts = None
+        host: Participant | None = None
         if within_host is not None:
             with calling(NAME):
-                hosts, comm = _make_hosts(within_host, comm, staleness, data_weight, timeout)
-            data_weight = hosts.data_weight
+                host = hosts = _make_hosts(within_host, comm, staleness, data_weight, timeout)
+            comm, data_weight = hosts.gossip_comm, hosts.data_weight
         self._within_host = within_host
         with calling(NAME):
             self.push_sum = PushSum(
@@ -149,7 +149,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
                 comm=comm,
                 timeout=timeout,
                 rate_correction=rate_correction,
-                hosts=hosts,
+                host=host,
                 owner=self,
             )
             self._host_gradients: HostGradients | None = None
@@ -158,12 +158,11 @@ class PushSumOptimizer(torch.optim.Optimizer):
                 self.push_sum.before_close(self._host_gradients.close)
         with self.push_sum.failing_together(), calling(NAME):
             self._start_alike()
-            lanes = 1 if hosts is None else hosts.lanes
-            found = start_line.hosts(self.push_sum.transport, self.push_sum.waiter, torch.get_num_threads(), lanes)
+            found = start_line.hosts(self.push_sum.channel, torch.get_num_threads(), self.push_sum.host.lanes)
         if self.push_sum.first:
             log.info("%s", start_line.compose(self.push_sum, found, has_model=model is not None))
             self._warn_about_set_up()
-            crowd = start_line.crowded_links(self.push_sum, found) if hosts is None else None
+            crowd = start_line.crowded_links(self.push_sum, found) if within_host is None else None
             if crowd is not None:
                 log.warning("%s", crowd)
             if self._tensors.left_out:
@@ -458,10 +457,10 @@ class PushSumOptimizer(torch.optim.Optimizer):
             What ``model.load_state_dict()`` takes; of an optimizer without a model, its parameters by name.
         """
         push_sum = self.push_sum
-        check_rank(rank, job_rank(push_sum), job_size(push_sum))
+        check_rank(rank, push_sum.rank, push_sum.size)
         with self._average():
             held = self._tensors.named_parameters if self.model is None else self.model.state_dict()
-            return copy_to_host(held, wanted=rank is None or rank == job_rank(push_sum))
+            return copy_to_host(held, wanted=rank is None or rank == push_sum.rank)
 
     @contextmanager
     def join(self, *, divide_by_active: bool = False) -> Iterator[None]:
@@ -517,17 +516,12 @@ class PushSumOptimizer(torch.optim.Optimizer):
             "gossip_state": repr(self._points.names),
         }
         # First inside every host, then between hosts: rank 0's values reach all.
-        hosts = self.push_sum.hosts
-        if hosts is not None and not hosts.sharded:
-            self._copy_start(hosts, settings)
-        self._copy_start(self.push_sum, settings)
+        for channel in (*self.push_sum.host.replicas, self.push_sum.channel):
+            agree(channel, settings)
+            copy_start(channel, self.optimizer, self._tensors.all)
         self._points.adopt()
         self._algorithm.bind(self.push_sum, self.param_groups)
         self._algorithm.bound = True
-
-    def _copy_start(self, channel: PushSum | Hosts, settings: dict[str, str]) -> None:
-        agreement.agree(channel.transport, channel.waiter, settings, {})
-        copy_start(channel.transport, channel.waiter, self.optimizer, self._tensors.all)
 
     def _warn_about_set_up(self) -> None:
         size = self.push_sum.participants
@@ -568,8 +562,8 @@ def _warn_about_shards(rank: int, peer: int) -> None:
     )
 
 
-def _make_hosts(within_host: str, comm: Any, staleness: Any, data_weight: float, timeout: float) -> tuple[Hosts, Any]:
-    """Collective. Return this rank's host and lane, and the communicator of the lane."""
+def _make_hosts(within_host: str, comm: Any, staleness: Any, data_weight: float, timeout: float) -> Hosts:
+    """Collective. Return this rank's host and lane."""
     comm = world.communicator(comm)
     ending.stop_all_on_error()
     if staleness == "unbounded":
@@ -578,8 +572,7 @@ def _make_hosts(within_host: str, comm: Any, staleness: Any, data_weight: float,
             "would merge different messages, and its parts of the model would not belong together. Use staleness=0, 1, "
             "2, ..."
         )
-    hosts = Hosts(comm, data_weight=data_weight, sharded=within_host == "fsdp", timeout=timeout)
-    return hosts, hosts.lane_comm
+    return Hosts(comm, data_weight=data_weight, sharded=within_host == "fsdp", timeout=timeout)
 
 
 def _check_arguments(

@@ -54,10 +54,12 @@ class Ranks:
         self._reason = ""
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        from . import channels, transport, world
+        from . import transport, world
+        from .channel import by_communicator
 
         self._channel = transport.connect(world.communicator())
-        channels.opened(world.communicator())  # open on all ranks: a rank that fails can tell those that wait in it
+        # Open on all ranks: a rank that fails can tell those that wait in it.
+        by_communicator.opened(world.communicator())
         self._compare("collection", "\n".join(item.nodeid for item in session.items), b"")
 
     @pytest.hookimpl(hookwrapper=True)
@@ -86,23 +88,25 @@ class Ranks:
     # ------------------------------------------------------------------ what is said
 
     def _tell(self, test: str, error: BaseException) -> None:
-        from . import channels, ending
+        from . import ending
+        from .channel import by_communicator
 
         self._reason = f"rank {self._channel.rank}, in {test}: {type(error).__name__}: {error}"
         ending.fail_all(error)
-        channels.tell_all(self._reason)
+        by_communicator.tell_all(self._reason)
 
     def _end_of_test(self, test: str) -> str:
         """Collective. Return the reasons of the ranks on which the test failed; then nothing is open on any rank."""
         reasons = self._compare(test, test, self._reason.encode("utf-8", "replace"))
         if reasons:
-            from . import channels, ending, world
+            from . import ending, world
+            from .channel import by_communicator
 
             ending.fail_all(RuntimeError(reasons))
             for member in ending.THIS.members:
                 member.close()
-            channels.abandon_all()
-            channels.opened(world.communicator())
+            by_communicator.abandon_all()
+            by_communicator.opened(world.communicator())
         return reasons
 
     def _compare(self, where: str, what: str, reason: bytes) -> str:

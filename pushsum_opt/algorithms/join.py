@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..channel.meeting import Meeting
 from ..errors import ConfigurationError
-from ..gossip.together import Together
 from ..push_sum import PushSum
 from ..transport import Ticket, calling
 
@@ -59,7 +59,8 @@ class Join:
 
     def __enter__(self) -> Join:
         self._push_sum.meet("join()")
-        self._push_sum.out_of_step = "join()"
+        self._apart = self._push_sum.apart("join()")
+        self._apart.__enter__()
         return self
 
     def __exit__(
@@ -72,7 +73,7 @@ class Join:
                 else:
                     self._roam()
         finally:
-            self._push_sum.out_of_step = None
+            self._apart.__exit__(None, None, None)
 
     def _follow(self) -> None:
         """Gossip round by round until no rank has batches."""
@@ -89,12 +90,12 @@ class Join:
         """Gossip until every rank has left the block."""
         push_sum = self._push_sum
         with push_sum.failing_together():
-            everyone = Together(push_sum.transport, "the end of join()", -1)
+            everyone = Meeting(push_sum.transport, "the end of join()", -1)
         while not everyone.ticket.done:
             self._round()
             with push_sum.failing_together():
                 push_sum.transport.poll(NAP)
-                push_sum.waiter.hear()
+                push_sum.channel.hear()
         with push_sum.failing_together():
             everyone.check()
 
@@ -106,7 +107,7 @@ class Join:
         with push_sum.failing_together(), calling("step()" if self._active_here else "the end of join()"):
             if self._count is not None:
                 ticket, total = self._count
-                push_sum.waiter.wait((ticket,), push_sum.round)
+                push_sum.channel.wait((ticket,), push_sum.round)
                 self._active = float(total[0])
             if self._active:
                 total = np.array([push_sum.initial_weight if self._active_here else 0.0])

@@ -10,13 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..collectives import SPAN
-from ..observe.log import log
+from ..log import log
 from ..push_sum import PushSum
 from . import directory as directories
 from .directory import Manifest, read_part
 from .part import KEY, Companions, check_fits, place, restore
-from .together import job_rank, job_size, push_sum_of, raise_alike, sum_over_job, try_together
+from .together import push_sum_of, raise_alike, sum_over_job, try_together
 from .weighted import WeightedSum, mass_of
 
 __all__ = ["Resumed", "find", "load", "load_from"]
@@ -95,7 +94,7 @@ def load_from(found: tuple[Path, Manifest], optimizer: Any, companions: Companio
     push_sum: PushSum = optimizer.push_sum
     exact = try_together(push_sum, "loading", lambda: place(push_sum)) == manifest.places
     parts: dict[int, dict[str, Any]] = {}
-    own = job_rank(push_sum) % manifest.size
+    own = push_sum.rank % manifest.size
 
     def read() -> float:
         parts[own] = read_part(path, manifest, own)
@@ -110,7 +109,7 @@ def load_from(found: tuple[Path, Manifest], optimizer: Any, companions: Companio
         part = _average(push_sum, path, manifest, part)
     try_together(push_sum, "loading", lambda: restore(part, optimizer, companions, random=exact))
     if push_sum.first:
-        how = "exactly" if exact else f"on {job_size(push_sum)} ranks, each from the average of {manifest.size}"
+        how = "exactly" if exact else f"on {push_sum.size} ranks, each from the average of {manifest.size}"
         log.info("resumed %s from %s in round %d", how, path, push_sum.round)
     return Resumed(path, push_sum.round, exact, part["extra"])
 
@@ -130,15 +129,13 @@ def _average(push_sum: PushSum, path: Path, manifest: Manifest, like: dict[str, 
     total = WeightedSum(like)
 
     def add() -> None:
-        for rank in range(job_rank(push_sum), manifest.size, job_size(push_sum)):
+        for rank in range(push_sum.rank, manifest.size, push_sum.size):
             total.add(like if rank == like["rank"] else read_part(path, manifest, rank))
 
     try_together(push_sum, "loading", add)
 
     def sum_in_place(flat: Tensor) -> None:
-        values = flat.numpy()
-        for start in range(0, values.size, SPAN):
-            sum_over_job(push_sum, values[start : start + SPAN], "checkpoint.load()")
+        sum_over_job(push_sum, flat.numpy(), "checkpoint.load()")
 
     total.over_ranks(sum_in_place)
     _check_mass(push_sum, path, manifest, float(total.weights[0]))

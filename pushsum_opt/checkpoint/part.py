@@ -14,7 +14,6 @@ from . import randomness
 from .code import with_code, without_code
 from .devices import keep_dtypes, where_it_was
 from .directory import FORMAT
-from .together import job_rank, job_size
 
 __all__ = ["Companions", "capture", "check_fits", "place", "restore"]
 
@@ -77,11 +76,11 @@ def capture(optimizer: Any, companions: Companions, extra: Any) -> dict[str, Any
     names = _names(optimizer.model, exchanged)
     return {
         "format": FORMAT,
-        "rank": job_rank(push_sum),
-        "size": job_size(push_sum),
+        "rank": push_sum.rank,
+        "size": push_sum.size,
         "round": push_sum.round,
         "place": place(push_sum),
-        "share": 1.0 if push_sum.hosts is None else push_sum.hosts.share,
+        "share": push_sum.host.share,
         "buffers": optimizer.buffers,
         "layout": push_sum.memory.layout.hex(),
         "model": {} if optimizer.model is None else optimizer.model.state_dict(),
@@ -97,8 +96,7 @@ def capture(optimizer: Any, companions: Companions, extra: Any) -> dict[str, Any
 
 def place(push_sum: PushSum) -> list[int]:
     """Return (participant in the gossip, lane, lanes) of this rank: (rank, 0, 1), unless a host is one participant."""
-    hosts = push_sum.hosts
-    return [push_sum.participant, 0, 1] if hosts is None else [push_sum.participant, hosts.lane, hosts.lanes]
+    return [push_sum.participant, push_sum.host.lane, push_sum.host.lanes]
 
 
 def _names(model: torch.nn.Module | None, exchanged: Mapping[str, Tensor]) -> dict[str, str]:

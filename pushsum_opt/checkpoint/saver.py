@@ -12,14 +12,14 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import CheckpointError, ConfigurationError
-from ..observe.log import log
+from ..log import log
 from ..transport import calling
 from .batches import Batches, Places
 from .loading import find, load_from
 from .part import Companions
 from .saving import save
 from .signals import Signals
-from .together import job_size, push_sum_of
+from .together import push_sum_of
 from .votes import Verdict, Votes
 
 __all__ = ["REQUEUE", "Saver"]
@@ -128,7 +128,7 @@ class Saver:
         resumed = load_from(found, self._optimizer, Companions(**self._beside))
         self._saved_round = self._push_sum.round
         extra = dict(resumed.extra or {})
-        ratio = found[1].size / job_size(self._push_sum)
+        ratio = found[1].size / self._push_sum.size
         self._places.resume(extra.pop(PLACES, ()), exact=resumed.exact, ratio=ratio)
         return extra
 

@@ -16,7 +16,7 @@ from . import directory as directories
 from .directory import Manifest, file_of
 from .files import save_tensors
 from .part import Companions, capture
-from .together import job_size, push_sum_of, try_together
+from .together import push_sum_of, try_together
 from .trying import try_loading
 
 __all__ = ["save"]
@@ -77,7 +77,7 @@ def save(
             "saving",
             lambda: _write_part(path, {"run": run, **capture(optimizer, companions, extra)}, optimizer),
         )
-        manifest = _manifest(run, job_size(push_sum), entries)
+        manifest = _manifest(run, push_sum.size, entries)
         try_together(push_sum, "saving", lambda: _complete(root, path, manifest, keep) if first else None)
     except CheckpointError:
         if first:

@@ -6,17 +6,13 @@ All ranks of the job, that is: where several ranks of a host are one participant
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from ..agreement import gather_objects
 from ..errors import CheckpointError, ConfigurationError, PeerFailed
 from ..push_sum import PushSum
-from ..transport import Transport
-from ..transport.waiting import Waiter
 
-__all__ = ["job_rank", "job_size", "push_sum_of", "raise_alike", "sum_over_job", "try_together"]
+__all__ = ["push_sum_of", "raise_alike", "sum_over_job", "try_together"]
 
 
 def push_sum_of(optimizer: Any) -> PushSum:
@@ -31,38 +27,20 @@ def push_sum_of(optimizer: Any) -> PushSum:
     return push_sum
 
 
-def job_rank(push_sum: PushSum) -> int:
-    """Return the rank of this process among all of the job."""
-    return push_sum.rank
-
-
-def job_size(push_sum: PushSum) -> int:
-    """Return the number of ranks in the job."""
-    return push_sum.size
-
-
-def _channels(push_sum: PushSum) -> Iterator[tuple[Transport, Waiter]]:
-    """Give the channels over which, one after the other, something reaches every rank of the job."""
-    yield push_sum.transport, push_sum.waiter
-    if push_sum.hosts is not None:
-        yield push_sum.hosts.transport, push_sum.hosts.waiter
-
-
 def _gather(push_sum: PushSum, mine: Any, what: str) -> list[Any]:
     """Collective. Return every rank's value, in the order of ranks; it must be one for JSON."""
-    known = [[job_rank(push_sum), mine]]
+    known = [[push_sum.rank, mine]]
     with push_sum.failing_together():
-        for transport, waiter in _channels(push_sum):
-            rows = gather_objects(transport, waiter, json.dumps(known).encode(), what)
-            known = [pair for row in rows for pair in json.loads(row)]
+        for channel in push_sum.channels:
+            known = [pair for pairs in channel.gather_objects(known, what) for pair in pairs]
     return [value for _, value in sorted(known, key=lambda pair: int(pair[0]))]
 
 
 def sum_over_job(push_sum: PushSum, values: Any, what: str) -> None:
     """Collective. Replace a numpy array (float64) by its sum over all ranks of the job, equal bits on each."""
     with push_sum.failing_together():
-        for transport, waiter in _channels(push_sum):
-            waiter.wait((transport.sum(values, what),), push_sum.round)
+        for channel in push_sum.channels:
+            channel.sum(values, what, round=push_sum.round)
 
 
 def try_together(push_sum: PushSum, doing: str, function: Callable[[], Any]) -> list[Any]:
@@ -96,8 +74,8 @@ def try_together(push_sum: PushSum, doing: str, function: Callable[[], Any]) -> 
 def raise_alike(push_sum: PushSum, doing: str, problems: dict[int, str], cause: Exception | None = None) -> NoReturn:
     """Collective. Raise what all ranks know, on all of them; none ends before the others know it too."""
     with contextlib.suppress(PeerFailed):
-        for transport, waiter in _channels(push_sum):
-            waiter.wait((transport.barrier(f"everyone to see the error in {doing}"),), push_sum.round)
+        for channel in push_sum.channels:
+            channel.barrier(f"everyone to see the error in {doing}", round=push_sum.round)
     holders: dict[str, list[int]] = {}
     for rank, text in problems.items():
         holders.setdefault(text, []).append(rank)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..observe.log import log
+from ..log import log
 from .code import with_code
 from .files import load_tensors
 from .part import KEY

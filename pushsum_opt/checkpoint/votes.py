@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import settings
-from .. import transport as transports
+from ..channel import Channel
 from ..errors import PeerFinished
-from ..events import Events
+from ..observe.events import Events
 from ..observe.stall import StallInspector
 from ..push_sum import PushSum
-from ..transport import Ticket
-from ..transport.waiting import Waiter
+from ..transport import Ticket, calling
 
 __all__ = ["Verdict", "Votes"]
 
@@ -42,10 +40,9 @@ class Votes:
         events = Events()
         events.subscribe(StallInspector(push_sum.rank))
         events.subscribe(push_sum.listeners)
-        self._channel = transports.connect(push_sum.comm, timeout=push_sum.timeout, report=events)
+        self._channel = Channel.open(push_sum.comm, events, timeout=push_sum.timeout)
         self.size = push_sum.size
         self.closed = False
-        self._waiter = Waiter(self._channel, events, push_sum.timeout, settings.read().stall_seconds)
         self._values: Any = None
         self._ticket: Ticket | None = None
         self._round = 0
@@ -54,7 +51,7 @@ class Votes:
         """Begin a vote. Collective, but returns at once."""
         self._round = self._push_sum.round
         self._values = np.array([stop, save, finished], np.float64)
-        self._ticket = self._channel.sum(self._values, "a vote on whether to save")
+        self._ticket = self._channel.transport.sum(self._values, "a vote on whether to save")
 
     @property
     def open(self) -> bool:
@@ -68,7 +65,7 @@ class Votes:
         if self.in_step:
             return self.wait(patient=False)
         if not self._ticket.done:
-            self._channel.poll(0.0)
+            self._channel.transport.poll(0.0)
         return self._verdict() if self._ticket.done else None
 
     def wait(self, *, patient: bool) -> Verdict:
@@ -79,19 +76,19 @@ class Votes:
         def left() -> list[Ticket]:
             # A rank that has failed, or finished, says so on the channel of the messages.
             self._push_sum.transport.poll(0.0)
-            self._push_sum.waiter.hear()
+            self._push_sum.channel.hear()
             if self.in_step and not ticket.done:
                 self._refuse_finished()
             return [] if ticket.done else [ticket]
 
-        with self._push_sum.failing_together(), transports.calling("Saver.after_step()"):
-            self._waiter.wait_while(left, self._push_sum.round, patient=patient)
+        with self._push_sum.failing_together(), calling("Saver.after_step()"):
+            self._channel.wait_while(left, self._push_sum.round, patient=patient)
         return self._verdict()
 
     def _refuse_finished(self) -> None:
-        for notice in self._push_sum.waiter.finished.values():
+        for notice in self._push_sum.channel.finished.values():
             if notice.rounds < self._round:
-                sender = self._push_sum.transport.job_rank(notice.sender)
+                sender = self._push_sum.channel.job_rank(notice.sender)
                 raise PeerFinished(
                     f"rank {self._push_sum.rank}: rank {sender} finished after {notice.rounds} rounds, while "
                     f"this rank is in round {self._push_sum.round} and waits for it to say whether to save. Every rank "

@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from .. import settings
-from ..observe.log import log
+from ..log import log
 from .trial import Facts, Verdict, judge, try_out
 
 __all__ = ["Verdict", "judge", "takes_device_memory", "try_out"]

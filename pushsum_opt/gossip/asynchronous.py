@@ -10,19 +10,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..channel.meeting import Meeting
 from ..errors import LayoutError
 from ..transport import ANY, Ticket, Transport
+from . import rules
 from .messages import Outgoing, Slabs, expect_chunks
 from .pace import Pace
 from .protocol import Exchange, Gossip, InFlight
-from .together import Together
 from .wire import HEADER_BYTES, Header, header_tag
 
 __all__ = ["AsynchronousGossip"]
 
 RECEIVING = 4  # messages on their way to this rank at a time; a further sender stays busy and keeps its mass
 SENDING = 4  # rounds whose messages may be on their way from this rank
-LEAST = 0.5  # of a_i: no give may leave less, or a fast rank would run away with ever larger steps
 
 
 @dataclass(eq=False)
@@ -76,9 +76,9 @@ class AsynchronousGossip(Gossip):
     def round(self, round: int, push_weight: float) -> float:
         self._follow_the_plan(round)
         if self._pace is not None:
-            self._pace.step_done(self._exchange.data_weight / push_weight)
+            self._pace.step_done(self._exchange.initial_weight / push_weight)
         self._take_in()
-        self._exchange.waiter.hear()
+        self._exchange.channel.hear()
         # In this order, as in Algorithm 1, the next local step is taken when what has come is part of w. The other way
         # round it would be taken with what giving has left: with a smaller w, so scaled by more, and noisier.
         return self._merge_what_has_come(round, self._give(round, push_weight))
@@ -88,18 +88,11 @@ class AsynchronousGossip(Gossip):
         self._free_sent_slabs()
         if len(self._sending) >= SENDING:
             return weight
-        unable = exchange.waiter.finished.keys() | {peer for sent in self._sending for peer in sent.peers}
+        unable = exchange.channel.finished.keys() | {peer for sent in self._sending for peer in sent.peers}
         gives = exchange.graph.gives(exchange.transport.rank, exchange.transport.size, round)
-        # A message is on its way for about a round. With the whole shares w would hop between the bound and 1: every
-        # third give would find nothing to take, and the models would stay half as far again from each other.
-        moderation = 1.0 + sum(share for _, share in gives)
-        masses = [(peer, weight * share / moderation) for peer, share in gives if peer not in unable]
-        wanted = sum(mass for _, mass in masses)
-        allowed = weight - LEAST * exchange.data_weight
-        if not masses or allowed <= 1e-9 * weight:
+        masses = rules.asynchronous_gives(gives, weight, exchange.initial_weight, unable)
+        if not masses:
             return weight
-        if wanted > allowed:
-            masses = [(peer, mass * (allowed / wanted)) for peer, mass in masses]
         left = weight - sum(mass for _, mass in masses)
         pace = 0.0 if self._pace is None else self._pace.estimate
         slabs, signature = self._sent_slabs.take(), self._signature()
@@ -195,8 +188,8 @@ class AsynchronousGossip(Gossip):
         what comes.
         """
         self._follow_the_plan(round)
-        waiter, transport = self._exchange.waiter, self._exchange.transport
-        everyone: Together | None = None
+        channel = self._exchange.channel
+        everyone: Meeting | None = None
         weight = push_weight
 
         def left() -> Sequence[Ticket]:
@@ -209,14 +202,14 @@ class AsynchronousGossip(Gossip):
             if self._sending:
                 return [ticket for ticket in self._sending[0].tickets if not ticket.done]
             if everyone is None:
-                everyone = Together(transport, call, -1)
+                everyone = Meeting(channel.transport, call, -1)
             return [] if all_sent and not self._arriving else [everyone.ticket, *self._arriving_tickets()]
 
-        waiter.wait_while(left, -1, patient=waiter.closing)
+        channel.wait_while(left, -1, patient=channel.closing)
         assert everyone is not None
         everyone.check()
         # Whoever is through may give again at once; nobody merges that before all are through.
-        waiter.wait((transport.barrier(call),), -1)
+        channel.barrier(call)
         return weight
 
     def meet(self, round: int, call: str) -> None:

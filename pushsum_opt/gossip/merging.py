@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import MismatchError, NonFiniteError
-from ..events import Events
 from ..memory import Chunk, Memory
+from ..observe.events import Events
 from .wire import Header
 
 __all__ = ["Merger"]

@@ -113,10 +113,10 @@ class Incoming:
     def merge(self, weight: float, now: int) -> float:
         """Wait for it, fold it in, and return w afterwards."""
         exchange = self._exchange
-        exchange.waiter.wait((self.header,), self.round)
+        exchange.channel.wait((self.header,), self.round)
         mass = self.open()
         for chunk, ticket in zip(exchange.memory.exchanged, self._chunks, strict=True):
-            exchange.waiter.wait((ticket,), self.round)
+            exchange.channel.wait((ticket,), self.round)
             exchange.merger.merge(chunk, self.slabs[chunk.index], self.peer, self.round, weight, mass)
         exchange.events.message_merged(now, self.peer, now - self.round)
         return weight + mass

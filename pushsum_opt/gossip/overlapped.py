@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..errors import LayoutError
+from . import rules
 from .messages import Incoming, Outgoing, Restored, Slabs
 from .protocol import Exchange, Gossip, InFlight
 
@@ -44,7 +45,7 @@ class OverlappedGossip(Gossip):
     def round(self, round: int, push_weight: float) -> float:
         self._follow_the_plan(round)
         left = self._give(round, push_weight)
-        while self._awaited and self._awaited[0][0] <= round - self._tau:
+        while self._awaited and rules.due(self._tau, round, self._awaited[0][0]):
             left = self._merge_oldest(left, round)
         self._await_messages_of(round)
         return left
@@ -55,17 +56,7 @@ class OverlappedGossip(Gossip):
         gives = exchange.graph.gives(exchange.transport.rank, exchange.transport.size, round)
         if not gives:
             return weight
-        if len(self._awaited) < self._tau:
-            # Nothing comes back yet. Halving w in each of these rounds would reach 2^-tau; so each gives what it gives
-            # in the steady state, and w falls to its steady value and never below. After a drain on an irregular graph
-            # w may be less than a_i: then what it has is spread over these rounds, so that w > 0.
-            degree = len(gives)
-            budget = exchange.data_weight * degree / (1 + degree + self._tau * degree)
-            budget = min(budget, weight / (1 + self._tau - len(self._awaited)))
-            total = sum(share for _, share in gives)
-            masses = [(peer, budget * share / total) for peer, share in gives]
-        else:
-            masses = [(peer, weight * share) for peer, share in gives]
+        masses = rules.overlapped_gives(gives, weight, exchange.initial_weight, self._tau, len(self._awaited))
         left = weight - sum(mass for _, mass in masses)
         slabs = self._free_send_slabs(round)
         self._sending.append(Outgoing(exchange, slabs, round, masses, left, self._signature()))
@@ -92,7 +83,7 @@ class OverlappedGossip(Gossip):
         self._drop_forgotten()
         while len(self._sending) > 2 * self._tau + 1:
             oldest = self._sending.popleft()
-            self._exchange.waiter.wait(oldest.tickets, round)
+            self._exchange.channel.wait(oldest.tickets, round)
             self._sent_slabs.put_back(oldest.slabs)
         return self._sent_slabs.take()
 
@@ -112,13 +103,13 @@ class OverlappedGossip(Gossip):
         self._follow_the_plan(round)
         self.meet(round, call)
         for message in self._forgotten:
-            self._exchange.waiter.wait(message.tickets, message.round)
+            self._exchange.channel.wait(message.tickets, message.round)
         self._drop_forgotten()
         while self._awaited:
             push_weight = self._merge_oldest(push_weight, round)
         while self._sending:
             oldest = self._sending.popleft()
-            self._exchange.waiter.wait(oldest.tickets, round - 1)
+            self._exchange.channel.wait(oldest.tickets, round - 1)
             self._sent_slabs.put_back(oldest.slabs)
         return push_weight
 
@@ -126,7 +117,7 @@ class OverlappedGossip(Gossip):
         self.meet(round, call)
         for sent, messages in self._awaited:
             for message in messages:
-                self._exchange.waiter.wait(message.tickets, sent)
+                self._exchange.channel.wait(message.tickets, sent)
         return push_weight
 
     def in_flight(self) -> Iterable[InFlight]:

@@ -7,13 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..events import Events
+from ..channel import Channel
 from ..graphs import Graph
 from ..memory import Memory
+from ..observe.events import Events
 from ..transport import Transport
-from ..transport.waiting import Waiter
 from .merging import Merger
-from .together import Together
 
 __all__ = ["Exchange", "Gossip", "InFlight"]
 
@@ -26,13 +25,17 @@ class Exchange:
     """Everything that a round works with."""
 
     memory: Memory
-    transport: Transport
+    channel: Channel
     graph: Graph
-    waiter: Waiter
     events: Events
     merger: Merger
-    data_weight: float
+    initial_weight: float
     """a_i, the mass with which this rank began."""
+
+    @property
+    def transport(self) -> Transport:
+        """What carries the messages of the channel."""
+        return self.channel.transport
 
 
 class Gossip(ABC):
@@ -125,10 +128,7 @@ class Gossip(ABC):
         Raises:
             MismatchError: on every rank, when they call different things.
         """
-        exchange = self._exchange
-        together = Together(exchange.transport, call, round)
-        exchange.waiter.wait((together.ticket,), round)
-        together.check()
+        self._exchange.channel.meet(call, round=round)
 
     def step_scale(self) -> float:
         """Return the factor, beside a_i / w, by which the local step is scaled."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..memory import Chunk
 from ..transport import Ticket
+from . import rules
 from .protocol import Exchange, Gossip, InFlight
 from .wire import HEADER_BYTES, Header, chunk_tag, header_tag
 
@@ -117,7 +118,7 @@ class _Outgoing:
         self._memory = exchange.memory
         self._slab = slab
         self._round = round
-        self._masses = [(peer, weight * share) for peer, share in gives]
+        self._masses = rules.gives(gives, weight)
         self._given = sum(mass for _, mass in self._masses)
         self.left = weight - self._given
         """w after giving."""
@@ -153,11 +154,11 @@ class _Outgoing:
     def finish(self, chunk: Chunk) -> None:
         """Wait until nothing reads the chunk any more, so that it may be merged into."""
         if not (chunk.packed or self._copies):
-            self._exchange.waiter.wait(self._tickets.get(chunk.index, ()), self._round)
+            self._exchange.channel.wait(self._tickets.get(chunk.index, ()), self._round)
 
     def finish_all(self) -> None:
         for tickets in (self._headers, *self._tickets.values()):
-            self._exchange.waiter.wait(tickets, self._round)
+            self._exchange.channel.wait(tickets, self._round)
 
 
 class _Incoming:
@@ -191,7 +192,7 @@ class _Incoming:
 
     def open(self) -> list[tuple[int, float]]:
         """Return (in-peer, mass) in the order of merging."""
-        self._exchange.waiter.wait([ticket for ticket, _ in self._headers], self._round)
+        self._exchange.channel.wait([ticket for ticket, _ in self._headers], self._round)
         messages = []
         for peer, (_, buffer) in zip(self._in_peers, self._headers, strict=True):
             messages.append((peer, self._exchange.merger.open(Header.unpack(buffer), peer, self._round)))
@@ -199,7 +200,7 @@ class _Incoming:
 
     def merge(self, chunk: Chunk, peer: int, weight: float, mass: float) -> None:
         slab = self._slabs[self._merged % len(self._slabs)][chunk.device]
-        self._exchange.waiter.wait((self._tickets[self._merged],), self._round)
+        self._exchange.channel.wait((self._tickets[self._merged],), self._round)
         self._exchange.merger.merge(chunk, slab, peer, self._round, weight, mass)
         self._merged += 1
         self._expect_next()

@@ -6,5 +6,6 @@
 from __future__ import annotations
 
 from .groups import Hosts
+from .participant import Participant
 
-__all__ = ["Hosts"]
+__all__ = ["Hosts", "Participant"]

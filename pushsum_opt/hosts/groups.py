@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from .. import settings
+from ..channel import Channel
 from ..errors import ConfigurationError
-from ..events import Events
 from ..memory import Memory
+from ..observe.events import Events, Listener
 from ..observe.stall import StallInspector
-from ..transport import Notice, connect, everyone, host_label, split
-from ..transport.waiting import Waiter
+from ..transport import everyone, host_label, split
+from .participant import Participant
 
 __all__ = ["Hosts"]
 
@@ -30,8 +31,8 @@ SUM_TAG = 0
 _ROW = struct.Struct("<qd")
 
 
-class Hosts:
-    """This rank's host and lane. Construction is collective over all ranks.
+class Hosts(Participant):
+    """This rank's host and lane, where a host is one participant. Construction is collective over all ranks.
 
     Args:
         comm: all ranks of the job.
@@ -44,17 +45,16 @@ class Hosts:
         ConfigurationError: on every rank, where hosts have different numbers of ranks, or a data weight is bad.
     """
 
+    kind = "host"
+
     def __init__(self, comm: Any, *, data_weight: float, sharded: bool, timeout: float) -> None:
-        machine = settings.read()
-        label = host_label(comm, machine.ranks_per_host)
+        super().__init__(comm)
+        label = host_label(comm, settings.read().ranks_per_host)
         labels, weights = _everyone(comm, label, data_weight, timeout)
         members = [rank for rank, its in enumerate(labels) if its == label]
-        _refuse_unequal(comm.Get_rank(), labels)
-        self.comm = comm
-        self.rank: int = comm.Get_rank()
+        _refuse_unequal(self.rank, labels)
         self.members = members
         """The ranks of this host, by lane."""
-        self.size = len(labels)
         self.lanes = len(members)
         self.lane = members.index(self.rank)
         self.sharded = sharded
@@ -64,82 +64,72 @@ class Hosts:
         """How much the gradients of each of them count; sums to 1."""
         self.share = self.shares[self.lane]
         """This rank's part of it: how much its gradients count inside the host."""
-        self.lane_comm = split(comm, self.lane)
+        self.gossip_comm = split(comm, self.lane)
+        self.gossip_ranks = [r for r in range(self.size) if labels[:r].count(labels[r]) == self.lane]
         self._host_comm = split(comm, labels.index(label))
-        self.transport = connect(self._host_comm, timeout=timeout, ranks=members)
-        self.events = Events()
-        """Of the waits inside the host."""
-        self.events.subscribe(StallInspector(self.rank))
-        self.waiter = Waiter(self.transport, self.events, timeout, machine.stall_seconds)
-        self.lane_ranks = [r for r in range(self.size) if labels[:r].count(labels[r]) == self.lane]
-        """The ranks of the job in this lane, in the order of their hosts."""
+        self._events = Events()
+        self._events.subscribe(StallInspector(self.rank))
+        self.channel = Channel.open(self._host_comm, self._events, timeout=timeout, ranks=members)
+        """Over the ranks of this host."""
+        self.channels = (self.channel,)
 
-    @property
-    def part(self) -> tuple[int, int]:
-        """(l, L): the part of what this rank holds that it exchanges with other hosts."""
-        return (0, 1) if self.sharded else (self.lane, self.lanes)
+    def subscribe(self, listener: Listener) -> None:
+        self._events.subscribe(listener)
 
     def put_together(self, memory: Memory, round: int) -> None:
-        """Collective over a host. Take every part of the parameters from the rank whose lane carries it."""
         if self.sharded or self.lanes == 1:
             return
         received = []
         for chunk in memory.chunks:
             mine = memory.owners[chunk.index] == self.lane
             data = memory.host_bytes(chunk) if mine else np.empty(memory.held_bytes(chunk), np.uint8)
-            ticket = self.transport.broadcast(data, memory.owners[chunk.index], "putting the lanes together")
+            ticket = self.channel.transport.broadcast(data, memory.owners[chunk.index], "putting the lanes together")
             received.append((chunk, ticket, None if mine else data))
         for chunk, ticket, data in received:
-            self.waiter.wait((ticket,), round)
+            self.channel.wait((ticket,), round)
             if data is not None:
                 memory.put_host_bytes(chunk, data)
 
     def sum(self, values: Any, round: int, what: str) -> None:
-        """Collective over a host. Replace a flat numpy array by its sum over the host's ranks, equal bits on each.
+        """Collective over a host. Replace a flat numpy array by its sum over its ranks, equal bits on each.
 
         What is large is summed in parts, one on each rank, and then put together: MPI's own non-blocking sum moves all
         of it to everyone, in steps that each wait for the next poll.
         """
         if values.nbytes < SMALL or self.lanes == 1:
-            self.waiter.wait((self.transport.sum(values, what),), round)
+            self.channel.sum(values, what, round=round)
             return
+        transport = self.channel.transport
         parts = [values[start:stop] for start, stop in pairwise(self._bounds(values.size))]
-        mine, others = parts[self.lane], [lane for lane in range(self.lanes) if lane != self.lane]
+        mine, others = parts[self.lane], self.channel.others
         received = {lane: np.empty_like(mine) for lane in others}
-        tickets = [self.transport.expect(received[lane], lane, SUM_TAG, what) for lane in others]
-        tickets += [self.transport.post(parts[lane], lane, SUM_TAG, what) for lane in others]
-        self.waiter.wait(tickets, round)
+        tickets = [transport.expect(received[lane], lane, SUM_TAG, what) for lane in others]
+        tickets += [transport.post(parts[lane], lane, SUM_TAG, what) for lane in others]
+        self.channel.wait(tickets, round)
         received[self.lane] = mine.copy()
         mine[:] = 0
         for lane in range(self.lanes):  # always in this order
             mine += received[lane]
-        self.waiter.wait([self.transport.broadcast(part, lane, what) for lane, part in enumerate(parts)], round)
+        self.channel.wait([transport.broadcast(part, lane, what) for lane, part in enumerate(parts)], round)
 
     def _bounds(self, count: int) -> list[int]:
         return [count * lane // self.lanes for lane in range(self.lanes + 1)]
 
     # ------------------------------------------------------------------ the end
 
-    def tell(self, notice: Notice) -> None:
-        """Send a notice to the other ranks of this host, at best effort."""
-        mine = Notice(self.transport.rank, notice.failed, notice.rounds, self.transport.collectives, notice.reason)
+    def tell(self, *, failed: bool, rounds: int, reason: str = "") -> None:
         with contextlib.suppress(Exception):
-            self.transport.tell(range(self.transport.size), mine)
-            self.transport.poll(0.0)
+            self.channel.tell(range(self.lanes), failed=failed, rounds=rounds, reason=reason)
+            self.channel.transport.poll(0.0)
 
     def leave(self, round: int) -> None:
-        """Collective over a host. Wait for its other ranks to finish too, and take in that they have."""
-        self.waiter.closing = True
-        self.waiter.wait((self.transport.barrier("every rank of the host to close"),), round)
-        others = set(range(self.transport.size)) - {self.transport.rank}
-        while not others <= self.waiter.finished.keys():
-            self.transport.poll(1.0)
-            self.waiter.hear()
+        self.channel.finish()
+        self.channel.barrier("every rank of the host to close", round=round)
+        self.channel.hear_all_finish(self.channel.others)
 
     def close(self, *, cleanly: bool) -> None:
-        """Free the communicators, except after an error: freeing could wait for a rank that is gone."""
-        self.transport.close()
-        for comm in (self._host_comm, self.lane_comm):
+        self.channel.close()
+        for comm in (self._host_comm, self.gossip_comm):  # freeing could wait for a rank that is gone
             if cleanly and hasattr(comm, "Free") and not _finalized():
                 comm.Free()
 

@@ -87,13 +87,12 @@ class Standing:
 
 def meet(hosts: Hosts, mine: Standing, round: int) -> list[Standing]:
     """Collective over a host. Return where each of its ranks is, in the order of lanes."""
-    transport = hosts.transport
-    others = [lane for lane in range(hosts.lanes) if lane != hosts.lane]
+    transport, others = hosts.channel.transport, hosts.channel.others
     rows = [bytearray(_ROW.size) for _ in range(hosts.lanes)]
     rows[hosts.lane][:] = mine.pack()
     tickets = [transport.expect(rows[lane], lane, MEETING_TAG, _awaited(hosts, lane, mine)) for lane in others]
     tickets += [transport.post(rows[hosts.lane], lane, MEETING_TAG, _awaited(hosts, lane, mine)) for lane in others]
-    hosts.waiter.wait(tickets, round)
+    hosts.channel.wait(tickets, round)
     return [Standing.unpack(row) for row in rows]
 
 

@@ -1,1 +1,7 @@
-"""Listeners on the points of a round: statistics, stall lines, the check of the first step, the start line."""
+"""The named points of a run, where listeners attach; and the listeners that the library itself brings."""
+
+from __future__ import annotations
+
+from .events import Listener
+
+__all__ = ["Listener"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ..events import Listener
-from .log import log
+from ..log import log
+from .events import Listener
 
 __all__ = ["OverlapAdvice"]
 

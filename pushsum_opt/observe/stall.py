@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..events import Listener
-from .log import log
+from ..log import log
+from .events import Listener
 
 __all__ = ["StallInspector"]
 

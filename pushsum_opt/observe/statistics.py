@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..events import Listener
+from .events import Listener
 
 __all__ = ["Statistics"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import settings
 from ..errors import MismatchError
-from ..observe.log import log
+from ..log import log
 from .base import Notice, Ticket, Transport
 from .calls import current_call
 from .naps import rest

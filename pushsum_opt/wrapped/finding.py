@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..observe.log import log
+from ..log import log
 
 __all__ = ["Finder"]
 

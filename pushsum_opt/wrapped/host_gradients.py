@@ -44,9 +44,9 @@ class HostGradients:
     """
 
     def __init__(self, push_sum: PushSum, tensors: Tensors) -> None:
-        assert push_sum.hosts is not None
+        assert isinstance(push_sum.host, Hosts)
         self._push_sum = push_sum
-        self._hosts: Hosts = push_sum.hosts
+        self._hosts = push_sum.host
         self._tensors = tensors
         self._average = GradientAverage(self._hosts)
         self._number = next(_numbers)
@@ -77,7 +77,7 @@ class HostGradients:
 
     def _can_average_in_backward(self, parameter: Tensor) -> bool:
         """Gradients on a device come from threads of the device: MPI must allow that, and no other rank share them."""
-        mine = self._hosts.transport.threaded and not isinstance(self._hosts.comm, LoopbackComm)
+        mine = self._hosts.channel.transport.threaded and not isinstance(self._hosts.comm, LoopbackComm)
         return parameter.is_leaf and (parameter.device.type == "cpu" or mine)
 
     def touch(self, parameter: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import _torch_compat
 from ..errors import ConfigurationError
-from ..observe.log import log
+from ..log import log
 
 __all__ = ["check_rank", "copy_to_host", "watched"]
 

@@ -9,28 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import copying
+from ..channel import Channel, copying
 from ..checkpoint.devices import keep_dtypes
-from ..transport import Transport
-from ..transport.waiting import Waiter
 from .state_values import digest, for_here, to_send
 
 __all__ = ["copy_start"]
 
 
-def copy_start(
-    transport: Transport, waiter: Waiter, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
-) -> None:
-    """Collective on a transport. Give every rank rank 0's values; state that is equal already does not travel.
+def copy_start(channel: Channel, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Collective on a channel. Give every rank rank 0's values; state that is equal already does not travel.
 
     The state travels without devices: what it holds goes to the devices of this rank. Functions, and other things that
     do not pickle, stay what they are on each rank.
     """
-    copying.broadcast_tensors(transport, waiter, tensors, 0)
+    copying.broadcast_tensors(channel, tensors, 0)
     state = optimizer.state_dict()
-    if not copying.equal_everywhere(transport, waiter, digest(state)):
-        received = copying.broadcast_bytes(transport, waiter, _to_bytes(state) if transport.rank == 0 else b"", 0)
-        if transport.rank != 0:
+    if not copying.equal_everywhere(channel, digest(state)):
+        received = copying.broadcast_bytes(channel, _to_bytes(state) if channel.rank == 0 else b"", 0)
+        if channel.rank != 0:
             loaded = torch.load(io.BytesIO(received), map_location="cpu", weights_only=False)
             # load_state_dict takes what belongs to a parameter to the parameter's device; the rest is placed here.
             placed = for_here(loaded, state)

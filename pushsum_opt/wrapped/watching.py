@@ -13,9 +13,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from .. import agreement, copying, tensor_kinds
+from .. import tensor_kinds
+from ..channel import copying
+from ..channel.agreement import agree
 from ..errors import LayoutError, PushSumError
-from ..observe.log import log
+from ..log import log
 from ..push_sum import PushSum
 from ..transport import calling
 from .tensors import Tensors
@@ -123,9 +125,8 @@ class Watch:
                 if push_sum.out_of_step is not None:
                     raise LayoutError(f"inside {push_sum.out_of_step} ranks are in different steps")
                 push_sum.gossip.meet(push_sum.round, f"{CALL}: {_listed(new)}")
-                agreement.agree(push_sum.transport, push_sum.waiter, form, {})
-                if push_sum.hosts is not None:
-                    agreement.agree(push_sum.hosts.transport, push_sum.hosts.waiter, form, {})
+                for channel in push_sum.channels:
+                    agree(channel, form)
             except PushSumError as error:
                 raise LayoutError(
                     f"rank {push_sum.rank}, round {push_sum.round}: parameters have come to the wrapped optimizer that "
@@ -137,9 +138,8 @@ class Watch:
         push_sum = self._push_sum
         with push_sum.failing_together(), calling(call):
             # First inside every host, then between hosts: rank 0's values reach all.
-            if push_sum.hosts is not None and not push_sum.hosts.sharded:
-                copying.broadcast_tensors(push_sum.hosts.transport, push_sum.hosts.waiter, new, 0)
-            copying.broadcast_tensors(push_sum.transport, push_sum.waiter, new, 0)
+            for channel in (*push_sum.host.replicas, push_sum.channel):
+                copying.broadcast_tensors(channel, new, 0)
 
 
 def _listed(names: Mapping[str, Tensor]) -> str:

@@ -10,10 +10,10 @@ from scenarios import numpy_training, shift
 
 import pushsum_opt as ps
 from pushsum_opt.errors import ClosedError, MismatchError, NonFiniteError
-from pushsum_opt.events import Listener
 from pushsum_opt.gossip.wire import HEADER_BYTES
 from pushsum_opt.graphs import Complete, OnePeerExponential, Ring
 from pushsum_opt.mixing import mixing_matrix
+from pushsum_opt.observe.events import Listener
 
 GRAPHS = [OnePeerExponential(), Ring(), Complete(), ps.graphs.from_function(shift)]
 

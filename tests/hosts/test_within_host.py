@@ -244,7 +244,7 @@ def test_numpy_ranks_can_be_lanes_too():
         hosts = Hosts(comm, data_weight=1.0, sharded=False, timeout=30.0)
         z = np.full(70_000, float(comm.rank // 2))
         small = np.full(3, float(comm.rank // 2), dtype=np.float32)
-        with ps.PushSum([z, small], comm=hosts.lane_comm, hosts=hosts) as push_sum:
+        with ps.PushSum([z, small], comm=hosts.gossip_comm, host=hosts) as push_sum:
             for _ in range(2):
                 push_sum.mix()
         return z.min(), z.max(), small.min(), small.max()

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from pushsum_opt.graphs import Ring
-from pushsum_opt.observe.start_line import Host, compose, crowded_links
+from pushsum_opt.start.line import Host, compose, crowded_links
 
 
 def exchange(size, nbytes, transport="mpi"):

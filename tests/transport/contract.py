@@ -8,7 +8,7 @@ import numpy as np
 
 from pushsum_opt import transport
 from pushsum_opt.errors import ClosedError, PeerFailed, PeerFinished, PeerTimeout
-from pushsum_opt.events import Events, Listener
+from pushsum_opt.observe.events import Events, Listener
 from pushsum_opt.transport import Notice
 from pushsum_opt.transport.waiting import Waiter
 

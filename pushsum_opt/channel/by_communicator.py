@@ -9,15 +9,13 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from . import ending, settings
-from .events import Events, Listener
-from .observe.stall import StallInspector
-from .transport import TIMEOUT, LoopbackComm, Notice, Transport, connect, process
-from .transport.waiting import Waiter
+from .. import ending
+from ..observe.events import Events, Listener
+from ..observe.stall import StallInspector
+from ..transport import LoopbackComm, process
+from .channel import Channel
 
 __all__ = ["abandon_all", "found", "opened", "tell_all"]
-
-Channel = tuple[Transport, Waiter]
 
 _loopback: weakref.WeakKeyDictionary[LoopbackComm, Channel] = weakref.WeakKeyDictionary()
 _open: list[tuple[Any, Channel]] = []  # over MPI, with its communicator, oldest first
@@ -54,8 +52,7 @@ def opened(comm: Any) -> Channel:
     events = Events()
     events.subscribe(StallInspector(comm.Get_rank()))
     events.subscribe(_Overheard(comm))
-    transport = connect(comm, report=events)
-    channel = transport, Waiter(transport, events, TIMEOUT, settings.read().stall_seconds)
+    channel = Channel.open(comm, events)
     if isinstance(comm, LoopbackComm):
         _loopback[comm] = channel
     else:
@@ -76,7 +73,7 @@ def _mpi_key() -> int:
 
 def _close(channel: Channel) -> None:
     _open[:] = [pair for pair in _open if pair[1] is not channel]
-    channel[0].close()
+    channel.close()
 
 
 def abandon_all() -> None:
@@ -87,6 +84,6 @@ def abandon_all() -> None:
 
 def tell_all(reason: str) -> None:
     """Tell all ranks that wait in a channel over MPI that this one has failed."""
-    for _, (transport, _) in _open:
-        transport.tell(range(transport.size), Notice(transport.rank, True, 0, transport.collectives, reason))
-        transport.poll(0.0)
+    for _, channel in _open:
+        channel.tell(range(channel.size), failed=True, rounds=0, reason=reason)
+        channel.transport.poll(0.0)

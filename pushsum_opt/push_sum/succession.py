@@ -8,14 +8,13 @@ stays open on all of them.
 from __future__ import annotations
 
 import gc
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from . import agreement
-from .errors import MismatchError, PushSumError
-from .observe.log import log
+from ..channel import Channel
+from ..errors import MismatchError, PushSumError
+from ..log import log
 
 __all__ = ["close_what_is_over"]
 
@@ -54,17 +53,16 @@ def _state(one: Any, tensors: set[int]) -> str:
 
 def _count(new: Any, states: Mapping[str, str]) -> dict[str, Counter[str]]:
     """Collective. Return, for every push-sum that is open anywhere, on how many ranks it is in which state."""
-    found = _sum(new.transport, new.waiter, {name: Counter([state]) for name, state in states.items()})
-    if new.hosts is not None:  # first over this lane, then over the lanes of this host: that is every rank
-        found = _sum(new.hosts.transport, new.hosts.waiter, found)
+    found = {name: Counter([state]) for name, state in states.items()}
+    for channel in new.channels:  # one after the other they reach every rank
+        found = _sum(channel, found)
     return found
 
 
-def _sum(transport: Any, waiter: Any, counts: Mapping[str, Counter[str]]) -> dict[str, Counter[str]]:
+def _sum(channel: Channel, counts: Mapping[str, Counter[str]]) -> dict[str, Counter[str]]:
     total: dict[str, Counter[str]] = {}
-    mine = json.dumps({name: dict(count) for name, count in counts.items()}).encode()
-    for text in agreement.gather_objects(transport, waiter, mine, "comparing what is still open"):
-        for name, count in json.loads(text).items():
+    for one in channel.gather_objects(counts, "comparing what is still open"):
+        for name, count in one.items():
             total.setdefault(name, Counter()).update(count)
     return total
 
@@ -73,7 +71,7 @@ def _refuse_half_replaced(new: Any, found: Mapping[str, Counter[str]]) -> None:
     for counts in found.values():
         others = counts[DROPPED] + counts[IN_USE]
         if counts[REPLACED] and others:
-            agreement.let_everyone_know(new.transport, new.waiter)
+            new.channel.let_everyone_know()
             raise MismatchError(
                 f"rank {new.rank}: on {counts[REPLACED]} ranks the new optimizer has the parameters of one that is "
                 f"still open, and would take its place; on {others} ranks it has other parameters. Wrap the same model "

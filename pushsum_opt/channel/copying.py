@@ -9,40 +9,38 @@ import hashlib
 import io
 import struct
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .agreement import agree, gather_objects
-from .errors import ConfigurationError
-from .transport import Transport
-from .transport.waiting import Waiter
+from ..errors import ConfigurationError
+from .agreement import agree
+from .channel import Channel
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["alike_everywhere", "broadcast_bytes", "broadcast_tensors", "equal_everywhere", "once", "write"]
 
-SPAN = 1 << 25  # bytes that travel at a time: a count on the wire never passes 2^31
 ALIKE = "Build the same model on every rank (same code, same arguments), and convert it alike"
 
 
-def broadcast_bytes(channel: Transport, waiter: Waiter, data: bytes, root: int) -> bytes:
+def broadcast_bytes(channel: Channel, data: bytes, root: int) -> bytes:
     """Collective. Return rank ``root``'s bytes on every rank."""
     length = np.frombuffer(bytearray(struct.pack("<q", len(data))), np.uint8)
-    waiter.wait((channel.broadcast(length, root, "broadcast_object"),), 0)
+    channel.broadcast(length, root, "broadcast_object")
     count = struct.unpack("<q", length.tobytes())[0]
     buffer = np.frombuffer(bytearray(data[:count].ljust(count, b"\0")), np.uint8)
-    _broadcast(channel, waiter, buffer, root, "broadcast_object")
+    channel.broadcast(buffer, root, "broadcast_object")
     return buffer.tobytes()
 
 
-def equal_everywhere(channel: Transport, waiter: Waiter, digest: bytes) -> bool:
+def equal_everywhere(channel: Channel, digest: bytes) -> bool:
     """Collective. Tell whether all ranks passed the same bytes."""
-    return len(set(gather_objects(channel, waiter, digest, "comparing states"))) == 1
+    return len(set(channel.gather_bytes(digest, "comparing states"))) == 1
 
 
-def broadcast_tensors(channel: Transport, waiter: Waiter, tensors: Mapping[str, Tensor], root: int) -> None:
+def broadcast_tensors(channel: Channel, tensors: Mapping[str, Tensor], root: int) -> None:
     """Collective. Copy rank ``root``'s tensors, of any dtype, to every rank, in place.
 
     What has no values (on the meta device) is left as it is. With one rank nothing is touched.
@@ -51,11 +49,11 @@ def broadcast_tensors(channel: Transport, waiter: Waiter, tensors: Mapping[str, 
         MismatchError: on every rank, where names, shapes, dtypes or kinds differ; nothing has changed then.
         ConfigurationError: on every rank, where a tensor is of a kind whose values cannot travel.
     """
-    from . import tensor_kinds
+    from .. import tensor_kinds
 
     if channel.size == 1:
         return
-    agree(channel, waiter, {name: tensor_kinds.described(t) for name, t in tensors.items()}, {}, fix=ALIKE)
+    agree(channel, {name: tensor_kinds.described(t) for name, t in tensors.items()}, fix=ALIKE)
     for name, tensor in tensors.items():
         if tensor_kinds.is_uninitialized(tensor):
             raise ConfigurationError(
@@ -65,40 +63,35 @@ def broadcast_tensors(channel: Transport, waiter: Waiter, tensors: Mapping[str, 
             )
     parts = {name: tensor_kinds.plain_parts(tensor) for name, tensor in tensors.items()}
     plain = [part for found in parts.values() for part in found or ()]
-    _broadcast_plain(channel, waiter, plain, root)
+    _broadcast_plain(channel, plain, root)
     for name, tensor in tensors.items():
         if parts[name] is None:
-            _broadcast_saved(channel, waiter, name, tensor, root)
-
-
-def _broadcast(channel: Transport, waiter: Waiter, buffer: Any, root: int, what: str) -> None:
-    for start in range(0, buffer.size, SPAN):
-        waiter.wait((channel.broadcast(buffer[start : start + SPAN], root, what),), 0)
+            _broadcast_saved(channel, name, tensor, root)
 
 
 # ---------------------------------------------------------------------- tensors in plain memory
 
 
-def _broadcast_plain(channel: Transport, waiter: Waiter, tensors: list[Tensor], root: int) -> None:
+def _broadcast_plain(channel: Channel, tensors: list[Tensor], root: int) -> None:
     """Copy tensors in plain memory. Elements that are expanded travel once, where every rank expands alike."""
     import torch
 
-    alike = alike_everywhere(channel, waiter, tensors)
+    alike = alike_everywhere(channel, tensors)
     with torch.no_grad():
         for tensor in tensors:
             held = once(tensor) if alike else tensor
             if not held.numel():
                 continue
             flat = held.cpu().resolve_conj().resolve_neg().contiguous()
-            _broadcast(channel, waiter, flat.reshape(-1).view(torch.uint8).numpy(), root, "broadcast_parameters")
+            channel.broadcast(flat.reshape(-1).view(torch.uint8).numpy(), root, "broadcast_parameters")
             if channel.rank != root and (flat.data_ptr() != held.data_ptr() or flat.device != held.device):
                 write(tensor, held, flat)
 
 
-def alike_everywhere(channel: Transport, waiter: Waiter, tensors: Iterable[Tensor]) -> bool:
+def alike_everywhere(channel: Channel, tensors: Iterable[Tensor]) -> bool:
     """Collective. Tell whether all ranks expand these tensors along the same axes."""
     layouts = repr([expanded(tensor) for tensor in tensors]).encode()
-    return equal_everywhere(channel, waiter, hashlib.blake2b(layouts, digest_size=16).digest())
+    return equal_everywhere(channel, hashlib.blake2b(layouts, digest_size=16).digest())
 
 
 def expanded(tensor: Tensor) -> list[int]:
@@ -140,7 +133,7 @@ def write(tensor: Tensor, held: Tensor, values: Tensor) -> None:
 # ---------------------------------------------------------------------- tensors in a form of their own
 
 
-def _broadcast_saved(channel: Transport, waiter: Waiter, name: str, tensor: Tensor, root: int) -> None:
+def _broadcast_saved(channel: Channel, name: str, tensor: Tensor, root: int) -> None:
     """Copy a sparse, quantized or nested tensor as a file would; what is equal already does not travel."""
     import torch
 
@@ -154,9 +147,9 @@ def _broadcast_saved(channel: Transport, waiter: Waiter, name: str, tensor: Tens
             "it is wrapped: as a plain attribute, not a buffer or parameter"
         ) from error
     mine = file.getvalue()
-    if equal_everywhere(channel, waiter, hashlib.blake2b(mine, digest_size=16).digest()):
+    if equal_everywhere(channel, hashlib.blake2b(mine, digest_size=16).digest()):
         return
-    theirs = broadcast_bytes(channel, waiter, mine if channel.rank == root else b"", root)
+    theirs = broadcast_bytes(channel, mine if channel.rank == root else b"", root)
     if channel.rank != root:
         received = torch.load(io.BytesIO(theirs), map_location="cpu", weights_only=False)
         tensor.data = received.to(tensor.device)  # copy_() takes no other number of sparse elements

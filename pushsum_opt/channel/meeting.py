@@ -8,12 +8,12 @@ from typing import Any
 from ..errors import MismatchError
 from ..transport import Ticket, Transport
 
-__all__ = ["Together"]
+__all__ = ["Meeting"]
 
 _FORMAT = struct.Struct("<128sq")
 
 
-class Together:
+class Meeting:
     """A barrier with a name.
 
     Args:

@@ -1,4 +1,4 @@
-"""One rank among the others: when it fails they are told at once, and it leaves together with them."""
+"""From construction to the end: what a rank may call when; whom it tells when it fails; how all ranks part."""
 
 from __future__ import annotations
 
@@ -7,33 +7,35 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
-from . import world
-from .errors import ClosedError
-from .hosts import Hosts
-from .transport import Notice, Transport
-from .transport.waiting import Waiter
+from .. import world
+from ..channel import Channel
+from ..errors import CallOrderError, ClosedError
+from ..hosts import Participant
+from ..transport.calls import current_call
 
-__all__ = ["Membership"]
+__all__ = ["Lifetime"]
 
 
-class Membership:
+class Lifetime:
     """Whether a rank still takes part, and what it tells its partners when it no longer does.
 
     Args:
-        partners: every rank that this one ever gives to or takes from.
-        hosts: the other ranks of its host, where they are one participant; they are told too.
+        channel: over all participants.
+        partners: every participant that this one ever gives to or takes from.
+        participant: whose other ranks are told too.
 
     ``round``, below, is always the number of rounds that this rank has completed; in :meth:`failing_together`, when
     the context begins.
     """
 
-    def __init__(
-        self, transport: Transport, waiter: Waiter, partners: Collection[int], hosts: Hosts | None
-    ) -> None:
-        self._transport = transport
-        self._waiter = waiter
+    def __init__(self, channel: Channel, partners: Collection[int], participant: Participant) -> None:
+        self._channel = channel
         self._partners = frozenset(partners)
-        self._hosts = hosts
+        self._participant = participant
+        self.on_loan: str | None = None
+        """The block in which the tensors hold other values for a while, such as "averaged()"; None outside of one."""
+        self.out_of_step: str | None = None
+        """The block in which ranks take different numbers of steps, such as "join()"; None outside of one."""
         self.failure: str | None = None
         """The error that ended the exchange, if one has."""
         self.interrupted = False
@@ -46,7 +48,7 @@ class Membership:
     @property
     def alone(self) -> bool:
         """Whether there is no other rank that could be out of step after an error."""
-        return self._transport.size == 1 and (self._hosts is None or self._hosts.lanes == 1)
+        return self._participant.size == 1
 
     @property
     def forked(self) -> bool:
@@ -71,16 +73,14 @@ class Membership:
             return
         self.failure = _reason(error)
         self.interrupted = _is_interrupt(error)
-        notice = Notice(self._transport.rank, True, round, self._transport.collectives, self.failure)
         with contextlib.suppress(Exception):  # at best effort: the error at hand is the one to raise
-            self._transport.tell(self._partners, notice)
-            self._transport.poll(0.0)
-            if self._hosts is not None:
-                self._hosts.tell(notice)
+            self._channel.tell(self._partners, failed=True, rounds=round, reason=self.failure)
+            self._channel.transport.poll(0.0)
+            self._participant.tell(failed=True, rounds=round, reason=self.failure)
 
     def refuse_if_over(self, round: int) -> None:
         """Raise ClosedError after the end, whether in peace or by an error."""
-        rank = self._transport.rank
+        rank = self._participant.rank
         if self.forked:
             raise ClosedError(
                 f"rank {rank}, round {round}: called in process {os.getpid()}, which was made by a fork of the rank's "
@@ -106,7 +106,7 @@ class Membership:
                 f"rank {rank}: an earlier error ended the exchange in round {round} ({self.failure}). "
                 "The ranks no longer agree on what was merged: restart from a checkpoint"
             )
-        self._transport.refuse_if_stopped()
+        self._channel.transport.refuse_if_stopped()
 
     def leave(self, round: int, bring_home: Callable[[], None]) -> None:
         """Collective. Part from the others in peace.
@@ -115,18 +115,56 @@ class Membership:
             bring_home: merges every message in flight, once the others know that this rank gives no more.
         """
         # First say so: from now on nobody waits for this rank, or gives to it.
-        mine = Notice(self._transport.rank, failed=False, rounds=round, collectives=self._transport.collectives)
-        self._transport.tell(self._partners, mine)
-        self._waiter.closing = True
+        self._channel.tell(self._partners, failed=False, rounds=round)
+        self._channel.finish()
         bring_home()
-        self._waiter.wait((self._transport.barrier("everyone to close"),), round)
-        # Each partner has told us as we have told it: take it in, so that nothing is left on the wire.
-        while not self._partners <= self._waiter.finished.keys():
-            self._transport.poll(1.0)
-            self._waiter.hear()
-        if self._hosts is not None:
-            self._hosts.tell(mine)
-            self._hosts.leave(round)
+        self._channel.barrier("everyone to close", round=round)
+        self._channel.hear_all_finish(self._partners)
+        self._participant.tell(failed=False, rounds=round)
+        self._participant.leave(round)
+
+    # ------------------------------------------------------------------ what may be called when
+
+    @contextmanager
+    def lent(self, block: str) -> Iterator[None]:
+        """Inside, the tensors hold other values: rounds and steps are refused.
+
+        Args:
+            block: what the user's code calls it, such as "averaged()".
+        """
+        before, self.on_loan = self.on_loan, block
+        try:
+            yield
+        finally:
+            self.on_loan = before
+
+    @contextmanager
+    def apart(self, block: str) -> Iterator[None]:
+        """Inside, ranks take different numbers of steps: collective calls are refused."""
+        self.out_of_step = block
+        try:
+            yield
+        finally:
+            self.out_of_step = None
+
+    def refuse_if_on_loan(self, call: str, round: int) -> None:
+        """Raise CallOrderError inside :meth:`lent`, and ClosedError after the end."""
+        self.refuse_if_over(round)
+        if self.on_loan is not None:
+            raise CallOrderError(
+                f"rank {self._participant.rank}, round {round}: {current_call(call)} inside {self.on_loan}: the "
+                "tensors hold the average over ranks there, and what is done to them is undone at its end. Leave the "
+                "block first"
+            )
+
+    def refuse_out_of_step(self, call: str, round: int) -> None:
+        """Raise CallOrderError inside :meth:`apart`, and ClosedError after the end."""
+        self.refuse_if_over(round)
+        if self.out_of_step is not None:
+            raise CallOrderError(
+                f"rank {self._participant.rank}, round {round}: {call} inside {self.out_of_step}: a collective call, "
+                "and ranks are in different steps there. Make it after the block, on every rank"
+            )
 
 
 def _is_interrupt(error: BaseException) -> bool:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..agreement import gather_objects
+from ..channel import Channel
 from ..memory import Memory
 from ..transport import Transport
-from ..transport.waiting import Waiter
 
 __all__ = ["Host", "compose", "crowded_links", "hosts"]
 
@@ -43,18 +41,17 @@ class Host:
     """The cores on which at least one rank may run: a launcher that binds ranks gives each a part of them."""
 
 
-def hosts(transport: Transport, waiter: Waiter, threads: int, lanes: int = 1) -> list[Host]:
+def hosts(channel: Channel, threads: int, lanes: int = 1) -> list[Host]:
     """Collective. Return the hosts of the job, rank 0's first.
 
     Args:
         threads: this rank's number of threads.
-        lanes: ranks of a host that each rank of the transport stands for.
+        lanes: ranks of a host that each rank of the channel stands for.
     """
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    mine = json.dumps([socket.gethostname(), threads, sorted(cores)]).encode()
+    mine = [socket.gethostname(), threads, sorted(cores)]
     found: dict[str, Host] = {}
-    for row in gather_objects(transport, waiter, mine, "counting hosts"):
-        name, its_threads, its_cores = json.loads(row)
+    for name, its_threads, its_cores in channel.gather_objects(mine, "counting hosts"):
         host = found.setdefault(name, Host())
         host.ranks += lanes
         host.threads += its_threads * lanes

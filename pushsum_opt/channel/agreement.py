@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import struct
 from collections.abc import Mapping
 
 import numpy as np
 
-from .errors import ConfigurationError, MismatchError, PeerFailed
-from .observe.log import log
-from .transport import Transport
-from .transport.waiting import Waiter
+from ..errors import ConfigurationError, MismatchError
+from ..log import log
+from .channel import Channel
 
-__all__ = ["agree", "gather_objects", "let_everyone_know", "normalised_data_weight", "shared_run"]
-
+__all__ = ["agree", "normalised_data_weight", "shared_run"]
 
 BUILT_ALIKE = "Build the same model, optimizer and graph on every rank (same code, same arguments)"
 
 
 def agree(
-    transport: Transport,
-    waiter: Waiter,
+    channel: Channel,
     required: Mapping[str, str],
-    versions: Mapping[str, str],
+    versions: Mapping[str, str] | None = None,
     *,
     fix: str = BUILT_ALIKE,
 ) -> None:
@@ -39,30 +34,23 @@ def agree(
     Raises:
         MismatchError: the same on every rank, naming each item that differs and who holds what.
     """
-    mine = json.dumps([dict(required), dict(versions)]).encode()
-    ticket, digests = transport.gather(hashlib.blake2b(mine, digest_size=16).digest(), "comparing the set-up")
-    waiter.wait((ticket,), 0)
+    mine = [dict(required), dict(versions or {})]
+    digests = channel.gather(hashlib.blake2b(repr(mine).encode(), digest_size=16).digest(), "comparing the set-up")
     if (digests == digests[0]).all():
         return
-    everyone = [json.loads(text) for text in gather_objects(transport, waiter, mine, "comparing the set-up")]
-    names = [transport.job_rank(rank) for rank in range(transport.size)]
+    everyone = channel.gather_objects(mine, "comparing the set-up")
+    names = [channel.job_rank(rank) for rank in range(channel.size)]
     differences = _differences([rank[0] for rank in everyone], names)
     if differences:
-        let_everyone_know(transport, waiter)
+        channel.let_everyone_know()
         raise MismatchError(
-            f"rank {transport.job_rank()}: the ranks disagree about what they exchange: "
+            f"rank {channel.job_rank()}: the ranks disagree about what they exchange: "
             + "; ".join(differences)
             + f". {fix}"
         )
-    if transport.rank == 0:
+    if channel.rank == 0:
         for line in _differences([rank[1] for rank in everyone], names):
             log.warning("the ranks run different versions: %s", line)
-
-
-def let_everyone_know(transport: Transport, waiter: Waiter) -> None:
-    """Before an error that all ranks raise alike: none may end before the others have learnt the reason themselves."""
-    with contextlib.suppress(PeerFailed):
-        waiter.wait((transport.barrier("everyone to see the difference"),), 0)
 
 
 def _differences(everyone: list[dict[str, str]], ranks: list[int], most: int = 5) -> list[str]:
@@ -86,40 +74,29 @@ def _ranks(ranks: list[int]) -> str:
     return f"ranks {shown}" + (f", ... ({len(ranks)} in all)" if len(ranks) > 6 else "")
 
 
-def gather_objects(transport: Transport, waiter: Waiter, mine: bytes, what: str) -> list[bytes]:
-    """Collect byte strings of different lengths from all ranks, in rank order. Collective."""
-    ticket, lengths = transport.gather(struct.pack("<q", len(mine)), what)
-    waiter.wait((ticket,), 0)
-    counts = [struct.unpack("<q", row.tobytes())[0] for row in lengths]
-    ticket, padded = transport.gather(mine.ljust(max(1, *counts), b"\0"), what)
-    waiter.wait((ticket,), 0)
-    return [row.tobytes()[:count] for row, count in zip(padded, counts, strict=True)]
-
-
-def normalised_data_weight(transport: Transport, waiter: Waiter, data_weight: float) -> float:
+def normalised_data_weight(channel: Channel, data_weight: float) -> float:
     """Return a_i = n v_i / sum v for this rank's v_i. Collective.
 
     Raises:
         ConfigurationError: some rank's data weight is not a finite number above 0; the same on every rank.
     """
-    ticket, rows = transport.gather(struct.pack("<d", data_weight), "comparing data weights")
-    waiter.wait((ticket,), 0)
+    rows = channel.gather(struct.pack("<d", data_weight), "comparing data weights")
     weights = np.frombuffer(rows.tobytes(), np.float64)
     bad = [rank for rank, weight in enumerate(weights) if not 0 < weight < float("inf")]
     if bad:
-        let_everyone_know(transport, waiter)
-        holders = _ranks([transport.job_rank(rank) for rank in bad])
+        channel.let_everyone_know()
+        holders = _ranks([channel.job_rank(rank) for rank in bad])
         raise ConfigurationError(
-            f"rank {transport.job_rank()}: data_weight={weights[bad[0]]} on {holders}: expected a finite number above "
+            f"rank {channel.job_rank()}: data_weight={weights[bad[0]]} on {holders}: expected a finite number above "
             "0, such as the number of samples of that rank"
         )
     if (weights == weights[0]).all():
         return 1.0
-    return float(transport.size * (data_weight / weights.sum()))
+    return float(channel.size * (data_weight / weights.sum()))
 
 
-def shared_run(transport: Transport, waiter: Waiter, mine: bytes) -> str:
+def shared_run(channel: Channel, mine: bytes) -> str:
     """Return rank 0's random bytes in hexadecimal: they name this run. Collective."""
     buffer = np.frombuffer(bytearray(mine), np.uint8)
-    waiter.wait((transport.broadcast(buffer, 0, "naming the run"),), 0)
+    channel.broadcast(buffer, 0, "naming the run")
     return buffer.tobytes().hex()

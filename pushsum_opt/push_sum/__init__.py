@@ -1,0 +1,7 @@
+"""The heart: one rank's tensors and its mass, and the rounds that mix them."""
+
+from __future__ import annotations
+
+from .push_sum import PushSum
+
+__all__ = ["PushSum"]

@@ -1,0 +1,38 @@
+"""The exact average of all ranks, by all-reduce."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ..channel import Channel
+from ..gossip.protocol import InFlight
+from ..memory import Chunk, Memory
+
+__all__ = ["exact_average"]
+
+
+def exact_average(
+    channel: Channel, memory: Memory, weight: float, in_flight: Iterable[InFlight], what: str, round: int
+) -> Iterator[tuple[Chunk, Any]]:
+    """Collective. Yield every chunk with its average over ranks, sum (w z + r + sum m z_j) / sum (w + sum m).
+
+    r is the residual that rounding on the wire has left; m and z_j are of the messages in flight to a rank. Sums are in
+    float64, chunk by chunk. Nothing is changed.
+
+    Args:
+        weight: w of this rank.
+        in_flight: the messages that have come to this rank and are not merged.
+        what: the name of the call, for messages.
+    """
+    waiting = list(in_flight)
+    total_weight = np.array([weight + sum(mass for mass, _ in waiting)])
+    channel.sum(total_weight, what, round=round)
+    for chunk in memory.exchanged:
+        total = memory.numerator(chunk, weight)
+        for mass, slabs in waiting:
+            total += mass * memory.received_values(chunk, slabs[chunk.index])
+        channel.sum(total, what, round=round)
+        yield chunk, total / total_weight[0]
