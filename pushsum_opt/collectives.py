@@ -149,7 +149,7 @@ def consensus_distance(optimizer: Any) -> float:
     push_sum = _push_sum_of(optimizer)
     push_sum.meet("consensus_distance()")
     squares = 0.0
-    with push_sum.failing_together(), transport.calling("consensus_distance()"):
+    with push_sum.collective("consensus_distance()"):
         for chunk in push_sum.memory.exchanged:
             own = push_sum.memory.values(chunk)
             mean = own.copy()
@@ -190,7 +190,7 @@ def averaged(push_sum: PushSum, buffers: Mapping[str, Tensor] | None = None) -> 
     kept = [memory.raw(chunk) for chunk in memory.chunks]
     try:
         with push_sum.lent("averaged()"):
-            with push_sum.failing_together(), transport.calling("averaged()"):
+            with push_sum.collective("averaged()"):
                 _assign_average(push_sum)
                 if lent is not None:
                     lent.average()

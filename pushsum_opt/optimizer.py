@@ -246,7 +246,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         settle = inside.settle if inside is not None and not callable(closure) else None
         if self._points.names:
             self._adopt_points()
-        with self._scaled_step():
+        with self._scaled_step(), self.push_sum.stepping():
             with amp_scaling(self, self.optimizer, settle) as skip:
                 if callable(closure) and inside is not None:
                     closure = inside.closure(closure)

@@ -30,6 +30,7 @@ ROOMS = (
     "gossip",
     "hosts",
     "channel",
+    "events",
     "observe",
     "local",
     "transport",

@@ -28,9 +28,13 @@ class _Overheard(Listener):
     def __init__(self, comm: Any) -> None:
         self._comm = weakref.ref(comm) if isinstance(comm, LoopbackComm) else lambda: comm
 
-    def waited(self, seconds: float) -> None:
+    def wait_begins(self, call: str, peer: int | None, round: int) -> None:
         for listeners in self._listeners():
-            listeners.waited(seconds)
+            listeners.wait_begins(call, peer, round)
+
+    def wait_ends(self, call: str, peer: int | None, round: int, seconds: float) -> None:
+        for listeners in self._listeners():
+            listeners.wait_ends(call, peer, round, seconds)
 
     def stalled(self, seconds: float, what: str) -> None:
         for listeners in self._listeners():

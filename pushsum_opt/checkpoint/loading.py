@@ -70,10 +70,11 @@ def load(
     """
     push_sum = push_sum_of(optimizer)
     root = Path(directory)
-    found = find(push_sum, root)
-    if found is None:
-        raise_alike(push_sum, "loading", {0: str(directories.missing(root))})
-    return load_from(found, optimizer, Companions(scaler, scheduler, also))
+    with push_sum.during("checkpoint.load()"):
+        found = find(push_sum, root)
+        if found is None:
+            raise_alike(push_sum, "loading", {0: str(directories.missing(root))})
+        return load_from(found, optimizer, Companions(scaler, scheduler, also))
 
 
 def find(push_sum: PushSum, root: Path) -> tuple[Path, Manifest] | None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import CheckpointError, ConfigurationError
+from ..push_sum import PushSum
 from . import directory as directories
 from .directory import Manifest, file_of
 from .files import save_tensors
@@ -20,6 +21,8 @@ from .together import push_sum_of, try_together
 from .trying import try_loading
 
 __all__ = ["save"]
+
+CALL = "checkpoint.save()"
 
 
 def save(
@@ -62,8 +65,15 @@ def save(
         raise ConfigurationError(f"keep={keep!r}: expected an int of at least 1, or None for all")
     root = Path(directory)
     companions = Companions(scaler, scheduler, also)
-    push_sum.refuse_if_on_loan("checkpoint.save()")
-    push_sum.settle("checkpoint.save()")
+    push_sum.refuse_if_on_loan(CALL)
+    with push_sum.during(CALL):
+        push_sum.settle(CALL)
+        return _save(push_sum, root, optimizer, companions, extra, keep)
+
+
+def _save(
+    push_sum: PushSum, root: Path, optimizer: Any, companions: Companions, extra: Any, keep: int | None
+) -> Path:
     first = push_sum.first
 
     def begin() -> list[str] | None:

@@ -160,11 +160,13 @@ class AsynchronousGossip(Gossip):
     def _merge(self, arrival: _Arrival, round: int, weight: float) -> float:
         exchange, header = self._exchange, arrival.header
         exchange.merger.greet(header, header.sender)
+        age = max(0, round - header.round)
+        exchange.events.message_arrived(round, header.sender, age)
         for chunk in exchange.memory.exchanged:
             exchange.merger.merge(chunk, arrival.slabs[chunk.index], header.sender, header.round, weight, arrival.mass)
         if self._pace is not None:
             self._pace.merge(header.pace, arrival.mass / (weight + arrival.mass))
-        exchange.events.message_merged(round, header.sender, max(0, round - header.round))
+        exchange.events.message_merged(round, header.sender, age)
         self._received_slabs.put_back(arrival.slabs)
         return weight + arrival.mass
 

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import MismatchError, NonFiniteError
 from ..memory import Chunk, Memory
 from ..observe.events import Events
-from .wire import Header
+from .wire import EPOCH, Header
 
 __all__ = ["Merger"]
 
@@ -52,13 +52,19 @@ class Merger:
             round: the round that it must belong to; None for any.
 
         Raises:
-            MismatchError: another round, another layout, or a mass that is not above 0.
+            MismatchError: another round, epoch or layout, or a mass that is not above 0.
         """
         here, there = self._name(None), self._name(peer)
         if round is not None and header.round != round:
             raise MismatchError(
                 f"rank {here}: rank {there} sent its message of round {header.round} where round {round} was "
                 "expected: the ranks count rounds differently. Load the same checkpoint on every rank"
+            )
+        if header.epoch != EPOCH:
+            raise MismatchError(
+                f"rank {here}: the message of rank {there} in round {header.round} is of epoch {header.epoch}, and "
+                f"this rank is in epoch {EPOCH}: the ranks run different versions of pushsum_opt. Install one version "
+                "on all hosts"
             )
         if header.layout != self._memory.layout:
             raise MismatchError(

@@ -72,7 +72,7 @@ class Outgoing:
             header = Header(round, mass, memory.layout, signature, exchange.transport.rank, pace).pack()
             what = f"it to take the header of round {round}"
             self.tickets.append(post(header, peer, header_tag(tag_round), what, not tagged))
-            exchange.events.message_posted(round, peer, HEADER_BYTES + memory.nbytes)
+            exchange.events.message_posted(round, peer, HEADER_BYTES + memory.nbytes, mass)
         given = sum(mass for _, mass in masses)
         for chunk in memory.exchanged:
             buffer = memory.pack(chunk, slabs[chunk.index], left, given)
@@ -115,8 +115,11 @@ class Incoming:
         exchange = self._exchange
         exchange.channel.wait((self.header,), self.round)
         mass = self.open()
-        for chunk, ticket in zip(exchange.memory.exchanged, self._chunks, strict=True):
+        last = len(self._chunks) - 1
+        for index, (chunk, ticket) in enumerate(zip(exchange.memory.exchanged, self._chunks, strict=True)):
             exchange.channel.wait((ticket,), self.round)
+            if index == last:
+                exchange.events.message_arrived(now, self.peer, now - self.round)
             exchange.merger.merge(chunk, self.slabs[chunk.index], self.peer, self.round, weight, mass)
         exchange.events.message_merged(now, self.peer, now - self.round)
         return weight + mass

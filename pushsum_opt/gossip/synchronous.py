@@ -132,7 +132,7 @@ class _Outgoing:
             header = Header(self._round, mass, self._memory.layout, signature, self._exchange.transport.rank).pack()
             what = f"it to take the header of round {self._round}"
             self._headers.append(self._exchange.transport.post(header, peer, header_tag(self._round), what))
-            self._exchange.events.message_posted(self._round, peer, HEADER_BYTES + self._memory.nbytes)
+            self._exchange.events.message_posted(self._round, peer, HEADER_BYTES + self._memory.nbytes, mass)
         for _ in range(SEND_AHEAD):
             self.post_next()
 
@@ -201,6 +201,8 @@ class _Incoming:
     def merge(self, chunk: Chunk, peer: int, weight: float, mass: float) -> None:
         slab = self._slabs[self._merged % len(self._slabs)][chunk.device]
         self._exchange.channel.wait((self._tickets[self._merged],), self._round)
+        if chunk is self._memory.exchanged[-1]:
+            self._exchange.events.message_arrived(self._round, peer, 0)
         self._exchange.merger.merge(chunk, slab, peer, self._round, weight, mass)
         self._merged += 1
         self._expect_next()

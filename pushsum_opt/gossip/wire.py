@@ -9,10 +9,11 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-__all__ = ["HEADER_BYTES", "VERSION", "Header", "chunk_tag", "header_tag"]
+__all__ = ["EPOCH", "HEADER_BYTES", "VERSION", "Header", "chunk_tag", "header_tag"]
 
-VERSION = 1
-_FORMAT = struct.Struct("<qd8s8sid")
+VERSION = 2
+EPOCH = 0
+_FORMAT = struct.Struct("<qd8s8sidi")
 HEADER_BYTES = _FORMAT.size
 
 ROUNDS = 16  # rounds that tags tell apart: far more than are ever in flight between two ranks
@@ -36,8 +37,13 @@ class Header:
     pace: float = 0.0
     """The sender's estimate of the mean over ranks of the seconds that a step takes; 0 where nobody asks."""
 
+    epoch: int = EPOCH
+    """Counts the changes of who takes part: a message of another epoch is void. No version changes it yet."""
+
     def pack(self) -> bytearray:
-        return bytearray(_FORMAT.pack(self.round, self.mass, self.layout, self.signature, self.sender, self.pace))
+        return bytearray(
+            _FORMAT.pack(self.round, self.mass, self.layout, self.signature, self.sender, self.pace, self.epoch)
+        )
 
     @classmethod
     def unpack(cls, data: bytearray) -> Header:

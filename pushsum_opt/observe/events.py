@@ -1,4 +1,4 @@
-"""The named points of a round. Listeners attach here; the hot path knows none of them."""
+"""The named points of a run. Listeners attach here; the code that runs knows none of them."""
 
 from __future__ import annotations
 
@@ -8,22 +8,35 @@ __all__ = ["Events", "Listener"]
 
 
 class Listener:
-    """Does nothing at every point; override what is of interest. Called on the thread that gossips: be quick."""
+    """Does nothing at every point; override what is of interest.
+
+    Called on the thread that steps, at the moment that the name says: be quick. ``peer`` is a rank of the job, ``round``
+    the number k of the round (from 0; -1 where there is none), ``call`` what the user's program has called, such as
+    ``"step()"``.
+    """
+
+    # ------------------------------------------------------------------ a step
+
+    def local_step_begins(self, round: int) -> None:
+        """The wrapped optimizer is about to step; only with a :class:`~pushsum_opt.PushSumOptimizer`."""
+
+    def local_step_ends(self, round: int) -> None:
+        """The wrapped optimizer has stepped: the parameters have changed on this rank alone."""
 
     def round_begins(self, round: int) -> None:
         """A round is about to give and merge."""
 
-    def message_posted(self, round: int, peer: int, nbytes: int) -> None:
-        """A message of ``nbytes`` bytes in all was handed to the transport."""
+    def message_posted(self, round: int, peer: int, nbytes: int, mass: float) -> None:
+        """A message of ``nbytes`` bytes in all, with this mass, was handed to the transport."""
+
+    def message_arrived(self, round: int, peer: int, age: int) -> None:
+        """All of a message that was sent ``age`` rounds ago is here. It is not merged yet.
+
+        Synchronous messages are merged in parts: the first parts may be merged when the last one arrives.
+        """
 
     def message_merged(self, round: int, peer: int, age: int) -> None:
         """A message that is ``age`` rounds old has been folded in: the parameters hold it."""
-
-    def waited(self, seconds: float) -> None:
-        """This rank stood still for ``seconds`` seconds in all, in one wait: in a round or a collective call."""
-
-    def stalled(self, seconds: float, what: str) -> None:
-        """Nothing has moved for ``seconds`` seconds while waiting for ``what``."""
 
     def chunk_skipped(self, round: int, peer: int, what: str) -> None:
         """A non-finite part of a message was not merged, so the mean changed."""
@@ -31,12 +44,35 @@ class Listener:
     def round_ends(self, round: int, push_weight: float) -> None:
         """The round is complete."""
 
+    # ------------------------------------------------------------------ what all ranks do together
+
+    def call_begins(self, call: str, round: int) -> None:
+        """A collective call begins on this rank: an average, a drain, a checkpoint, the end."""
+
+    def call_ends(self, call: str, round: int) -> None:
+        """It has ended on this rank, also if by an error."""
+
+    # ------------------------------------------------------------------ waits
+
+    def wait_begins(self, call: str, peer: int | None, round: int) -> None:
+        """This rank begins to stand still: in a round or in a collective call, which has no single ``peer`` (None)."""
+
+    def wait_ends(self, call: str, peer: int | None, round: int, seconds: float) -> None:
+        """That wait is over, also if by an error; it lasted ``seconds`` seconds. Calls :meth:`waited`."""
+        self.waited(seconds)
+
+    def waited(self, seconds: float) -> None:
+        """The short form of :meth:`wait_ends`."""
+
+    def stalled(self, seconds: float, what: str) -> None:
+        """Nothing has moved for ``seconds`` seconds while waiting for ``what``."""
+
 
 class Events(Listener):
     """Passes every point on to the listeners, in the order in which they subscribed.
 
     Args:
-        name: gives the rank of a peer as the user knows it; None: by its own number.
+        name: gives the rank of a peer in the job; None: peers are known by their numbers in the job already.
     """
 
     def __init__(self, name: Callable[[int], int] | None = None) -> None:
@@ -49,25 +85,29 @@ class Events(Listener):
     def unsubscribe(self, listener: Listener) -> None:
         self._listeners = tuple(other for other in self._listeners if other is not listener)
 
+    def local_step_begins(self, round: int) -> None:
+        for listener in self._listeners:
+            listener.local_step_begins(round)
+
+    def local_step_ends(self, round: int) -> None:
+        for listener in self._listeners:
+            listener.local_step_ends(round)
+
     def round_begins(self, round: int) -> None:
         for listener in self._listeners:
             listener.round_begins(round)
 
-    def message_posted(self, round: int, peer: int, nbytes: int) -> None:
+    def message_posted(self, round: int, peer: int, nbytes: int, mass: float) -> None:
         for listener in self._listeners:
-            listener.message_posted(round, self._name(peer), nbytes)
+            listener.message_posted(round, self._name(peer), nbytes, mass)
+
+    def message_arrived(self, round: int, peer: int, age: int) -> None:
+        for listener in self._listeners:
+            listener.message_arrived(round, self._name(peer), age)
 
     def message_merged(self, round: int, peer: int, age: int) -> None:
         for listener in self._listeners:
             listener.message_merged(round, self._name(peer), age)
-
-    def waited(self, seconds: float) -> None:
-        for listener in self._listeners:
-            listener.waited(seconds)
-
-    def stalled(self, seconds: float, what: str) -> None:
-        for listener in self._listeners:
-            listener.stalled(seconds, what)
 
     def chunk_skipped(self, round: int, peer: int, what: str) -> None:
         for listener in self._listeners:
@@ -76,3 +116,23 @@ class Events(Listener):
     def round_ends(self, round: int, push_weight: float) -> None:
         for listener in self._listeners:
             listener.round_ends(round, push_weight)
+
+    def call_begins(self, call: str, round: int) -> None:
+        for listener in self._listeners:
+            listener.call_begins(call, round)
+
+    def call_ends(self, call: str, round: int) -> None:
+        for listener in self._listeners:
+            listener.call_ends(call, round)
+
+    def wait_begins(self, call: str, peer: int | None, round: int) -> None:
+        for listener in self._listeners:
+            listener.wait_begins(call, None if peer is None else self._name(peer), round)
+
+    def wait_ends(self, call: str, peer: int | None, round: int, seconds: float) -> None:
+        for listener in self._listeners:
+            listener.wait_ends(call, None if peer is None else self._name(peer), round, seconds)
+
+    def stalled(self, seconds: float, what: str) -> None:
+        for listener in self._listeners:
+            listener.stalled(seconds, what)

@@ -19,7 +19,7 @@ class Statistics(Listener):
     def waited(self, seconds: float) -> None:
         self._seconds_waited += seconds
 
-    def message_posted(self, round: int, peer: int, nbytes: int) -> None:
+    def message_posted(self, round: int, peer: int, nbytes: int, mass: float) -> None:
         self._bytes_sent += nbytes
 
     def message_merged(self, round: int, peer: int, age: int) -> None:

@@ -315,7 +315,7 @@ class PushSum:
         """
         call = "an exact average"
         self._begin_round(call)
-        with self.failing_together(), calling(call):
+        with self.collective(call):
             held = self.gossip.drain(self.round, self.push_weight, call)
             self.memory.refresh()
             for chunk, mean in exact_average(self.channel, self.memory, held, (), call, self.round):
@@ -370,7 +370,7 @@ class PushSum:
         """Collective. Wait for and merge every message in flight. When synchronous, all that it does is meet."""
         self.refuse_if_on_loan(call)
         self._refuse_out_of_step(call)
-        with self.failing_together(), calling(call):
+        with self.collective(call):
             self._drain_in_flight(call)
             self.put_together()
 
@@ -380,13 +380,13 @@ class PushSum:
     def settle(self, call: str) -> None:
         """Collective. Wait until every message in flight has come, so that it can be counted without merging it."""
         self._refuse_out_of_step(call)
-        with self.failing_together(), calling(call):
+        with self.collective(call):
             self.mass = self.mass.with_weight(self.gossip.settle(self.round, self.push_weight, call))
 
     def meet(self, call: str) -> None:
         """Collective. Make sure that every rank makes this call now, and no other."""
         self._refuse_out_of_step(call)
-        with self.failing_together(), calling(call):
+        with self.collective(call):
             self.gossip.meet(self.round, call)
 
     def extend(self, tensors: Mapping[str, Any], *, call: str) -> None:
@@ -396,7 +396,7 @@ class PushSum:
             call: the name of the call that all ranks make together.
         """
         self.drain(call=call)
-        with self.failing_together(), calling(call):
+        with self.collective(call):
             self.memory.extend(list(tensors.values()), list(tensors))
             self._held = [*self._held, *tensors.values()]
             self._agree()
@@ -466,7 +466,7 @@ class PushSum:
             if member.failure is None:
                 for callback in self._before_close:
                     callback()
-                with self.failing_together(), calling("close()"):
+                with self.collective("close()"):
                     member.leave(self.round, bring_home)
         finally:
             member.closed = True
@@ -524,6 +524,30 @@ class PushSum:
             f"PushSum(rank={self.rank}, size={self.size}, graph={self.graph!r}, staleness={self._staleness!r}, "
             f"round={self.round}, push_weight={self.push_weight:.6g})"
         )
+
+    @contextmanager
+    def collective(self, call: str) -> Iterator[None]:
+        """Inside, this rank is in a collective call: listeners and messages name it, and the others hear of failures."""
+        with self.failing_together(), calling(call), self.during(call):
+            yield
+
+    @contextmanager
+    def during(self, call: str) -> Iterator[None]:
+        """Tell listeners when a collective call begins and ends."""
+        self._events.call_begins(call, self.round)
+        try:
+            yield
+        finally:
+            self._events.call_ends(call, self.round)
+
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Tell listeners when a local step begins and ends."""
+        self._events.local_step_begins(self.round)
+        try:
+            yield
+        finally:
+            self._events.local_step_ends(self.round)
 
     def failing_together(self) -> AbstractContextManager[None]:
         """Return a context that tells the other ranks when this one fails in it, and refuses to go on afterwards."""

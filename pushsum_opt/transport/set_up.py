@@ -53,7 +53,9 @@ class LogStalls:
     def __init__(self, rank: int) -> None:
         self._rank = rank
 
-    def waited(self, seconds: float) -> None: ...
+    def wait_begins(self, call: str, peer: int | None, round: int) -> None: ...
+
+    def wait_ends(self, call: str, peer: int | None, round: int, seconds: float) -> None: ...
 
     def stalled(self, seconds: float, what: str) -> None:
         log.warning(

@@ -19,7 +19,9 @@ __all__ = ["Report", "Waiter"]
 class Report(Protocol):
     """What the waiter reports to; :class:`pushsum_opt.events.Events` is one."""
 
-    def waited(self, seconds: float) -> None: ...
+    def wait_begins(self, call: str, peer: int | None, round: int) -> None: ...
+
+    def wait_ends(self, call: str, peer: int | None, round: int, seconds: float) -> None: ...
 
     def stalled(self, seconds: float, what: str) -> None: ...
 
@@ -94,8 +96,11 @@ class Waiter:
         begin = moved = time.monotonic()
         said = 1
         slice = min(LISTEN_AFTER_S, self._timeout, self._stall_seconds)
+        peer, call = pending[0].peer, current_call(pending[0].what)
+        peer = None if peer is None or peer < 0 else peer
+        self._report.wait_begins(call, peer, round)
         with contextlib.ExitStack() as stack:
-            stack.callback(lambda: self._report.waited(time.monotonic() - begin))
+            stack.callback(lambda: self._report.wait_ends(call, peer, round, time.monotonic() - begin))
             waiting: Waiting | None = None
             while True:
                 progress = self._transport.poll(slice)

@@ -137,7 +137,7 @@ def test_a_listener_sees_every_point_of_a_round_in_order():
         def round_begins(self, round):
             self.seen.append(("begins", round))
 
-        def message_posted(self, round, peer, nbytes):
+        def message_posted(self, round, peer, nbytes, mass):
             self.seen.append(("posted", round, peer))
 
         def message_merged(self, round, peer, age):
