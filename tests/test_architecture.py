@@ -74,6 +74,18 @@ def test_every_module_has_a_room():
     assert [name for name in modules(PACKAGE) if room(name) is None] == []
 
 
+def test_no_files_import_each_other_in_a_circle():
+    assert circles(PACKAGE) == []
+
+
+def test_a_circle_of_files_is_found(tmp_path):
+    (tmp_path / "errors.py").write_text("from . import world\n")
+    (tmp_path / "world.py").write_text("def lazily():\n    from .settings import read\n")
+    (tmp_path / "settings.py").write_text("from .errors import LaunchError\n")
+    (tmp_path / "log.py").write_text("from .errors import LaunchError\n")
+    assert circles(tmp_path) == [["errors", "settings", "world"]]
+
+
 def test_an_import_upwards_is_found_even_inside_a_function(tmp_path):
     (tmp_path / "graphs").mkdir()
     (tmp_path / "graphs" / "__init__.py").write_text("from ..errors import GraphError\n")
@@ -111,6 +123,22 @@ def upward_imports(package: Path) -> Iterator[str]:
                 yield f"{importer} imports {imported}"
 
 
+def circles(package: Path) -> list[list[str]]:
+    """List the groups of files that import each other, directly or by way of others. Imports for types do not count."""
+    known = modules(package)
+    reached = {name: {name} for name in known}
+    direct = {name: set(imports(name, path, known, types=False)) & known.keys() for name, path in known.items()}
+    grown = True
+    while grown:
+        grown = False
+        for name, targets in direct.items():
+            more = set().union(targets, *(reached[target] for target in targets))
+            grown = grown or not more <= reached[name]
+            reached[name] |= more
+    groups = {frozenset(b for b in known if a in reached[b] and b in reached[a]) for a in known}
+    return sorted(sorted(group) for group in groups if len(group) > 1)
+
+
 def modules(package: Path) -> dict[str, Path]:
     """Find every module, named from the package on; the package itself and ``__main__`` only point into it."""
     found = {}
@@ -128,10 +156,18 @@ def room(module: str) -> str | None:
     return max(rooms, key=len, default=None)
 
 
-def imports(importer: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
-    """List the modules of the package that a file imports, wherever in the file it does so."""
+def imports(importer: str, path: Path, known: dict[str, Path], *, types: bool = True) -> Iterator[str]:
+    """List the modules of the package that a file imports, wherever in the file it does so.
+
+    Args:
+        types: count what is imported under ``if TYPE_CHECKING:``.
+    """
     package = importer.split(".") if path.stem == "__init__" else importer.split(".")[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if not types and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             inside = [alias.name.split(".")[1:] for alias in node.names if alias.name.split(".")[0] == PACKAGE.name]
             yield from (".".join(parts) for parts in inside)

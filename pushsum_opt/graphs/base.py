@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import ClassVar
 
 from . import checks
@@ -39,7 +40,7 @@ class Graph(ABC):
     ((4, 0.5),)
     """
 
-    # Both count only in the body of the very class that declares them: whoever overrides a rule proves it anew.
+    # Both are read from the class's own body, not inherited: a subclass that overrides a rule must declare them again.
     promises_proven: ClassVar[bool] = False
     """Tests hold every promise at every size: :meth:`check` looks at a small sample."""
     mixes_fast: ClassVar[bool] = False
@@ -82,6 +83,13 @@ class Graph(ABC):
         """
         return None
 
+    def parts(self, size: int) -> Sequence[tuple[Graph, int]]:
+        """Return (graph, its size) for each graph that this one is put together from; nothing for a plain family.
+
+        Whatever the rounds, a composed graph keeps its promises where each of its parts does, and mixes as the slowest.
+        """
+        return ()
+
     # ------------------------------------------------------------------ what follows
 
     def gives(self, rank: int, size: int, round: int) -> tuple[tuple[int, float], ...]:
@@ -114,7 +122,7 @@ class Graph(ABC):
         Up to 4096 pairs of (rank, round) all are looked at, beyond that as many, evenly spread; of a pair with more
         than 16 peers, 16 are asked in return. Connectivity is decided on all ranks, over as many rounds as it takes,
         and left open when 2^21 edges do not decide it. Families that declare ``promises_proven`` are looked at in full
-        up to 1024 pairs, and by a sample of 256 beyond.
+        up to 1024 pairs, and by a sample of 256 beyond. Of a composed graph the parts are looked at, each by itself.
 
         Raises:
             GraphError: a promise is broken; the message shows the round, the rank and the peers.
@@ -128,10 +136,17 @@ class Graph(ABC):
         """
         return checks.fingerprint(self, size)
 
-    def check_size(self, size: int) -> None:  # noqa: B027 - most families are defined at every size
+    def check_size(self, size: int) -> None:
         """Raise GraphError, naming the sizes that do, where the family is not defined at this size."""
+        for graph, its_size in self.parts(size):
+            graph.check_size(its_size)
 
     # ------------------------------------------------------------------ inversion
+
+    @property
+    def derives_in_peers(self) -> bool:
+        """Whether in-peers follow from out-peers; otherwise the family has a formula of its own for them."""
+        return type(self).in_peers is Graph.in_peers
 
     def _inverse(self, size: int, round: int) -> tuple[tuple[int, ...], ...]:
         period = self.period(size)

@@ -32,6 +32,11 @@ def check(graph: Graph, size: int) -> None:
     graph.check_size(size)
     if size == 1:
         return
+    parts = graph.parts(size)
+    if parts:
+        for part, its_size in parts:
+            part.check(its_size)
+        return
     period = graph.period(size)
     if period is not None and period < 1:
         raise GraphError(f"{graph!r}: period({size}) is {period}: expected at least 1 round, or None for never")
@@ -107,10 +112,8 @@ def _check_pure(
 
 
 def _check_in_peers(graph: Graph, rank: int, size: int, round: int, peers: tuple[int, ...]) -> None:
-    from .base import Graph
-
-    if type(graph).in_peers is Graph.in_peers:
-        return  # derived from out_peers
+    if graph.derives_in_peers:
+        return
     senders = graph.in_peers(rank, size, round)
     if list(senders) != sorted(set(senders)):
         where = _where(graph, rank, size, round)

@@ -46,7 +46,7 @@ class Hierarchical(Graph):
                 f"{self!r} at {size} ranks: it is defined at multiples of {self.local_size}, such as {near}"
             )
 
-    def levels(self, size: int) -> tuple[tuple[Graph, int], tuple[Graph, int]]:
+    def parts(self, size: int) -> tuple[tuple[Graph, int], tuple[Graph, int]]:
         """Return (inner graph, lanes), (outer graph, hosts)."""
         self.check_size(size)
         hosts = size // self.local_size
@@ -67,29 +67,23 @@ class Hierarchical(Graph):
 
     def _at(self, rank: int, size: int, round: int) -> tuple[Graph, int, int, int, int]:
         """Return the graph of a round, its size, the rank's number in it, its number 0 here, and their distance."""
-        (inner, lanes), (outer, hosts) = self.levels(size)
+        (inner, lanes), (outer, hosts) = self.parts(size)
         host, lane = divmod(rank, lanes)
         if round % 2:
             return outer, hosts, host, lane, lanes
         return inner, lanes, lane, host * lanes, 1
 
     def period(self, size: int) -> int | None:
-        periods = [graph.period(level) for graph, level in self.levels(size)]
+        periods = [graph.period(level) for graph, level in self.parts(size)]
         return None if None in periods else 2 * math.lcm(*(period for period in periods if period is not None))
 
     def window(self, size: int) -> int:
-        windows = [graph.window(level) for graph, level in self.levels(size)]
+        windows = [graph.window(level) for graph, level in self.parts(size)]
         return self.period(size) or 2 * max(windows)
 
     def symmetry(self, size: int) -> tuple[int, ...] | None:
-        inner, outer = [graph.symmetry(level) for graph, level in self.levels(size)]
+        inner, outer = [graph.symmetry(level) for graph, level in self.parts(size)]
         return None if inner is None or outer is None else (*outer, *inner)
-
-    def check(self, size: int) -> None:
-        """Check both graphs by themselves: lanes that reach each other on hosts that do make one connected whole."""
-        self.check_size(size)
-        for graph, level in self.levels(size):
-            graph.check(level)
 
     def __repr__(self) -> str:
         outer = "" if self._outer is None else f", outer={self._outer!r}"

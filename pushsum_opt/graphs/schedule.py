@@ -75,14 +75,8 @@ class Schedule(Graph):
     def partners(self, rank: int, size: int) -> frozenset[int]:
         return frozenset().union(*(graph.partners(rank, size) for graph in self.graphs))
 
-    def check_size(self, size: int) -> None:
-        for graph in self.graphs:
-            graph.check_size(size)
-
-    def check(self, size: int) -> None:
-        """Check each graph by itself: whatever the rounds, each connects the ranks alone."""
-        for graph in self.graphs:
-            graph.check(size)
+    def parts(self, size: int) -> list[tuple[Graph, int]]:
+        return [(graph, size) for graph in self.graphs]
 
     def fingerprint(self, size: int) -> str:
         parts = [str(self.ends), *(graph.fingerprint(size) for graph in self.graphs)]

@@ -12,8 +12,6 @@ from .base import Graph
 from .base_k import BaseK
 from .checks import declares
 from .default import default
-from .hierarchical import Hierarchical
-from .schedule import Schedule
 from .sparse import SparseRounds
 
 __all__ = ["SlowMixingWarning", "warn_if_slow"]
@@ -33,11 +31,10 @@ def warn_if_slow(graph: Graph, size: int, stacklevel: int = 2) -> None:
 
     Tried on a few probe vectors, so it errs on the side of silence. Families known to be fast are not tried.
     """
-    if isinstance(graph, (Schedule, Hierarchical)):
-        # Of a hierarchy, a Kronecker product, the slower level decides.
-        parts = graph.levels(size) if isinstance(graph, Hierarchical) else [(part, size) for part in graph.graphs]
-        for part, ranks in parts:
-            warn_if_slow(part, ranks, stacklevel + 1)
+    parts = graph.parts(size)
+    for part, its_size in parts:  # of a hierarchy, a Kronecker product, the slower level decides
+        warn_if_slow(part, its_size, stacklevel + 1)
+    if parts:
         return
     if size < 3 or declares(graph, "mixes_fast"):
         return
