@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from . import _torch_compat, ending, world
-from .algorithms import Algorithm, Gossip, SlowMomentum
+from . import _torch_compat, combinations, ending, world
+from .algorithms import Algorithm, Gossip
 from .algorithms.join import Join
 from .arguments import Buffers, Communicator, DType, GraphLike, Nonfinite, Staleness, WithinHost
 from .channel.agreement import agree
@@ -118,7 +118,16 @@ class PushSumOptimizer(torch.optim.Optimizer):
         timeout: float = 1800.0,
         rate_correction: bool = False,
     ) -> None:
-        _check_arguments(optimizer, model, within_host, gossip_every, algorithm, buffers, gossip_state)
+        _check_arguments(optimizer, model, within_host, gossip_every, algorithm, buffers)
+        combinations.refuse(
+            comm,
+            model=model,
+            staleness=staleness,
+            within_host=within_host,
+            algorithm=algorithm,
+            buffers=buffers,
+            gossip_state=points.check_names(gossip_state),
+        )
         self.optimizer = optimizer
         self.model = model
         _torch_compat.make_hook_tables(self)
@@ -135,7 +144,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         host: Participant | None = None
         if within_host is not None:
             with calling(NAME):
-                host = hosts = _make_hosts(within_host, comm, staleness, data_weight, timeout)
+                host = hosts = _make_hosts(within_host, comm, data_weight, timeout)
             comm, data_weight = hosts.gossip_comm, hosts.data_weight
         self._within_host = within_host
         with calling(NAME):
@@ -476,11 +485,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         Raises:
             ConfigurationError: an argument that cannot be used in this mode.
         """
-        if self._within_host is not None:
-            raise ConfigurationError(
-                f"rank {self.push_sum.rank}: join() with within_host={self._within_host!r}: the ranks of a host "
-                "average their gradients in every step, so they take equally many. Give them equally many batches"
-            )
+        combinations.refuse(self.push_sum.comm, join=True, within_host=self._within_host)
         with Join(self.push_sum, self._plain_round, divide_by_active=divide_by_active) as joining:
             self._joining = joining
             try:
@@ -562,21 +567,15 @@ def _warn_about_shards(rank: int, peer: int) -> None:
     )
 
 
-def _make_hosts(within_host: str, comm: Any, staleness: Any, data_weight: float, timeout: float) -> Hosts:
+def _make_hosts(within_host: str, comm: Any, data_weight: float, timeout: float) -> Hosts:
     """Collective. Return this rank's host and lane."""
     comm = world.communicator(comm)
     ending.stop_all_on_error()
-    if staleness == "unbounded":
-        raise ConfigurationError(
-            f"rank {comm.Get_rank()}: within_host={within_host!r} with staleness='unbounded': the lanes of a host "
-            "would merge different messages, and its parts of the model would not belong together. Use staleness=0, 1, "
-            "2, ..."
-        )
     return Hosts(comm, data_weight=data_weight, sharded=within_host == "fsdp", timeout=timeout)
 
 
 def _check_arguments(
-    optimizer: Any, model: Any, within_host: Any, gossip_every: Any, algorithm: Any, buffers: Any, gossip_state: Any
+    optimizer: Any, model: Any, within_host: Any, gossip_every: Any, algorithm: Any, buffers: Any
 ) -> None:
     if isinstance(optimizer, PushSumOptimizer):
         raise TypeError("optimizer is wrapped already: expected the torch optimizer inside, optimizer.optimizer")
@@ -590,16 +589,7 @@ def _check_arguments(
         raise ConfigurationError(f"gossip_every={gossip_every!r}: expected an int of at least 1")
     if algorithm is not None and not isinstance(algorithm, Algorithm):
         raise ConfigurationError(f"algorithm={algorithm!r}: expected one of pushsum_opt.algorithms, or None")
-    if isinstance(algorithm, SlowMomentum) and points.check_names(gossip_state):
-        raise ConfigurationError(
-            f"algorithm={algorithm!r} with gossip_state={gossip_state!r}: the slow step moves the parameters alone, "
-            "and the points would stay behind. Use PeriodicAverage, or gossip in every round"
-        )
     if algorithm is not None and algorithm.bound:
         raise ConfigurationError(f"algorithm={algorithm!r} belongs to another optimizer: make a new one for each")
     if buffers not in (None, "local", "average", "gossip"):
         raise ConfigurationError(f"buffers={buffers!r}: expected 'local', 'average', 'gossip' or None")
-    if model is None and buffers not in (None, "local"):
-        raise ConfigurationError(
-            f"buffers={buffers!r} without a model: its buffers are not known. Pass PushSumOptimizer(optimizer, model)"
-        )

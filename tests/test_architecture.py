@@ -37,6 +37,7 @@ ROOMS = (
     "memory",
     "cuda_aware",
     "arguments",
+    "combinations",
     "mixing",
     "graphs",
     "tensor_kinds",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import ConfigurationError
 from ..push_sum import PushSum
 
-__all__ = ["Algorithm", "count", "refuse_asynchronous"]
+__all__ = ["Algorithm", "count"]
 
 
 class Algorithm(ABC):
@@ -31,6 +31,12 @@ class Algorithm(ABC):
         Raises:
             ConfigurationError: it cannot be combined with what the optimizer was given.
         """
+
+    in_step: ClassVar[bool] = False
+    """Whether it needs ranks that take equally many rounds: not with ``staleness="unbounded"``."""
+
+    moves_alone: ClassVar[bool] = False
+    """Whether it moves the parameters by itself, without the points that ``gossip_state`` names."""
 
     @abstractmethod
     def round(self, push_sum: PushSum, param_groups: list[dict[str, Any]]) -> None:
@@ -56,12 +62,3 @@ def count(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigurationError(f"{name}={value!r}: expected a number of rounds, an int of at least {least}")
     return value
-
-
-def refuse_asynchronous(algorithm: Algorithm, push_sum: PushSum) -> None:
-    """Raise ConfigurationError where ranks may take different numbers of rounds and so would not meet."""
-    if push_sum.staleness == "unbounded":
-        raise ConfigurationError(
-            f"rank {push_sum.rank}: {algorithm!r} with staleness='unbounded': asynchronous ranks take different "
-            "numbers of rounds, so they would not meet for the exact average. Use staleness=0, 1, 2, ... with it"
-        )

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from .. import combinations
 from ..channel.meeting import Meeting
-from ..errors import ConfigurationError
 from ..push_sum import PushSum
 from ..transport import Ticket, calling
 
@@ -41,11 +41,7 @@ class Join:
 
     def __init__(self, push_sum: PushSum, round: Callable[[], None], *, divide_by_active: bool) -> None:
         self._in_step = push_sum.staleness != "unbounded"
-        if divide_by_active and not self._in_step:
-            raise ConfigurationError(
-                f"rank {push_sum.rank}: divide_by_active=True with staleness='unbounded': asynchronous ranks have no "
-                "round in common in which they could count the active ones"
-            )
+        combinations.refuse(push_sum.comm, staleness=push_sum.staleness, divide_by_active=divide_by_active)
         self._push_sum = push_sum
         self._round = round
         self._divide = divide_by_active

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import ConfigurationError
 from ..push_sum import PushSum
-from .base import Algorithm, count, refuse_asynchronous
+from .base import Algorithm, count
 
 __all__ = ["PeriodicAverage"]
 
@@ -31,14 +31,13 @@ class PeriodicAverage(Algorithm):
     PeriodicAverage(every=16, first=100)
     """
 
+    in_step = True
+
     def __init__(self, every: int | None = None, *, first: int = 0) -> None:
         self.every = None if every is None else count("every", every, 1)
         self.first = count("first", first, 0)
         if self.every is None and self.first == 0:
             raise ConfigurationError("PeriodicAverage: expected every=H or first=K, or both; got neither")
-
-    def bind(self, push_sum: PushSum, param_groups: list[dict[str, Any]]) -> None:
-        refuse_asynchronous(self, push_sum)
 
     def due(self, round: int) -> bool:
         """Tell whether a round is an exact average."""

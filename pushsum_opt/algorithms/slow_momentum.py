@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import ConfigurationError
 from ..push_sum import PushSum
-from .base import Algorithm, count, refuse_asynchronous
+from .base import Algorithm, count
 
 __all__ = ["SlowMomentum"]
 
@@ -39,6 +39,9 @@ class SlowMomentum(Algorithm):
     SlowMomentum(every=48, momentum=0.6, lr=1.0)
     """
 
+    in_step = True
+    moves_alone = True
+
     def __init__(self, every: int, momentum: float = 0.5, lr: float = 1.0) -> None:
         self.every = count("every", every, 1)
         if not 0.0 <= momentum < 1.0:
@@ -52,7 +55,6 @@ class SlowMomentum(Algorithm):
         self._loaded: list[tuple[Tensor, Tensor]] = []  # (y, u) from a file, until the next slow step
 
     def bind(self, push_sum: PushSum, param_groups: list[dict[str, Any]]) -> None:
-        refuse_asynchronous(self, push_sum)
         if any("lr" not in group for group in param_groups):
             raise ConfigurationError(f"{self!r}: a parameter group has no 'lr', which the slow step divides by")
         self._held = {id(p): (p, x.clone(), torch.zeros_like(x)) for p, x, _ in _parameters(param_groups)}

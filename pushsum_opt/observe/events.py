@@ -10,9 +10,10 @@ __all__ = ["Events", "Listener"]
 class Listener:
     """Does nothing at every point; override what is of interest.
 
-    Called on the thread that steps, at the moment that the name says: be quick. ``peer`` is a rank of the job, ``round``
-    the number k of the round (from 0; -1 where there is none), ``call`` what the user's program has called, such as
-    ``"step()"``.
+    Called on the thread that steps, at the moment that the name says: be quick.
+
+    ``peer`` is a rank of the job; ``round`` is k, the number of the round (from 0; -1 where there is none); ``call`` is
+    what the user's program has called, such as ``"step()"``.
     """
 
     # ------------------------------------------------------------------ a step

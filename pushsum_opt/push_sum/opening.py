@@ -28,17 +28,12 @@ from ..observe.stall import StallInspector
 __all__ = ["check_arguments", "events", "fingerprint", "make_gossip", "name_the_run", "named", "versions"]
 
 
-def check_arguments(staleness: Any, rate_correction: Any, data_weight: Any, nonfinite: Any, timeout: Any) -> None:
+def check_arguments(staleness: Any, data_weight: Any, nonfinite: Any, timeout: Any) -> None:
     """Raise ConfigurationError for a value that cannot be used."""
     if isinstance(staleness, bool) or not (isinstance(staleness, int) or staleness == "unbounded"):
         raise ConfigurationError(f"staleness={staleness!r}: expected an int of at least 0, or 'unbounded'")
     if isinstance(staleness, int) and staleness < 0:
         raise ConfigurationError(f"staleness={staleness!r}: expected an int of at least 0, or 'unbounded'")
-    if rate_correction and staleness != "unbounded":
-        raise ConfigurationError(
-            f"rate_correction=True with staleness={staleness!r}: where rounds are in step, all ranks take equally many "
-            "steps; it is for staleness='unbounded'"
-        )
     if isinstance(data_weight, bool) or not isinstance(data_weight, int | float | np.number):
         raise ConfigurationError(f"data_weight={data_weight!r}: expected a number above 0")
     if nonfinite not in ("raise", "skip"):

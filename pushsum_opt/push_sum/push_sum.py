@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import cuda_aware, ending, graphs, settings, world
+from .. import combinations, cuda_aware, ending, graphs, settings, world
 from .. import memory as memories
 from .. import transport as transports
 from ..arguments import Communicator, DType, GraphLike, Nonfinite, Staleness
@@ -101,7 +101,8 @@ class PushSum:
         comm = world.communicator(comm)
         ending.stop_all_on_error()
         transports.check(comm)
-        opening.check_arguments(staleness, rate_correction, data_weight, nonfinite, timeout)
+        opening.check_arguments(staleness, data_weight, nonfinite, timeout)
+        combinations.refuse(comm, staleness=staleness, rate_correction=rate_correction)
         names, values = opening.named(tensors)
         self.host = host = Participant(comm) if host is None else host
         """This rank, or the ranks of its host, as one participant."""
@@ -527,7 +528,7 @@ class PushSum:
 
     @contextmanager
     def collective(self, call: str) -> Iterator[None]:
-        """Inside, this rank is in a collective call: listeners and messages name it, and the others hear of failures."""
+        """Inside, this rank makes a collective call: listeners and errors name it; the others hear of failures."""
         with self.failing_together(), calling(call), self.during(call):
             yield
 
