@@ -42,6 +42,7 @@ ROOMS = (
     "arguments",
     "mixing",
     "graphs",
+    "value_digest",
     "tensor_kinds",
     "ending",
     "world",

@@ -13,7 +13,8 @@ from .. import copying
 from ..checkpoint.devices import keep_dtypes
 from ..transport import Transport
 from ..transport.waiting import Waiter
-from .state_values import digest, for_here, to_send
+from ..value_digest import digest
+from .state_values import for_here, to_send
 
 __all__ = ["copy_start"]
 
