@@ -12,6 +12,7 @@ kept with x = w z + r.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -69,8 +70,9 @@ class Memory(Planned):
             self.keep_rounding(chunk, slab, left, given)
         return self._wire_bytes(sent)
 
-    def prepare_thread(self) -> None:
-        """Called by the caller's thread before it first talks to the transport."""
+    def prepared_thread(self) -> AbstractContextManager[None]:
+        """Return a context in which the caller's thread first talks to the transport; it ends as it was before."""
+        return nullcontext()
 
     def prepare_worker(self) -> None:
         """Called by a thread of the library's own before it first talks to the transport."""

@@ -81,6 +81,15 @@ class CudaDevice(Device):
 
     def use(self) -> None:
         torch.cuda.set_device(self._index)
+        self._make_context()
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        with self._here():  # not set_device() afterwards: that would make a context on the other device
+            self._make_context()
+            yield
+
+    def _make_context(self) -> None:
         # torch leaves a thread that has never used CUDA without a context where the device is number 0, and MPI needs
         # one: these two calls make it (pytorch/pytorch#195256).
         cupy.cuda.runtime.setDevice(self._index)
@@ -109,7 +118,9 @@ class CudaDevice(Device):
     # ------------------------------------------------------------------ order
 
     def current(self) -> torch.cuda.Stream:
-        if torch.cuda.is_current_stream_capturing():
+        with self._here():
+            captured = torch.cuda.is_current_stream_capturing()
+        if captured:
             raise CallOrderError(
                 "a round was called while a CUDA graph is captured: messages cannot be captured. Capture forward and "
                 "backward, and call step() after the replay"

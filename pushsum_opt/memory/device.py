@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,7 +41,11 @@ class Device(ABC):
 
     @abstractmethod
     def use(self) -> None:
-        """Make this the device of the calling thread. Whoever talks to MPI does so before its first call."""
+        """Make this the device of the calling thread, one of the library's own, before its first call of MPI."""
+
+    @abstractmethod
+    def in_use(self) -> AbstractContextManager[None]:
+        """Make this the device of the calling thread inside the block; afterwards it has the one that it had."""
 
     @abstractmethod
     def let_captures_be(self) -> None:

@@ -7,6 +7,7 @@ the stream on which the caller computes. Chunks on the host are treated as :clas
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -91,8 +92,8 @@ class DeviceMemory(HostMemory):
     def extra_bytes(self) -> int:
         return super().extra_bytes + self._path.held
 
-    def prepare_thread(self) -> None:
-        self._device.use()
+    def prepared_thread(self) -> AbstractContextManager[None]:
+        return self._device.in_use()
 
     def prepare_worker(self) -> None:
         self._device.use()

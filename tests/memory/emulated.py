@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import threading
 from collections import deque
+from contextlib import contextmanager
 
 import torch
 
@@ -44,11 +45,19 @@ class EmulatedDevice(Device):
         self.lock = threading.RLock()
         self.own, self.checking, self.outward, self.inward = (deque() for _ in range(4))
         self.allocated = 0
-        self.threads = set()
+        self.threads = set()  # that have ever chosen it
+        self.chosen = set()  # whose current device it is
         self.relaxed = set()
 
     def use(self):
         self.threads.add(threading.get_ident())
+        self.chosen.add(threading.get_ident())
+
+    @contextmanager
+    def in_use(self):
+        self.use()
+        yield
+        self.chosen.remove(threading.get_ident())
 
     def let_captures_be(self):
         self.relaxed.add(threading.get_ident())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -99,6 +100,27 @@ def test_the_mode_of_captures_is_set_to_relaxed_by_the_driver():
     cuda._relax_captures(driver)
     cuda._relax_captures(None)
     assert said == [2]
+
+
+def test_the_device_of_a_thread_is_given_back_by_torch_which_makes_no_context_for_it(monkeypatch):
+    """torch.cuda.device() sets the old device again only where it has a context; torch.cuda.set_device() makes one."""
+    said = []
+
+    @contextmanager
+    def device(index):
+        said.append(f"enter {index}")
+        yield
+        said.append(f"leave {index}")
+
+    calls = {"setDevice": lambda index: said.append(f"set {index}"), "free": lambda _: said.append("context")}
+    runtime = SimpleNamespace(**calls)
+    monkeypatch.setattr(cuda, "cupy", SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
+    monkeypatch.setattr(torch.cuda, "device", device)
+    one = object.__new__(CudaDevice)
+    one._index = 3
+    with one.in_use():
+        said.append("inside")
+    assert said == ["enter 3", "set 3", "context", "inside", "leave 3"]
 
 
 def test_a_torch_for_rocm_is_not_told_to_install_cupy(monkeypatch):

@@ -172,6 +172,21 @@ def test_every_thread_that_talks_to_the_transport_chose_its_device(emulate):
     ]._device.threads
 
 
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_the_callers_current_device_stays_what_it_was(emulate, staleness):
+    made = emulate(direct=True)
+
+    def rank(comm):
+        RANK.number = comm.rank
+        with ps.PushSum([torch.zeros(4)], staleness=staleness, comm=comm) as push_sum:
+            push_sum.mix()
+            return threading.get_ident()
+
+    callers = set(ps.testing.run(2, rank))
+    assert callers <= made[0]._device.threads | made[1]._device.threads
+    assert not callers & (made[0]._device.chosen | made[1]._device.chosen)
+
+
 def test_only_the_worker_keeps_away_from_graphs_that_are_captured(emulate):
     """A query of an event in its thread would spoil the capture of the caller; the caller's own mode is left alone."""
     made = emulate(direct=True)
