@@ -73,6 +73,7 @@ class PushSum:
 
     Raises:
         ConfigurationError: an argument has a value that cannot be used.
+        OutOfMemoryError: a GPU, or the host's pinned memory, has no room for the buffers of messages.
         MismatchError: the ranks disagree about what they exchange.
         LaunchError: the processes were not started as one MPI job.
 
@@ -120,6 +121,7 @@ class PushSum:
             machine.chunk_bytes,
             direct=lambda: cuda_aware.takes_device_memory(comm),
             lane=(0, 1) if hosts is None else hosts.part,
+            who=f"rank {(comm if hosts is None else hosts.comm).Get_rank()}",
         )
         self.hosts = hosts
         self.graph: graphs.Graph = graphs.resolve(graph, comm.Get_size(), warn=self._is_first(comm.Get_rank()))
@@ -185,7 +187,12 @@ class PushSum:
         exchange = Exchange(
             self.memory, self.transport, self.graph, self.waiter, self._events, merger, self._initial_weight
         )
-        self.gossip = self._make_gossip(exchange, rate_correction)
+        try:
+            with self.failing_together(), calling("PushSum(...)"):
+                self.gossip = self._make_gossip(exchange, rate_correction)
+        except BaseException:
+            self.give_up()
+            raise
         self.process.register(self)
 
     def _is_first(self, rank: int) -> bool:
@@ -435,6 +442,7 @@ class PushSum:
             agreement.agree(self.transport, self.waiter, self._fingerprint(), {})
             if self.hosts is not None and not self.hosts.sharded:
                 agreement.agree(self.hosts.transport, self.hosts.waiter, self._fingerprint(), {})
+            self.gossip.reserve()
 
     def replace(self, name: str, tensor: Any) -> None:
         """Exchange another tensor, of the same shape and dtype, in the place of one; what it holds is kept. Local."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import LayoutError
 from ..transport import ANY, Ticket, Transport
-from .messages import Outgoing, Slabs, expect_chunks
+from .messages import RECEIVED, SENT, Outgoing, Slabs, expect_chunks
 from .pace import Pace
 from .protocol import Exchange, Gossip, InFlight
 from .together import Together
@@ -61,15 +61,21 @@ class AsynchronousGossip(Gossip):
         super().__init__(exchange)
         self._signature = signature
         self._pace = pace
-        self._sent_slabs = Slabs(exchange.memory)
-        self._received_slabs = Slabs(exchange.memory)
+        self._sent_slabs = Slabs(exchange.memory, SENT)
+        self._received_slabs = Slabs(exchange.memory, RECEIVED)
         self._sending: list[Outgoing] = []
         self._arriving: list[_Arrival] = []
         self._listening: _Listening | None = None
+        self.reserve()
         # An accelerator's buffers are handed out by the caller alone.
         self._served = not exchange.memory.late and exchange.transport.serve(self._accept)
         if not self._served:
             self._accept(exchange.transport)
+
+    def _make_slabs(self) -> None:
+        if self._exchange.transport.size > 1:
+            self._received_slabs.reserve(RECEIVING)
+        self._sent_slabs.reserve(min(SENDING, len(self._all_out_peers())))  # a peer that is busy gets no second one
 
     # ------------------------------------------------------------------ a round
 
@@ -217,6 +223,7 @@ class AsynchronousGossip(Gossip):
         everyone.check()
         # Whoever is through may give again at once; nobody merges that before all are through.
         waiter.wait((transport.barrier(call),), -1)
+        self._exchange.merger.report(wait=True)
         return weight
 
     def meet(self, round: int, call: str) -> None:
