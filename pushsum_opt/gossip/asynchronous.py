@@ -212,8 +212,9 @@ class AsynchronousGossip(Gossip):
             self._take_in()
             weight = self._merge_what_has_come(round, weight)
             self._free_sent_slabs()
-            if self._sending:
-                return [ticket for ticket in self._sending[0].tickets if not ticket.done]
+            for sent in self._sending:  # a thread may finish any of them by now
+                if unsent := [ticket for ticket in sent.tickets if not ticket.done]:
+                    return unsent
             if everyone is None:
                 everyone = Together(transport, call, -1)
             return [] if all_sent and not self._arriving else [everyone.ticket, *self._arriving_tickets()]
