@@ -9,6 +9,7 @@
     ├── MismatchError         the ranks disagree about what they exchange
     ├── LayoutError           the parameters changed in a way that cannot be exchanged
     ├── NonFiniteError        a message carried inf or nan and ``nonfinite="raise"``
+    ├── OutOfMemoryError      there is no memory for the buffers of messages (also a MemoryError)
     ├── PeerError             another rank is the reason that this one stops
     │   ├── PeerTimeout       nothing came from it before the deadline (also a TimeoutError)
     │   ├── PeerFinished      it finished after fewer rounds
@@ -32,6 +33,7 @@ __all__ = [
     "LayoutError",
     "MismatchError",
     "NonFiniteError",
+    "OutOfMemoryError",
     "PeerError",
     "PeerFailed",
     "PeerFinished",
@@ -66,6 +68,10 @@ class LayoutError(PushSumError):
 
 class NonFiniteError(PushSumError):
     """A message carried inf or nan; it was not merged."""
+
+
+class OutOfMemoryError(PushSumError, MemoryError):
+    """There is no memory for the buffers of messages, on a GPU or pinned on the host."""
 
 
 class PeerError(PushSumError):

@@ -17,6 +17,7 @@ from .errors import LaunchError
 from .installed import install_command
 
 __all__ = [
+    "changed_devices",
     "communicator",
     "finalize_if_nobody_does",
     "is_forked",
@@ -61,6 +62,27 @@ def work_as(comm: Any) -> None:
     _rank_of_thread.set(comm)
 
 
+DEVICES = "CUDA_VISIBLE_DEVICES"
+_devices_at_start: tuple[str | None] | None = None  # what it was when MPI started, or as early after that as is known
+
+
+def _remember_devices() -> None:
+    global _devices_at_start
+    if _devices_at_start is None:
+        _devices_at_start = (os.environ.get(DEVICES),)
+
+
+def changed_devices() -> tuple[str | None, str | None] | None:
+    """Return CUDA_VISIBLE_DEVICES as it was when MPI started and as it is now; None where it did not change since.
+
+    Where somebody else has started MPI, only changes after the import of this module are known.
+    """
+    now = os.environ.get(DEVICES)
+    if _devices_at_start is None or _devices_at_start == (now,):
+        return None
+    return _devices_at_start[0], now
+
+
 def is_forked() -> bool:
     """Tell whether this process is a child, made by a fork, of the rank that used MPI."""
     return _pid is not None and os.getpid() != _pid
@@ -70,6 +92,10 @@ def mpi_runs() -> bool:
     """Tell whether MPI has been started in this process (or in the one that forked it) and has not ended."""
     mpi = sys.modules.get("mpi4py.MPI")
     return mpi is not None and bool(mpi.Is_initialized()) and not mpi.Is_finalized()
+
+
+if mpi_runs():  # started before this module was imported
+    _remember_devices()
 
 
 def refuse_fork() -> None:
@@ -100,6 +126,7 @@ def communicator(comm: Any = None) -> Any:
     if comm is not None and "mpi4py.MPI" not in sys.modules:
         return comm  # ranks of one process
     os.environ.update(missing_variables(os.environ))
+    _remember_devices()
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:

@@ -40,6 +40,7 @@ ROOMS = (
     "combinations",
     "mixing",
     "graphs",
+    "value_digest",
     "tensor_kinds",
     "ending",
     "world",

@@ -291,3 +291,54 @@ def test_way_is_said_once_with_its_advice_as_a_warning(monkeypatch, caplog):
 def test_ranks_of_one_process_and_a_job_of_one_ask_nobody(monkeypatch):
     monkeypatch.setattr(cuda_aware, "try_out", lambda: pytest.fail("nothing is sent over MPI"))
     assert not cuda_aware.takes_device_memory(object())
+
+
+CHANGING = """
+import logging, os, sys
+sys.modules["torch"] = None  # nothing here needs it
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+how = sys.argv[1]
+if how == "before":
+    os.environ["CUDA_VISIBLE_DEVICES"] = "1"
+if how == "by the user":
+    from mpi4py import MPI
+from pushsum_opt import cuda_aware, world
+if how == "not started":
+    import mpi4py
+    mpi4py.rc.initialize = False
+    from mpi4py import MPI
+    os.environ["CUDA_VISIBLE_DEVICES"] = "1"
+comm = world.communicator()
+if how in ("after", "by the user"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = "1"
+if how == "unset":
+    del os.environ["CUDA_VISIBLE_DEVICES"]
+for _ in range(2):
+    cuda_aware.takes_device_memory(comm)
+world.finalize_if_nobody_does()
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("never", None),
+        ("before", None),
+        ("not started", None),
+        ("after", "rank 0: CUDA_VISIBLE_DEVICES was '0,1' when MPI started and is '1' now."),
+        ("by the user", "rank 0: CUDA_VISIBLE_DEVICES was '0,1' when MPI started and is '1' now."),
+        ("unset", "rank 0: CUDA_VISIBLE_DEVICES was '0,1' when MPI started and is not set now."),
+    ],
+)
+def test_devices_chosen_after_mpi_started_are_warned_of_once(how, says):
+    done = subprocess.run(
+        [sys.executable, "-c", CHANGING, how],
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "0,1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == (says is not None)
+    assert all(line.startswith(says) and "ps.local_device()" in line for line in lines)

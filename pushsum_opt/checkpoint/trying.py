@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..log import log
+from ..value_digest import digest
 from .code import with_code
 from .files import load_tensors
 from .part import KEY
-from .value_digest import digest
 
 __all__ = ["try_loading"]
 

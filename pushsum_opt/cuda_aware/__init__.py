@@ -10,24 +10,27 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from .. import settings
+from .. import settings, world
 from ..log import log
 from .trial import Facts, Verdict, judge, try_out
 
 __all__ = ["Verdict", "judge", "takes_device_memory", "try_out"]
 
 _said = False
+_said_changed = False
 _found: Facts | None = None
 
 
 def takes_device_memory(comm: Any) -> bool:
     """Tell whether the transport over a communicator is given GPU memory. Local; the first call takes some seconds.
 
-    ``PUSHSUM_CUDA_AWARE=1`` or ``0`` answers without a trial. Rank 0 says once which way is taken, and how fast it is.
+    ``PUSHSUM_CUDA_AWARE=1`` or ``0`` answers without a trial. Rank 0 says once which way is taken, and how fast it is;
+    a rank that changed CUDA_VISIBLE_DEVICES after MPI was started warns of it once.
     """
     mpi = sys.modules.get("mpi4py.MPI")
     if mpi is None or not isinstance(comm, mpi.Intracomm):
         return False  # ranks of one process
+    _say_changed_devices(int(mpi.COMM_WORLD.Get_rank()))
     if comm.Get_size() == 1:
         return False  # nothing is sent
     verdict = judge(settings.read().cuda_aware, _try_out_once)
@@ -51,3 +54,21 @@ def _say(verdict: Verdict) -> None:
         log.info("GPU memory: %s", verdict.why)
         if verdict.advice:
             log.warning("GPU memory: %s", verdict.advice)
+
+
+def _say_changed_devices(rank: int) -> None:
+    global _said_changed
+    changed = world.changed_devices()
+    if changed is None or _said_changed:
+        return
+    _said_changed = True
+    then, now = ("not set" if value is None else repr(value) for value in changed)
+    log.warning(
+        "rank %d: CUDA_VISIBLE_DEVICES was %s when MPI started and is %s now. MPI's CUDA transports (UCX) do not see "
+        "the change, and CUDA itself sees it only where nothing had used it by then: this rank may compute on, or MPI "
+        "may look at, another GPU than is meant. Set it before MPI starts (`import mpi4py.MPI`, ps.rank() and "
+        "ps.local_rank() start it), or leave it alone and use ps.local_device()",
+        rank,
+        then,
+        now,
+    )

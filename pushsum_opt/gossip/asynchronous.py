@@ -14,7 +14,7 @@ from ..channel.meeting import Meeting
 from ..errors import LayoutError
 from ..transport import ANY, Ticket, Transport
 from . import rules
-from .messages import Outgoing, Slabs, expect_chunks
+from .messages import RECEIVED, SENT, Outgoing, Slabs, expect_chunks
 from .pace import Pace
 from .protocol import Exchange, Gossip, InFlight
 from .wire import HEADER_BYTES, Header, header_tag
@@ -61,15 +61,21 @@ class AsynchronousGossip(Gossip):
         super().__init__(exchange)
         self._signature = signature
         self._pace = pace
-        self._sent_slabs = Slabs(exchange.memory)
-        self._received_slabs = Slabs(exchange.memory)
+        self._sent_slabs = Slabs(exchange.memory, SENT)
+        self._received_slabs = Slabs(exchange.memory, RECEIVED)
         self._sending: list[Outgoing] = []
         self._arriving: list[_Arrival] = []
         self._listening: _Listening | None = None
+        self.reserve()
         # An accelerator's buffers are handed out by the caller alone.
         self._served = not exchange.memory.late and exchange.transport.serve(self._accept)
         if not self._served:
             self._accept(exchange.transport)
+
+    def _make_slabs(self) -> None:
+        if self._exchange.transport.size > 1:
+            self._received_slabs.reserve(RECEIVING)
+        self._sent_slabs.reserve(min(SENDING, len(self._all_out_peers())))  # a peer that is busy gets no second one
 
     # ------------------------------------------------------------------ a round
 
@@ -201,8 +207,9 @@ class AsynchronousGossip(Gossip):
             self._take_in()
             weight = self._merge_what_has_come(round, weight)
             self._free_sent_slabs()
-            if self._sending:
-                return [ticket for ticket in self._sending[0].tickets if not ticket.done]
+            for sent in self._sending:  # a thread may finish any of them by now
+                if unsent := [ticket for ticket in sent.tickets if not ticket.done]:
+                    return unsent
             if everyone is None:
                 everyone = Meeting(channel.transport, call, -1)
             return [] if all_sent and not self._arriving else [everyone.ticket, *self._arriving_tickets()]
@@ -212,6 +219,7 @@ class AsynchronousGossip(Gossip):
         everyone.check()
         # Whoever is through may give again at once; nobody merges that before all are through.
         channel.barrier(call)
+        self._exchange.merger.report(wait=True)
         return weight
 
     def meet(self, round: int, call: str) -> None:

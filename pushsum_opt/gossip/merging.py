@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import MismatchError, NonFiniteError
-from ..memory import Chunk, Memory
+from ..memory import Chunk, Memory, Verdict
 from ..observe.events import Events
 from .wire import EPOCH, Header
 
 __all__ = ["Merger"]
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A chunk that was given to the memory to be merged, and what became of it."""
+
+    verdict: Verdict
+    chunk: Chunk
+    peer: int
+    round: int
+
+
 class Merger:
     """Merges chunks of messages into the parameters.
+
+    An accelerator says later that a chunk was not finite: then nothing of it was merged, and that is reported by the
+    next call that finds it out. Its mass was accepted either way, so that none is lost.
 
     Args:
         name: gives the rank of a participant, or of this one (None), as the user knows it.
@@ -38,6 +53,7 @@ class Merger:
         self._nonfinite = nonfinite
         self._greet = greet
         self._name = name
+        self._asked: deque[_Asked] = deque()
 
     def open(self, header: Header, peer: int, round: int) -> float:
         """Check a header, take note of its sender, and return the mass that its message carries."""
@@ -81,7 +97,7 @@ class Merger:
         self._greet(peer, header)
 
     def merge(self, chunk: Chunk, slab: Any, peer: int, round: int, weight: float, mass: float) -> None:
-        """Fold one chunk in.
+        """Fold one chunk in, and report what became of it and of earlier ones, as far as that is known.
 
         Args:
             round: the round in which it was sent.
@@ -89,17 +105,37 @@ class Merger:
             mass: what the message carries.
 
         Raises:
-            NonFiniteError: it holds inf or nan and ``nonfinite="raise"``; it is not merged then.
+            NonFiniteError: it, or an earlier one, holds inf or nan and ``nonfinite="raise"``; it is not merged then.
         """
-        if self._memory.received_is_finite(chunk, slab):
-            if self._nonfinite == "skip" and self._memory.heal(chunk, slab):
-                self._events.chunk_skipped(round, self._rank, self._memory.describe(chunk))
-            self._memory.merge(chunk, slab, weight, mass)
+        heal = self._nonfinite == "skip"
+        verdict = self._memory.merge_if_finite(chunk, slab, weight, mass, heal=heal)
+        self._asked.append(_Asked(verdict, chunk, peer, round))
+        self.report()
+
+    def report(self, *, wait: bool = False) -> None:
+        """Report what became of chunks, in the order in which they were merged.
+
+        Args:
+            wait: of all of them; otherwise as far as that is known.
+
+        Raises:
+            NonFiniteError: one holds inf or nan and ``nonfinite="raise"``; it was not merged.
+        """
+        while self._asked and (wait or self._asked[0].verdict.ready()):
+            self._report(self._asked.popleft())
+
+    def _report(self, asked: _Asked) -> None:
+        outcome = asked.verdict.outcome()
+        if outcome.finite and not outcome.healed:
+            return
+        what = self._memory.describe(asked.chunk)
+        if outcome.healed:
+            self._events.chunk_skipped(asked.round, self._rank, what)
         elif self._nonfinite == "skip":
-            self._events.chunk_skipped(round, peer, self._memory.describe(chunk))
+            self._events.chunk_skipped(asked.round, asked.peer, what)
         else:
             raise NonFiniteError(
-                f"rank {self._name(None)}: the message of rank {self._name(peer)} in round {round} holds inf or nan in "
-                f"{self._memory.describe(chunk)}; it was not merged. That rank's parameters have diverged: look at its "
-                "loss and gradients (learning rate, loss scaling). nonfinite='skip' trains on through such messages"
+                f"rank {self._name(None)}: the message of rank {self._name(asked.peer)} in round {asked.round} holds "
+                f"inf or nan in {what}; it was not merged. That rank's parameters have diverged: look at its loss and "
+                "gradients (learning rate, loss scaling). nonfinite='skip' trains on through such messages"
             )

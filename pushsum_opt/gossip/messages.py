@@ -10,26 +10,57 @@ from ..transport import Ticket, Transport
 from .protocol import Exchange
 from .wire import HEADER_BYTES, Header, chunk_tag, header_tag
 
-__all__ = ["Incoming", "Outgoing", "Restored", "Slabs", "expect_chunks"]
+__all__ = ["RECEIVED", "SENT", "Incoming", "Outgoing", "Restored", "Slabs", "expect_chunks"]
+
+SENT = "a chunk of a message to send"
+RECEIVED = "a chunk of a message to receive"
 
 
 class Slabs:
-    """Sets of slabs, one slab per chunk, that are used over and over."""
+    """Sets of slabs, one slab per chunk, that are used over and over.
 
-    def __init__(self, memory: Memory) -> None:
+    Args:
+        what: what each slab is for, for the error where there is no memory.
+    """
+
+    def __init__(self, memory: Memory, what: str) -> None:
         self._memory = memory
+        self._what = what
         self._layout = memory.layout
         self._free: list[dict[int, Any]] = []
         self.made = 0
         """Sets that exist, free or not."""
 
+    def reserve(self, count: int) -> None:
+        """Make sets until ``count`` exist. None is in use."""
+        for slabs in [self.take() for _ in range(count)]:
+            self.put_back(slabs)
+
     def take(self) -> dict[int, Any]:
+        """Return a set; a new one where none is free."""
+        if (free := self._pop_free()) is not None:
+            return free
+        new, chunks = self._memory.new_slab, self._memory.exchanged
+        slabs = {chunk.index: new(chunk.nbytes, chunk.device, self._what) for chunk in chunks}
+        self.made += 1
+        return slabs
+
+    def take_if_free(self) -> dict[int, Any] | None:
+        """Return a set; None where none is free, and an accelerator has no free memory for a new one."""
+        if (free := self._pop_free()) is not None:
+            return free
+        slabs = {}
+        for chunk in self._memory.exchanged:
+            slabs[chunk.index] = self._memory.new_slab_if_free(chunk.nbytes, chunk.device)
+            if slabs[chunk.index] is None:
+                return None
+        self.made += 1
+        return slabs
+
+    def _pop_free(self) -> dict[int, Any] | None:
         if self._layout != self._memory.layout:
             self._layout, self._free, self.made = self._memory.layout, [], 0
-        if self._free:
-            return self._free.pop()
-        self.made += 1
-        return {chunk.index: self._memory.new_slab(chunk.nbytes, chunk.device) for chunk in self._memory.exchanged}
+        return self._free.pop() if self._free else None
 
     def put_back(self, slabs: dict[int, Any]) -> None:
         if len(slabs) == len(self._memory.exchanged):

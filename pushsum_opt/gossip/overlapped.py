@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import LayoutError
 from . import rules
-from .messages import Incoming, Outgoing, Restored, Slabs
+from .messages import RECEIVED, SENT, Incoming, Outgoing, Restored, Slabs
 from .protocol import Exchange, Gossip, InFlight
 
 __all__ = ["OverlappedGossip"]
@@ -33,12 +33,19 @@ class OverlappedGossip(Gossip):
         self.staleness = staleness
         self._tau = staleness
         self._signature = signature
-        self._sent_slabs = Slabs(exchange.memory)
-        self._received_slabs = Slabs(exchange.memory)
+        self._sent_slabs = Slabs(exchange.memory, SENT)
+        self._received_slabs = Slabs(exchange.memory, RECEIVED)
         self._sending: deque[Outgoing] = deque()
         # (round, messages by sender), oldest first
         self._awaited: deque[tuple[int, Sequence[Incoming | Restored]]] = deque()
         self._forgotten: list[Incoming | Restored] = []  # still to come, and then to be dropped
+        self.reserve()
+
+    def _make_slabs(self) -> None:
+        degrees = self._in_degrees()
+        awaited = [sum(degrees[(k + j) % len(degrees)] for j in range(self._tau)) for k in range(len(degrees))]
+        self._received_slabs.reserve(max(awaited, default=0))
+        self._sent_slabs.reserve(min(1, len(self._all_out_peers())))  # more where sending takes over a round
 
     # ------------------------------------------------------------------ a round
 
@@ -77,15 +84,23 @@ class OverlappedGossip(Gossip):
         )
 
     def _free_send_slabs(self, round: int) -> dict[int, object]:
-        """Return slabs that nothing reads any more; wait for a peer only when it is far behind."""
+        """Return slabs that nothing reads any more; wait for a peer only when it is far behind, or memory is short."""
         while self._sending and self._sending[0].done:
             self._sent_slabs.put_back(self._sending.popleft().slabs)
         self._drop_forgotten()
         while len(self._sending) > 2 * self._tau + 1:
-            oldest = self._sending.popleft()
-            self._exchange.channel.wait(oldest.tickets, round)
-            self._sent_slabs.put_back(oldest.slabs)
+            self._wait_for_oldest_send(round)
+        if self._sending:
+            if (slabs := self._sent_slabs.take_if_free()) is not None:
+                return slabs
+            # Whoever is to receive it awaits it already: it was posted in an earlier round.
+            self._wait_for_oldest_send(round)
         return self._sent_slabs.take()
+
+    def _wait_for_oldest_send(self, round: int) -> None:
+        oldest = self._sending.popleft()
+        self._exchange.channel.wait(oldest.tickets, round)
+        self._sent_slabs.put_back(oldest.slabs)
 
     def _follow_the_plan(self, round: int) -> None:
         memory = self._exchange.memory
@@ -108,9 +123,8 @@ class OverlappedGossip(Gossip):
         while self._awaited:
             push_weight = self._merge_oldest(push_weight, round)
         while self._sending:
-            oldest = self._sending.popleft()
-            self._exchange.channel.wait(oldest.tickets, round - 1)
-            self._sent_slabs.put_back(oldest.slabs)
+            self._wait_for_oldest_send(round - 1)
+        self._exchange.merger.report(wait=True)
         return push_weight
 
     def settle(self, round: int, push_weight: float, call: str) -> float:
@@ -118,6 +132,7 @@ class OverlappedGossip(Gossip):
         for sent, messages in self._awaited:
             for message in messages:
                 self._exchange.channel.wait(message.tickets, sent)
+        self._exchange.merger.report(wait=True)
         return push_weight
 
     def in_flight(self) -> Iterable[InFlight]:

@@ -16,6 +16,8 @@ from .merging import Merger
 
 __all__ = ["Exchange", "Gossip", "InFlight"]
 
+RESTORED = "a chunk of a message that was saved"
+
 InFlight = tuple[float, dict[int, Any]]
 """A message that has come and is not merged: its mass, and a slab by chunk index."""
 
@@ -45,6 +47,34 @@ class Gossip(ABC):
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
+
+    def reserve(self) -> None:
+        """Make the buffers of an accelerator that rounds need; at the start, and again when tensors were added.
+
+        Later torch's pool may hold all of its memory. On the host they are made when they are first used.
+
+        Raises:
+            OutOfMemoryError: there is no memory for them.
+        """
+        if self._exchange.memory.late:
+            self._exchange.memory.reserve()
+            self._make_slabs()
+
+    @abstractmethod
+    def _make_slabs(self) -> None:
+        """Make the slabs of :meth:`reserve`; none of this rank's are in use."""
+
+    def _in_degrees(self) -> list[int]:
+        """Return how many ranks send to this one, by round, over the window of the graph."""
+        graph, transport = self._exchange.graph, self._exchange.transport
+        rounds = range(graph.window(transport.size))
+        return [len(graph.in_peers(transport.rank, transport.size, k)) for k in rounds]
+
+    def _all_out_peers(self) -> set[int]:
+        """Return the ranks to which this one ever sends, over the window of the graph."""
+        graph, transport = self._exchange.graph, self._exchange.transport
+        rounds = range(graph.window(transport.size))
+        return {peer for k in rounds for peer, _ in graph.gives(transport.rank, transport.size, k)}
 
     @abstractmethod
     def round(self, round: int, push_weight: float) -> float:
@@ -107,7 +137,7 @@ class Gossip(ABC):
         memory, merger = self._exchange.memory, self._exchange.merger
         slabs = {}
         if awaited:
-            slabs = {chunk.index: memory.new_slab(chunk.nbytes, chunk.device) for chunk in memory.exchanged}
+            slabs = {chunk.index: memory.new_slab(chunk.nbytes, chunk.device, RESTORED) for chunk in memory.exchanged}
         for item in awaited:
             for message in item["messages"]:
                 memory.load_message_state(slabs, message["tensors"])

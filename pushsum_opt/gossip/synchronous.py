@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..memory import Chunk
+from ..memory import Chunk, Memory
 from ..transport import Ticket
 from . import rules
+from .messages import RECEIVED, SENT
 from .protocol import Exchange, Gossip, InFlight
 from .wire import HEADER_BYTES, Header, chunk_tag, header_tag
 
@@ -42,6 +43,16 @@ class SynchronousGossip(Gossip):
         self._signature = signature
         self._receive_slabs: list[Place] = []
         self._send_slabs: dict[int, Any] = {}
+        self.reserve()
+
+    def _make_slabs(self) -> None:
+        memory, most = self._exchange.memory, max(self._in_degrees())
+        window = _window(memory, most)
+        self.receive_slabs(window)
+        if self._all_out_peers():
+            for chunk in memory.exchanged:
+                if chunk.packed or window < most:
+                    self.send_slab(chunk)
 
     def round(self, round: int, push_weight: float) -> float:
         memory, graph = self._exchange.memory, self._exchange.graph
@@ -73,6 +84,7 @@ class SynchronousGossip(Gossip):
 
     def drain(self, round: int, push_weight: float, call: str) -> float:
         self.meet(round, call)
+        self._exchange.merger.report(wait=True)
         return push_weight
 
     def settle(self, round: int, push_weight: float, call: str) -> float:
@@ -93,19 +105,26 @@ class SynchronousGossip(Gossip):
         if any(held.get(device, 0) < nbytes for device, nbytes in largest.items()):
             self._receive_slabs = []
         while len(self._receive_slabs) < count:
-            self._receive_slabs.append({device: memory.new_slab(n, device) for device, n in largest.items()})
+            self._receive_slabs.append({device: memory.new_slab(n, device, RECEIVED) for device, n in largest.items()})
         return self._receive_slabs[:count]
 
     def send_slab(self, chunk: Chunk) -> Any:
         """Return the slab that a chunk is packed into."""
         slab = self._send_slabs.get(chunk.index)
         if slab is None or len(slab) != chunk.nbytes:
-            slab = self._send_slabs[chunk.index] = self._exchange.memory.new_slab(chunk.nbytes, chunk.device)
+            self._send_slabs.pop(chunk.index, None)  # first give back what is too small or too large
+            slab = self._send_slabs[chunk.index] = self._exchange.memory.new_slab(chunk.nbytes, chunk.device, SENT)
         return slab
 
     def extra_bytes(self) -> int:
         received = [slab for place in self._receive_slabs for slab in place.values()]
         return sum(len(slab) for slab in (*received, *self._send_slabs.values()))
+
+
+def _window(memory: Memory, in_peers: int) -> int:
+    """Return how many chunks are on their way to this rank at a time: at most one message, and WINDOW."""
+    room = -(-memory.nbytes // memory.largest) if memory.exchanged else 0
+    return min(WINDOW, room, in_peers * len(memory.exchanged))
 
 
 class _Outgoing:
@@ -172,9 +191,7 @@ class _Incoming:
         self._round = round
         self._in_peers = in_peers
         self._items = [(chunk, peer) for chunk in memory.exchanged for peer in in_peers]
-        # Never more slabs than the parameters take themselves.
-        room = -(-memory.nbytes // memory.largest) if memory.exchanged else 0
-        self._slabs = slabs(min(WINDOW, room, len(self._items)))
+        self._slabs = slabs(_window(memory, len(in_peers)))
         self.roomy = len(in_peers) <= len(self._slabs)
         """Whether each in-peer's chunk has a slab; if not, waiting for sends before merging could lock up."""
         self._tickets: list[Ticket] = []

@@ -11,8 +11,9 @@ from ..errors import ConfigurationError
 from .base import Memory
 from .plan import Chunk, Piece, TensorSpec, WireFormat
 from .planned import WIDTH
+from .verdict import Verdict
 
-__all__ = ["Chunk", "Memory", "Piece", "TensorSpec", "WireFormat", "bind"]
+__all__ = ["Chunk", "Memory", "Piece", "TensorSpec", "Verdict", "WireFormat", "bind"]
 
 
 CHUNK_BYTES = 1 << 22
@@ -32,6 +33,7 @@ def bind(
     chunk_bytes: int | None,
     direct: Callable[[], bool] = lambda: False,
     lane: tuple[int, int] = (0, 1),
+    who: str = "this rank",
 ) -> Memory:
     """Return the memory for tensors of one kind: all numpy arrays, or all torch tensors.
 
@@ -40,6 +42,7 @@ def bind(
         chunk_bytes: the largest piece of a message; None: what suits the memory.
         direct: asked only where tensors are on a GPU: whether the transport takes device memory.
         lane: (l, L): exchange part l of L of the tensors.
+        who: whose tensors they are, for errors.
 
     Raises:
         ConfigurationError: tensors of several kinds, or one that cannot be exchanged.
@@ -64,7 +67,7 @@ def bind(
     from .on_device import DeviceMemory
 
     chunk_bytes = chunk_bytes or _chunk_bytes_on_device(tensors, wire)
-    return DeviceMemory(tensors, names, wire, chunk_bytes, lane, device=CudaDevice(device), direct=direct())
+    return DeviceMemory(tensors, names, wire, chunk_bytes, lane, device=CudaDevice(device, who), direct=direct())
 
 
 def _chunk_bytes_on_device(tensors: Sequence[Any], wire: str | None) -> int:

@@ -12,6 +12,7 @@ kept with x = w z + r.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from .plan import Chunk
 from .planned import HALF, WIDTH, Planned
 from .primitives import Array, Values
+from .verdict import Outcome, Verdict
 
 __all__ = ["Memory"]
 
@@ -44,9 +46,20 @@ class Memory(Planned):
         held = [*self._residual.values(), *self._before.values()]
         return sum(int(array.nbytes) for array in held)
 
-    def new_slab(self, nbytes: int, device: str = "cpu") -> Array:
-        """Allocate ``nbytes`` bytes to pack or receive into."""
+    def reserve(self) -> None:
+        """Make what every round needs beside slabs, and would otherwise be made in the first one."""
+
+    def new_slab(self, nbytes: int, device: str = "cpu", what: str = "a chunk of a message") -> Array:
+        """Allocate ``nbytes`` bytes to pack or receive into.
+
+        Args:
+            what: what it is for, for the error where an accelerator has no memory.
+        """
         return self._allocate(nbytes, "uint8", device)
+
+    def new_slab_if_free(self, nbytes: int, device: str = "cpu") -> Array | None:
+        """Allocate as :meth:`new_slab` does; None where an accelerator has no free memory for it."""
+        return self.new_slab(nbytes, device)
 
     def wire_buffer(self, slab: Array, nbytes: int) -> Any:
         """Return the first ``nbytes`` bytes of a slab as what a transport takes."""
@@ -69,8 +82,9 @@ class Memory(Planned):
             self.keep_rounding(chunk, slab, left, given)
         return self._wire_bytes(sent)
 
-    def prepare_thread(self) -> None:
-        """Called by the caller's thread before it first talks to the transport."""
+    def prepared_thread(self) -> AbstractContextManager[None]:
+        """Return a context in which the caller's thread first talks to the transport; it ends as it was before."""
+        return nullcontext()
 
     def prepare_worker(self) -> None:
         """Called by a thread of the library's own before it first talks to the transport."""
@@ -92,6 +106,23 @@ class Memory(Planned):
             self._residual[chunk.index] += given * (z - sent)
         else:
             self._scatter(chunk, z + (given / weight) * (z - sent))
+
+    def merge_if_finite(
+        self, chunk: Chunk, slab: Array, weight: float, mass: float, *, heal: bool = False
+    ) -> Verdict:
+        """:meth:`merge` a received chunk unless it holds inf or nan: nothing is changed then.
+
+        Args:
+            heal: replace elements of ours that are not finite first, as :meth:`heal` does.
+
+        Returns:
+            what became of it; on an accelerator that is known later, and this call does not wait.
+        """
+        if not self.received_is_finite(chunk, slab):
+            return Verdict(Outcome(finite=False))
+        healed = heal and self.heal(chunk, slab)
+        self.merge(chunk, slab, weight, mass)
+        return Verdict(Outcome(finite=True, healed=healed))
 
     def merge(self, chunk: Chunk, slab: Array, weight: float, mass: float) -> None:
         """Fold a received chunk in: z <- z + (m / (w + m)) (z_j - z), one convex pass.

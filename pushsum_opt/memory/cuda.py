@@ -7,7 +7,7 @@ or of cudaMallocAsync cannot be shared with another process, which MPI does betw
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -22,6 +22,8 @@ from ..installed import install_command
 from . import kernels
 from .device import Device
 from .late import DeviceBytes
+from .room import Room
+from .verdict import Flag
 
 __all__ = ["CudaDevice"]
 
@@ -39,20 +41,21 @@ class CudaDevice(Device):
 
     Args:
         name: "cuda:0" or so, of this process.
+        who: whose it is, for errors.
 
     Raises:
         ConfigurationError: cupy is missing or does not see the device.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, who: str = Device.who) -> None:
         self.name = name
+        self.who = who
         self._index = torch.device(name).index
         self._refuse_if_unseen()
         self._functions: dict[str, Any] = {}
         self._streams: dict[int, Any] = {}
         with self._here():
-            self.checking, self.outward, self.inward = (_stream() for _ in range(3))
-            self._flag = np.frombuffer(cupy.cuda.PinnedMemoryPointer(cupy.cuda.PinnedMemory(4), 0), np.int32, 1)
+            self.outward, self.inward = (_stream() for _ in range(2))
 
     def _refuse_if_unseen(self) -> None:
         if torch.version.hip is not None:
@@ -81,6 +84,15 @@ class CudaDevice(Device):
 
     def use(self) -> None:
         torch.cuda.set_device(self._index)
+        self._make_context()
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        with self._here():  # not set_device() afterwards: that would make a context on the other device
+            self._make_context()
+            yield
+
+    def _make_context(self) -> None:
         # torch leaves a thread that has never used CUDA without a context where the device is number 0, and MPI needs
         # one: these two calls make it (pytorch/pytorch#195256).
         cupy.cuda.runtime.setDevice(self._index)
@@ -91,17 +103,30 @@ class CudaDevice(Device):
 
     # ------------------------------------------------------------------ memory
 
-    def allocate(self, nbytes: int) -> Tensor:
-        with self._here():
+    def _malloc(self, nbytes: int) -> Tensor:
+        with self._here(), _memory_errors():
             memory = cupy.cuda.Memory(nbytes)  # cudaMalloc; freed with the last view of it
             flat = cupy.ndarray((nbytes,), np.uint8, cupy.cuda.MemoryPointer(memory, 0))
             tensor: Tensor = from_dlpack(flat)
         return tensor
 
-    def allocate_pinned(self, nbytes: int) -> Tensor:
-        with self._here():
+    def _malloc_pinned(self, nbytes: int) -> Tensor:
+        with self._here(), _memory_errors():
             memory = cupy.cuda.PinnedMemory(nbytes)  # cudaHostAlloc
         return torch.from_numpy(np.frombuffer(cupy.cuda.PinnedMemoryPointer(memory, 0), np.uint8, nbytes))
+
+    def _empty_pool(self) -> None:
+        with self._here():
+            torch.cuda.empty_cache()
+
+    def _empty_pinned_pool(self) -> None:
+        empty = getattr(getattr(torch, "accelerator", None), "empty_host_cache", None)  # older versions have none
+        if empty is not None:
+            empty()
+
+    def _room(self) -> Room:
+        free, total = torch.cuda.mem_get_info(self._index)
+        return Room(free, total, torch.cuda.memory_reserved(self._index), torch.cuda.memory_allocated(self._index))
 
     def wire(self, memory: Tensor) -> DeviceBytes:
         return DeviceBytes(memory.data_ptr(), memory.nbytes, memory)
@@ -109,7 +134,9 @@ class CudaDevice(Device):
     # ------------------------------------------------------------------ order
 
     def current(self) -> torch.cuda.Stream:
-        if torch.cuda.is_current_stream_capturing():
+        with self._here():
+            captured = torch.cuda.is_current_stream_capturing()
+        if captured:
             raise CallOrderError(
                 "a round was called while a CUDA graph is captured: messages cannot be captured. Capture forward and "
                 "backward, and call step() after the replay"
@@ -134,6 +161,14 @@ class CudaDevice(Device):
                 destination.data_ptr(), source.data_ptr(), nbytes, runtime.memcpyDefault, stream.cuda_stream
             )
 
+    def prepare(self, dtypes: Iterable[tuple[str, str]]) -> None:
+        names = {name for own, wire in dtypes for name in kernels.needed(own, wire)}
+        missing = sorted(names - self._functions.keys())
+        if missing:
+            with self._here():
+                module = _module(tuple(missing))
+                self._functions.update({name: module.get_function(name) for name in missing})
+
     def table(self, views: Sequence[Tensor]) -> Tensor:
         """Return the tiles: int64, shape (tiles, 3): address, first place in the chunk, elements."""
         rows = []
@@ -148,30 +183,40 @@ class CudaDevice(Device):
     def pack(self, table: Tensor, target: Tensor, dtype: str, wire: str, keep: float, stream: Any) -> None:
         self._launch(kernels.name_of("pack", dtype, wire), len(table), stream, table, target, keep)
 
-    def merge(self, table: Tensor, source: Tensor, dtype: str, wire: str, fraction: float, stream: Any) -> None:
-        self._launch(kernels.name_of("merge", dtype, wire), len(table), stream, table, source, fraction)
-
-    def merge_half(
-        self, table: Tensor, source: Tensor, residual: Tensor, dtype: str, weight: float, mass: float, stream: Any
-    ) -> None:
-        name = kernels.name_of("merge_half", dtype)
-        self._launch(name, len(table), stream, table, source, residual, weight, mass)
-
-    # ------------------------------------------------------------------ questions
-
-    def finite(self, source: Tensor, wire: str, stream: torch.cuda.Stream) -> bool:
+    def check(self, source: Tensor, wire: str, flag: Flag, stream: Any) -> None:
         count = source.nbytes // kernels.WIDTH[wire]
         blocks = min(MOST_BLOCKS, -(-count // kernels.TILE))
-        return self._ask(kernels.name_of("finite", wire), blocks, stream, source, count)
+        self._launch(kernels.name_of("check", wire), blocks, stream, source, count, flag.raised, flag.told)
 
-    def pieces_finite(self, table: Tensor, dtype: str, stream: torch.cuda.Stream) -> bool:
-        return self._ask(kernels.name_of("pieces_finite", dtype), len(table), stream, table)
+    def merge(
+        self,
+        table: Tensor,
+        source: Tensor,
+        dtype: str,
+        wire: str,
+        fraction: float,
+        flag: Flag,
+        heal: bool,
+        stream: Any,
+    ) -> None:
+        name = kernels.name_of("merge", dtype, wire)
+        self._launch(name, len(table), stream, table, source, fraction, flag.raised, heal, flag.told)
 
-    def _ask(self, name: str, blocks: int, stream: torch.cuda.Stream, *arguments: Any) -> bool:
-        self._flag[0] = 0
-        self._launch(name, blocks, stream, *arguments, self._flag.ctypes.data)
-        stream.synchronize()
-        return not self._flag[0]
+    def merge_half(
+        self,
+        table: Tensor,
+        source: Tensor,
+        residual: Tensor,
+        dtype: str,
+        weight: float,
+        mass: float,
+        flag: Flag,
+        heal: bool,
+        stream: Any,
+    ) -> None:
+        name = kernels.name_of("merge_half", dtype)
+        arguments = (table, source, residual, weight, mass, flag.raised, heal, flag.told)
+        self._launch(name, len(table), stream, *arguments)
 
     # ------------------------------------------------------------------ launching, and the end
 
@@ -179,10 +224,7 @@ class CudaDevice(Device):
         """Launch a kernel; its arguments get the types that it declares, tensors are passed as addresses."""
         typed = kernels.typed(name, arguments)
         with self._here(), self._on(stream):
-            function = self._functions.get(name)
-            if function is None:
-                function = self._functions[name] = _module().get_function(name)
-            function((blocks,), (kernels.THREADS,), typed)
+            self._functions[name]((blocks,), (kernels.THREADS,), typed)
 
     @contextmanager
     def _here(self) -> Iterator[None]:
@@ -205,9 +247,23 @@ class CudaDevice(Device):
 
 
 @cache
-def _module() -> Any:
-    """Compile the kernels; cupy keeps the result on disk for the next process, and loads it once per device."""
-    return cupy.RawModule(code=kernels.SOURCE, options=("--std=c++17",), name_expressions=tuple(kernels.names()))
+def _module(names: tuple[str, ...]) -> Any:
+    """Return kernels to compile; cupy keeps the result on disk for the next process, and loads it once per device."""
+    return cupy.RawModule(code=kernels.SOURCE, options=("--std=c++17",), name_expressions=names)
+
+
+OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Raise MemoryError where CUDA says that it has no memory. cupy has reset CUDA's own note of the error by then."""
+    try:
+        yield
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        if error.status != OUT_OF_MEMORY:
+            raise
+        raise MemoryError(str(error)) from error
 
 
 RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED

@@ -1,4 +1,4 @@
-"""What the exchange needs of an accelerator: memory, streams, events, and four fused passes over many tensors.
+"""What the exchange needs of an accelerator: memory, streams, events, and four fused passes over many elements.
 
 The order of things on an accelerator is the caller's business: work on one stream is done in order, work on two streams
 only where one waits for an event of the other. :mod:`~pushsum_opt.memory.staging` and
@@ -9,13 +9,17 @@ host, with streams that are as late as they may be, tests both.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
+
+from .room import HostRoom, Room, host_room, no_pinned_room, no_room
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .late import Event
+    from .verdict import Flag
 
 __all__ = ["Device", "Stream", "Table"]
 
@@ -29,8 +33,8 @@ class Device(ABC):
     name: str
     """As in ``TensorSpec.device``, such as "cuda:0"."""
 
-    checking: Stream
-    """A stream for the check of what has come: it waits for nothing that the caller computes."""
+    who: str = "this rank"
+    """Whose it is, for errors."""
 
     outward: Stream
     """A stream for copies to the host."""
@@ -40,7 +44,11 @@ class Device(ABC):
 
     @abstractmethod
     def use(self) -> None:
-        """Make this the device of the calling thread. Whoever talks to MPI does so before its first call."""
+        """Make this the device of the calling thread, one of the library's own, before its first call of MPI."""
+
+    @abstractmethod
+    def in_use(self) -> AbstractContextManager[None]:
+        """Make this the device of the calling thread inside the block; afterwards it has the one that it had."""
 
     @abstractmethod
     def let_captures_be(self) -> None:
@@ -48,13 +56,74 @@ class Device(ABC):
 
     # ------------------------------------------------------------------ memory
 
-    @abstractmethod
-    def allocate(self, nbytes: int) -> Tensor:
-        """Return new device memory, uint8, not initialised, from no pool: other processes can be given a handle."""
+    def allocate(self, nbytes: int, what: str) -> Tensor:
+        """Return new device memory, uint8, not initialised, from no pool: other processes can be given a handle.
+
+        Args:
+            what: what it is for, for the error.
+
+        Raises:
+            OutOfMemoryError: there is none, not even once torch's pool has given back what nobody uses.
+        """
+        found = self.allocate_if_free(nbytes)
+        if found is None:
+            self._empty_pool()
+            found = self.allocate_if_free(nbytes)
+        if found is None:
+            raise no_room(self.who, self.name, nbytes, what, self._room())
+        return found
+
+    def allocate_if_free(self, nbytes: int) -> Tensor | None:
+        """Return device memory as :meth:`allocate` does; None where there is none at once."""
+        try:
+            return self._malloc(nbytes)
+        except MemoryError:
+            return None
+
+    def allocate_pinned(self, nbytes: int, what: str) -> Tensor:
+        """Return new host memory, uint8, not initialised, that the device copies to and from without the processor.
+
+        Raises:
+            OutOfMemoryError: there is none, not even once torch has given back what nobody uses.
+        """
+        found = self.allocate_pinned_if_free(nbytes)
+        if found is None:
+            self._empty_pinned_pool()
+            found = self.allocate_pinned_if_free(nbytes)
+        if found is None:
+            raise no_pinned_room(self.who, nbytes, what, self._host_room())
+        return found
+
+    def allocate_pinned_if_free(self, nbytes: int) -> Tensor | None:
+        """Return pinned memory as :meth:`allocate_pinned` does; None where there is none at once."""
+        try:
+            return self._malloc_pinned(nbytes)
+        except MemoryError:
+            return None
 
     @abstractmethod
-    def allocate_pinned(self, nbytes: int) -> Tensor:
-        """Return new host memory, uint8, not initialised, that the device copies to and from without the processor."""
+    def _malloc(self, nbytes: int) -> Tensor:
+        """Return new device memory, or raise MemoryError."""
+
+    @abstractmethod
+    def _malloc_pinned(self, nbytes: int) -> Tensor:
+        """Return new pinned memory, or raise MemoryError."""
+
+    @abstractmethod
+    def _empty_pool(self) -> None:
+        """Let torch give back the device memory that it holds and does not use."""
+
+    @abstractmethod
+    def _empty_pinned_pool(self) -> None:
+        """Let torch give back the pinned memory that it holds and does not use."""
+
+    @abstractmethod
+    def _room(self) -> Room:
+        """Return how the device's memory is used."""
+
+    def _host_room(self) -> HostRoom:
+        """Return how the host's memory is used."""
+        return host_room()
 
     @abstractmethod
     def wire(self, memory: Tensor) -> Any:
@@ -81,6 +150,10 @@ class Device(ABC):
         """Copy bytes within the device, to it or from it; host memory is pinned."""
 
     @abstractmethod
+    def prepare(self, dtypes: Iterable[tuple[str, str]]) -> None:
+        """Make the passes for these pairs of a dtype and a wire dtype ready; the first time they are compiled."""
+
+    @abstractmethod
     def table(self, views: Sequence[Tensor]) -> Table:
         """Prepare a list of flat tensors of one dtype for the passes below, to be used on the caller's stream."""
 
@@ -89,27 +162,49 @@ class Device(ABC):
         """Gather into bytes: q = cast(z), and z <- z + keep (z - q), in one pass."""
 
     @abstractmethod
-    def merge(self, table: Table, source: Tensor, dtype: str, wire: str, fraction: float, stream: Stream) -> None:
-        """Move towards what has come: z <- z + fraction (z_j - z), in one pass."""
+    def check(self, source: Tensor, wire: str, flag: Flag, stream: Stream) -> None:
+        """Raise a flag where bytes that have come hold inf or nan."""
+
+    @abstractmethod
+    def merge(
+        self,
+        table: Table,
+        source: Tensor,
+        dtype: str,
+        wire: str,
+        fraction: float,
+        flag: Flag,
+        heal: bool,
+        stream: Stream,
+    ) -> None:
+        """Move towards what has come: z <- z + fraction (z_j - z), in one pass; nothing where the flag is raised.
+
+        Args:
+            heal: first replace elements of z that are not finite by z_j, and say so by the flag.
+        """
 
     @abstractmethod
     def merge_half(
-        self, table: Table, source: Tensor, residual: Tensor, dtype: str, weight: float, mass: float, stream: Stream
+        self,
+        table: Table,
+        source: Tensor,
+        residual: Tensor,
+        dtype: str,
+        weight: float,
+        mass: float,
+        flag: Flag,
+        heal: bool,
+        stream: Stream,
     ) -> None:
-        """Merge half-precision values and their float32 residuals in one pass.
+        """Merge half-precision values and their float32 residuals in one pass; nothing where the flag is raised.
 
         u = (w z + r + m z_j) / (w + m), z = cast(u), r = (w + m)(u - z).
+
+        Args:
+            heal: as in :meth:`merge`; residuals that are not finite become 0.
         """
 
-    # ------------------------------------------------------------------ questions: each call waits for its answer
-
-    @abstractmethod
-    def finite(self, source: Tensor, wire: str, stream: Stream) -> bool:
-        """Tell whether bytes that have come hold no inf and no nan."""
-
-    @abstractmethod
-    def pieces_finite(self, table: Table, dtype: str, stream: Stream) -> bool:
-        """Tell whether the tensors hold no inf and no nan."""
+    # ------------------------------------------------------------------ the end
 
     @abstractmethod
     def synchronize(self) -> None:

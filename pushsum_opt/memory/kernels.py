@@ -1,4 +1,4 @@
-"""The fused passes of push-sum as CUDA source: pack, merge, merge_half, finite, pieces_finite.
+"""The fused passes of push-sum as CUDA source: pack, check, merge, merge_half.
 
 Every pass walks a table of tiles. A tile is a run of elements of one tensor: where it lies, which place its first
 element has in the chunk, and how many elements it has. One block of threads takes one tile, so one launch serves any
@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["SOURCE", "THREADS", "TILE", "TYPES", "name_of", "names", "typed"]
+__all__ = ["SOURCE", "THREADS", "TILE", "TYPES", "name_of", "names", "needed", "typed"]
 
 TILE = 4096  # elements that a block takes
 THREADS = 256
 TYPES = {"float64": "double", "float32": "float", "float16": "Half", "bfloat16": "BFloat"}
 WIDTH = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+HALF = ("float16", "bfloat16")
 
 SOURCE = r"""
 struct Half { unsigned short bits; };
@@ -108,90 +109,102 @@ template <class T, class W> __global__ void pack(const Tile* tiles, W* target, d
   }
 }
 
-template <class T, class W> __device__ inline void merge_one(T& z, W theirs, double fraction) {
+// A merge looks at the flag first: `check` has raised it where what came is not finite, and then nothing is merged.
+// With `heal`, elements of z that are not finite are first replaced by what came. `told` is two words in pinned host
+// memory, for the processor to read later, written only where there is something to tell: [0] not finite, [1] healed.
+
+template <class T, class W> __device__ inline bool merge_one(T& z, W theirs, double fraction, int heal) {
   typedef typename Wide<T>::type A;
-  const A own = widen(z);
   const A other = static_cast<A>(widen(theirs));
+  const bool bad = heal && !is_finite(z);
+  if (bad) narrow(other, z);
+  const A own = widen(z);
   const A part = static_cast<A>(fraction);
   // From the nearer end, so that fraction 1 gives exactly what came.
   narrow(part < A(0.5) ? own + part * (other - own) : other - (other - own) * (A(1) - part), z);
+  return bad;
 }
 
-template <class T, class W> __global__ void merge(const Tile* tiles, const W* source, double fraction) {
+template <class T, class W>
+__global__ void merge(const Tile* tiles, const W* source, double fraction, const int* flag, int heal, int* told) {
+  if (*flag) return;
   const Tile tile = tiles[blockIdx.x];
   T* z = reinterpret_cast<T*>(tile.address);
   const W* theirs = source + tile.offset;
   long long done = 0;
+  bool bad = false;
   if (in_fours(z) && in_fours(theirs)) {
     const long long fours = tile.count / 4;
     for (long long i = threadIdx.x; i < fours; i += blockDim.x) {
       Four<T> own = reinterpret_cast<Four<T>*>(z)[i];
       const Four<W> come = reinterpret_cast<const Four<W>*>(theirs)[i];
-      for (int j = 0; j < 4; ++j) merge_one<T, W>(own.at[j], come.at[j], fraction);
+      for (int j = 0; j < 4; ++j) bad |= merge_one<T, W>(own.at[j], come.at[j], fraction, heal);
       reinterpret_cast<Four<T>*>(z)[i] = own;
     }
     done = 4 * fours;
   }
-  for (long long i = done + threadIdx.x; i < tile.count; i += blockDim.x) merge_one<T, W>(z[i], theirs[i], fraction);
+  for (long long i = done + threadIdx.x; i < tile.count; i += blockDim.x) {
+    bad |= merge_one<T, W>(z[i], theirs[i], fraction, heal);
+  }
+  if (bad) told[1] = 1;
 }
 
-template <class T> __device__ inline void merge_half_one(T& z, T theirs, float& r, float weight, float mass) {
+template <class T>
+__device__ inline bool merge_half_one(T& z, T theirs, float& r, float weight, float mass, int heal) {
+  const bool bad = heal && !is_finite(z);
+  if (bad) z = theirs;
+  if (heal && !is_finite(r)) r = 0;
   const float total = weight + mass;
   const float u = (weight * widen(z) + r + mass * widen(theirs)) / total;
   z = cast<float, T>(u);
   r = total * (u - widen(z));
+  return bad;
 }
 
 template <class T>
-__global__ void merge_half(const Tile* tiles, const T* source, float* residual, double weight, double mass) {
+__global__ void merge_half(const Tile* tiles, const T* source, float* residual, double weight, double mass,
+                           const int* flag, int heal, int* told) {
+  if (*flag) return;
   const Tile tile = tiles[blockIdx.x];
   T* z = reinterpret_cast<T*>(tile.address);
   const T* theirs = source + tile.offset;
   float* r = residual + tile.offset;
   const float w = static_cast<float>(weight), m = static_cast<float>(mass);
   long long done = 0;
+  bool bad = false;
   if (in_fours(z) && in_fours(theirs) && in_fours(r)) {
     const long long fours = tile.count / 4;
     for (long long i = threadIdx.x; i < fours; i += blockDim.x) {
       Four<T> own = reinterpret_cast<Four<T>*>(z)[i];
       const Four<T> come = reinterpret_cast<const Four<T>*>(theirs)[i];
       Four<float> left = reinterpret_cast<Four<float>*>(r)[i];
-      for (int j = 0; j < 4; ++j) merge_half_one<T>(own.at[j], come.at[j], left.at[j], w, m);
+      for (int j = 0; j < 4; ++j) bad |= merge_half_one<T>(own.at[j], come.at[j], left.at[j], w, m, heal);
       reinterpret_cast<Four<T>*>(z)[i] = own;
       reinterpret_cast<Four<float>*>(r)[i] = left;
     }
     done = 4 * fours;
   }
   for (long long i = done + threadIdx.x; i < tile.count; i += blockDim.x) {
-    merge_half_one<T>(z[i], theirs[i], r[i], w, m);
+    bad |= merge_half_one<T>(z[i], theirs[i], r[i], w, m, heal);
   }
+  if (bad) told[1] = 1;
 }
 
-// The flag lies in pinned host memory: it is written only where something is wrong.
-template <class W> __device__ inline bool run_is_finite(const W* x, long long count, long long first, long long step) {
+template <class W> __global__ void check(const W* source, long long count, int* flag, int* told) {
+  const long long first = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const long long step = static_cast<long long>(gridDim.x) * blockDim.x;
   bool good = true;
   long long done = 0;
-  if (in_fours(x)) {
+  if (in_fours(source)) {
     const long long fours = count / 4;
     for (long long i = first; i < fours; i += step) {
-      const Four<W> four = reinterpret_cast<const Four<W>*>(x)[i];
+      const Four<W> four = reinterpret_cast<const Four<W>*>(source)[i];
       for (int j = 0; j < 4; ++j) good = good && is_finite(four.at[j]);
     }
     done = 4 * fours;
   }
-  for (long long i = done + first; i < count; i += step) good = good && is_finite(x[i]);
-  return good;
-}
-
-template <class W> __global__ void finite(const W* source, long long count, int* flag) {
-  const long long first = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const long long step = static_cast<long long>(gridDim.x) * blockDim.x;
-  if (!run_is_finite(source, count, first, step)) *flag = 1;
-}
-
-template <class T> __global__ void pieces_finite(const Tile* tiles, int* flag) {
-  const Tile tile = tiles[blockIdx.x];
-  if (!run_is_finite(reinterpret_cast<const T*>(tile.address), tile.count, threadIdx.x, blockDim.x)) *flag = 1;
+  for (long long i = done + first; i < count; i += step) good = good && is_finite(source[i]);
+  if (!good) *flag = told[0] = 1;
 }
 """
 
@@ -205,17 +218,20 @@ def name_of(kernel: str, *dtypes: str) -> str:
     return f"{kernel}<{', '.join(TYPES[dtype] for dtype in dtypes)}>"
 
 
+def needed(own: str, wire: str) -> list[str]:
+    """Return the names of the kernels for tensors of one dtype that travel in another.
+
+    >>> needed("bfloat16", "bfloat16")
+    ['pack<BFloat, BFloat>', 'merge_half<BFloat>', 'check<BFloat>']
+    """
+    merge = name_of("merge_half", own) if own in HALF else name_of("merge", own, wire)
+    return [name_of("pack", own, wire), merge, name_of("check", wire)]
+
+
 def names() -> list[str]:
     """Return the names of all kernels that any plan can ask for."""
-    halves = ("float16", "bfloat16")
     pairs = [(own, wire) for own in TYPES for wire in TYPES if own == wire or WIDTH[wire] < WIDTH[own]]
-    return [
-        *(name_of("pack", *pair) for pair in pairs),
-        *(name_of("merge", *pair) for pair in pairs if pair[0] not in halves),
-        *(name_of("merge_half", half) for half in halves),
-        *(name_of("finite", dtype) for dtype in TYPES),
-        *(name_of("pieces_finite", dtype) for dtype in TYPES),
-    ]
+    return list(dict.fromkeys(name for pair in pairs for name in needed(*pair)))
 
 
 # ---------------------------------------------------------------------- what a kernel is called with

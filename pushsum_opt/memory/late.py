@@ -13,6 +13,8 @@ class Event(Protocol):
 
     def query(self) -> bool: ...
 
+    def synchronize(self) -> None: ...
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeviceBytes:

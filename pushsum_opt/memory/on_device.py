@@ -7,6 +7,7 @@ the stream on which the caller computes. Chunks on the host are treated as :clas
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from .host import HostMemory
 from .plan import Chunk, TensorSpec, WireFormat
 from .primitives import Values
 from .staging import Direct, Path, Slab, Staged
+from .verdict import Flags, LateVerdict, Verdict
 
 __all__ = ["DeviceMemory"]
 
@@ -46,6 +48,7 @@ class DeviceMemory(HostMemory):
     ) -> None:
         self._device = device
         self._path: Path = Direct(device) if direct else Staged(device)
+        self._flags = Flags(device)
         self._tables: dict[int, Table] = {}
         self.name = f"{device.name} ({self._path.name})"
         super().__init__(tensors, names, wire_dtype, chunk_bytes, lane)
@@ -63,6 +66,7 @@ class DeviceMemory(HostMemory):
             self._device.synchronize()  # whatever is replaced now may still be in use
         super()._rebuild()
         here = [chunk for chunk in self.exchanged if self._is_here(chunk)]
+        self._device.prepare({(chunk.dtype, chunk.wire.dtype) for chunk in here})
         self._tables = {
             chunk.index: self._device.table(self._views[chunk.index])
             for chunk in here
@@ -91,15 +95,26 @@ class DeviceMemory(HostMemory):
     def extra_bytes(self) -> int:
         return super().extra_bytes + self._path.held
 
-    def prepare_thread(self) -> None:
-        self._device.use()
+    def prepared_thread(self) -> AbstractContextManager[None]:
+        return self._device.in_use()
 
     def prepare_worker(self) -> None:
         self._device.use()
         self._device.let_captures_be()
 
-    def new_slab(self, nbytes: int, device: str = "cpu") -> Any:
-        return self._path.new_slab(nbytes) if device == self._device.name else super().new_slab(nbytes, device)
+    def reserve(self) -> None:
+        self._flags.reserve()
+        self._path.reserve()
+
+    def new_slab(self, nbytes: int, device: str = "cpu", what: str = "a chunk of a message") -> Any:
+        if device == self._device.name:
+            return self._path.new_slab(nbytes, what)
+        return super().new_slab(nbytes, device, what)
+
+    def new_slab_if_free(self, nbytes: int, device: str = "cpu") -> Any:
+        if device == self._device.name:
+            return self._path.new_slab_if_free(nbytes)
+        return super().new_slab_if_free(nbytes, device)
 
     def wire_buffer(self, slab: Any, nbytes: int) -> Any:
         return self._path.wire(slab, nbytes) if isinstance(slab, Slab) else super().wire_buffer(slab, nbytes)
@@ -121,30 +136,26 @@ class DeviceMemory(HostMemory):
     def received_is_finite(self, chunk: Chunk, slab: Any) -> bool:
         if not isinstance(slab, Slab):
             return super().received_is_finite(chunk, slab)
-        # Not on the caller's stream: the answer would wait for all that is queued there, and the processor with it.
-        stream = self._device.checking
+        stream = self._device.current()
+        flag = self._flags.take(stream)
         with self._path.reading(slab, chunk.nbytes, stream) as source:
-            return self._device.finite(source, chunk.wire.dtype, stream)
+            self._device.check(source, chunk.wire.dtype, flag, stream)
+        return LateVerdict(self._flags, flag, self._device.record(stream)).outcome().finite
 
-    def merge(self, chunk: Chunk, slab: Any, weight: float, mass: float) -> None:
+    def merge_if_finite(self, chunk: Chunk, slab: Any, weight: float, mass: float, *, heal: bool = False) -> Verdict:
         if not isinstance(slab, Slab) or chunk.index not in self._tables:
-            super().merge(chunk, slab, weight, mass)
-            return
-        table, stream = self._tables[chunk.index], self._device.current()
+            return super().merge_if_finite(chunk, slab, weight, mass, heal=heal)  # which waits for the check
+        device, table, stream = self._device, self._tables[chunk.index], self._device.current()
+        own, wire = chunk.dtype, chunk.wire.dtype
+        flag = self._flags.take(stream)
         with self._path.reading(slab, chunk.nbytes, stream) as source:
+            device.check(source, wire, flag, stream)
             if chunk.index in self._residual:
                 residual = self._residual[chunk.index]
-                self._device.merge_half(table, source, residual, chunk.dtype, weight, mass, stream)
+                device.merge_half(table, source, residual, own, weight, mass, flag, heal, stream)
             else:
-                fraction = mass / (weight + mass)
-                self._device.merge(table, source, chunk.dtype, chunk.wire.dtype, fraction, stream)
-
-    def heal(self, chunk: Chunk, slab: Any) -> bool:
-        if chunk.index in self._tables and self._device.pieces_finite(
-            self._tables[chunk.index], chunk.dtype, self._device.current()
-        ):
-            return False
-        return super().heal(chunk, slab)
+                device.merge(table, source, own, wire, mass / (weight + mass), flag, heal, stream)
+        return LateVerdict(self._flags, flag, device.record(stream))
 
     def load_message_state(self, slabs: Mapping[int, Any], state: Mapping[str, Tensor]) -> None:
         flats = {c.index: self._allocate(c.numel, c.wire.dtype, c.device) for c in self.exchanged}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Direct", "Path", "Slab", "Staged"]
 
+BOUNCE = "a buffer between the GPU and pinned host memory"
 AT_LEAST = 2  # bounce buffers each way: one is copied while the other is packed or merged
 
 
@@ -59,13 +60,32 @@ class Path(ABC):
         self.held = 0
         """Bytes of device memory held beside the slabs."""
 
-    def new_slab(self, nbytes: int) -> Slab:
-        slab = Slab(self._allocate(nbytes))
+    def reserve(self) -> None:  # noqa: B027  (only one of the ways needs more than slabs)
+        """Make what every round needs beside the slabs."""
+
+    def new_slab(self, nbytes: int, what: str) -> Slab:
+        """Make a slab.
+
+        Args:
+            what: what it is for, for the error where there is no memory.
+        """
+        return self._slab(self._allocate(nbytes, what))
+
+    def new_slab_if_free(self, nbytes: int) -> Slab | None:
+        """Make a slab; None where there is no free memory for it."""
+        memory = self._allocate_if_free(nbytes)
+        return None if memory is None else self._slab(memory)
+
+    def _slab(self, memory: Tensor) -> Slab:
+        slab = Slab(memory)
         self._slabs.add(slab)
         return slab
 
     @abstractmethod
-    def _allocate(self, nbytes: int) -> Tensor: ...
+    def _allocate(self, nbytes: int, what: str) -> Tensor: ...
+
+    @abstractmethod
+    def _allocate_if_free(self, nbytes: int) -> Tensor | None: ...
 
     @abstractmethod
     def writing(self, slab: Slab, nbytes: int, stream: Stream) -> AbstractContextManager[Tensor]:
@@ -91,8 +111,11 @@ class Direct(Path):
 
     name = "device pointers"
 
-    def _allocate(self, nbytes: int) -> Tensor:
-        return self._device.allocate(nbytes)
+    def _allocate(self, nbytes: int, what: str) -> Tensor:
+        return self._device.allocate(nbytes, what)
+
+    def _allocate_if_free(self, nbytes: int) -> Tensor | None:
+        return self._device.allocate_if_free(nbytes)
 
     @contextmanager
     def writing(self, slab: Slab, nbytes: int, stream: Stream) -> Iterator[Tensor]:
@@ -112,7 +135,8 @@ class Staged(Path):
     """MPI sees pinned host memory; chunks are copied between it and bounce buffers on the device.
 
     Copies stand on streams of their own, so they run beside what the caller computes. The host never waits. The device
-    waits only where no bounce buffer is free, and then more of them are made, up to one for every chunk.
+    waits only where no bounce buffer is free, and then more of them are made, up to one for every chunk, where the
+    device has free memory for them.
     """
 
     name = "through the host"
@@ -126,8 +150,17 @@ class Staged(Path):
         self._out: deque[_Bounce] = deque()
         self._in: deque[_Bounce] = deque()
 
-    def _allocate(self, nbytes: int) -> Tensor:
-        return self._device.allocate_pinned(nbytes)
+    def _allocate(self, nbytes: int, what: str) -> Tensor:
+        return self._device.allocate_pinned(nbytes, what)
+
+    def _allocate_if_free(self, nbytes: int) -> Tensor | None:
+        return self._device.allocate_pinned_if_free(nbytes)
+
+    def reserve(self) -> None:
+        for ring in (self._out, self._in):
+            self._drop_small(ring, self.largest)
+            while self.most and len(ring) < AT_LEAST:
+                self._add(ring, self._device.allocate(self.largest, BOUNCE))
 
     @contextmanager
     def writing(self, slab: Slab, nbytes: int, stream: Stream) -> Iterator[Tensor]:
@@ -171,15 +204,25 @@ class Staged(Path):
 
     def _take(self, ring: deque[_Bounce], nbytes: int) -> _Bounce:
         """Return the bounce buffer that was used longest ago, or a new one where that is still in use."""
-        while ring and len(ring[0].memory) < nbytes:
-            self.held -= len(ring.popleft().memory)  # the plan has larger chunks now
+        self._drop_small(ring, nbytes)
         oldest_is_free = bool(ring) and (ring[0].last_use is None or ring[0].last_use.query())
         if not oldest_is_free and len(ring) < max(AT_LEAST, self.most):
-            ring.appendleft(_Bounce(self._device.allocate(max(nbytes, self.largest))))
-            self.held += len(ring[0].memory)
+            room = max(nbytes, self.largest)
+            if len(ring) < AT_LEAST:
+                self._add(ring, self._device.allocate(room, BOUNCE))
+            elif (more := self._device.allocate_if_free(room)) is not None:  # a copy waits otherwise, no more
+                self._add(ring, more)
         ring.rotate(-1)
         ring[-1].holds = None
         return ring[-1]
+
+    def _add(self, ring: deque[_Bounce], memory: Tensor) -> None:
+        ring.appendleft(_Bounce(memory))
+        self.held += len(memory)
+
+    def _drop_small(self, ring: deque[_Bounce], nbytes: int) -> None:
+        while ring and len(ring[0].memory) < nbytes:
+            self.held -= len(ring.popleft().memory)  # the plan has larger chunks now
 
     def _give_up(self, slab: Slab) -> None:
         for bounce in self._in:

@@ -68,6 +68,7 @@ class PushSum:
 
     Raises:
         ConfigurationError: an argument has a value that cannot be used.
+        OutOfMemoryError: a GPU, or the host's pinned memory, has no room for the buffers of messages.
         MismatchError: the ranks disagree about what they exchange.
         LaunchError: the processes were not started as one MPI job.
 
@@ -122,6 +123,7 @@ class PushSum:
             settings.read().chunk_bytes,
             direct=lambda: cuda_aware.takes_device_memory(comm),
             lane=host.part,
+            who=f"rank {self.rank}",
         )
         self.graph: graphs.Graph = graphs.resolve(graph, comm.Get_size(), warn=self.first)
         self._statistics = Statistics()
@@ -162,7 +164,12 @@ class PushSum:
             self.memory, self._events, self.participant, nonfinite, self._greet, self.transport.job_rank
         )
         exchange = Exchange(self.memory, self.channel, self.graph, self._events, merger, self.mass.initial)
-        self.gossip = opening.make_gossip(exchange, staleness, self._signature, rate_correction=rate_correction)
+        try:
+            with self.failing_together(), calling("PushSum(...)"):
+                self.gossip = opening.make_gossip(exchange, staleness, self._signature, rate_correction=rate_correction)
+        except BaseException:
+            self.give_up()
+            raise
         self.process.register(self)
 
     def _agree(self, versions: Mapping[str, str] | None = None) -> None:
@@ -401,6 +408,7 @@ class PushSum:
             self.memory.extend(list(tensors.values()), list(tensors))
             self._held = [*self._held, *tensors.values()]
             self._agree()
+            self.gossip.reserve()
 
     def replace(self, name: str, tensor: Any) -> None:
         """Exchange another tensor, of the same shape and dtype, in the place of one; what it holds is kept. Local."""

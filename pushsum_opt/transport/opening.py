@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from ..errors import ConfigurationError
@@ -47,13 +48,12 @@ def connect(
         MismatchError: a rank makes another call.
     """
     check(comm)
-    if memory is not None:
-        memory.prepare_thread()
     report = LogStalls(comm.Get_rank() if ranks is None else ranks[comm.Get_rank()]) if report is None else report
-    transport = _open(comm, timeout, report)
-    transport.ranks = ranks
-    if transport.size > 1:
-        compare_calls(transport, timeout, report)
+    with nullcontext() if memory is None else memory.prepared_thread():
+        transport = _open(comm, timeout, report)
+        transport.ranks = ranks
+        if transport.size > 1:
+            compare_calls(transport, timeout, report)
     if memory is not None and memory.late:
         transport = Deferred(transport)
     if not (background and transport.threaded and transport.size > 1):

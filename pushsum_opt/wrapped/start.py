@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..channel import Channel, copying
 from ..checkpoint.devices import keep_dtypes
-from .state_values import digest, for_here, to_send
+from ..value_digest import digest
+from .state_values import for_here, to_send
 
 __all__ = ["copy_start"]
 

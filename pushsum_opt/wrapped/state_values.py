@@ -1,82 +1,20 @@
-"""What an optimizer's state holds, without the devices on which it lies: to compare it, to send it, to place it."""
+"""What an optimizer's state holds, without the devices on which it lies: to send it, to place it."""
 
 from __future__ import annotations
 
-import hashlib
-import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["digest", "for_here", "to_send"]
+from ..value_digest import PLAIN, belongs_to_one_rank
 
-PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype)
+__all__ = ["for_here", "to_send"]
 
 
 class _Yours:
     """Stands for a value that does not travel: each rank keeps its own."""
-
-
-def digest(state: Any) -> bytes:
-    """Return 16 bytes that are equal where structure and values are equal, wherever the tensors lie.
-
-    A tensor counts by dtype, shape and bytes; what :func:`to_send` leaves out counts by its type alone.
-    """
-    found = hashlib.blake2b(digest_size=16)
-    _walk(state, found.update, set())
-    return found.digest()
-
-
-def _walk(value: Any, write: Callable[[Any], None], above: set[int]) -> None:
-    kind = type(value)
-    write(f"{kind.__module__}.{kind.__qualname__}(".encode())
-    if id(value) in above:
-        write(b"again")
-    elif isinstance(value, PLAIN):
-        write(repr(value).encode())
-    elif isinstance(value, Tensor):
-        _walk_tensor(value, write)
-    elif isinstance(value, np.ndarray | np.generic) and value.dtype != object:
-        write(f"{value.dtype}{value.shape}".encode())
-        write(value.tobytes())
-    elif isinstance(value, Mapping):
-        for key in sorted(value, key=repr):
-            _walk(key, write, above)
-            _walk(value[key], write, above | {id(value)})
-    elif isinstance(value, list | tuple):
-        for one in value:
-            _walk(one, write, above | {id(value)})
-    elif isinstance(value, set | frozenset):
-        write(repr(sorted(map(repr, value))).encode())
-    elif not _stays(value):
-        write(pickle.dumps(value))
-    write(b")")
-
-
-def _walk_tensor(tensor: Tensor, write: Callable[[Any], None]) -> None:
-    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    write(f"{local.dtype}{tuple(local.shape)}{local.layout}".encode())
-    if local.layout == torch.strided and local.device.type != "meta" and not local.is_quantized:
-        flat = local.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-        write(flat.view(torch.uint8).numpy())
-    elif local.device.type != "meta":
-        write(pickle.dumps(local.detach().cpu()))
-
-
-def _stays(value: Any) -> bool:
-    """Tell whether a value belongs to one rank: code, a device, or what does not pickle."""
-    if callable(value) and not isinstance(value, type) and hasattr(value, "__code__"):
-        return True
-    if isinstance(value, torch.device | torch.Generator):
-        return True
-    try:
-        pickle.dumps(value)
-    except Exception:  # whatever a class does when it is pickled
-        return True
-    return False
 
 
 def to_send(value: Any) -> Any:
@@ -89,7 +27,7 @@ def to_send(value: Any) -> Any:
         return type(value)(to_send(one) for one in value)
     if type(value) is dict:
         return {key: to_send(one) for key, one in value.items()}
-    return _Yours() if _stays(value) else value
+    return _Yours() if belongs_to_one_rank(value) else value
 
 
 def for_here(received: Any, mine: Any) -> Any:

@@ -76,6 +76,21 @@ def test_ranks_come_together(graph):
     np.testing.assert_allclose(ps.testing.run(5, rank), 2.0, atol=1e-8)
 
 
+def test_draining_goes_on_where_sends_end_between_two_looks(monkeypatch):
+    """A thread may end the last one after drain() has looked which are done, and before it asks what is left."""
+
+    def rank(comm):
+        z = np.full(3, float(comm.rank))
+        with ps.PushSum([z], graph=Ring(), staleness="unbounded", comm=comm) as push_sum:
+            push_sum.mix()
+            push_sum.transport.poll(0.1)
+            monkeypatch.setattr(asynchronous.AsynchronousGossip, "_free_sent_slabs", lambda gossip: None)
+            push_sum.drain()
+            return push_sum.push_weight
+
+    assert sum(ps.testing.run(2, rank)) == pytest.approx(2)
+
+
 def test_a_step_never_waits_for_a_peer_that_stands_still():
     """Rank 1 sleeps for a second in the middle; rank 0 takes all its steps meanwhile."""
 

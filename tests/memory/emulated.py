@@ -9,14 +9,18 @@ from __future__ import annotations
 import random
 import threading
 from collections import deque
+from contextlib import contextmanager
 
 import torch
 
 from pushsum_opt.memory.device import Device
 from pushsum_opt.memory.host import DTYPES
 from pushsum_opt.memory.on_device import DeviceMemory
+from pushsum_opt.memory.room import HostRoom, Room
 
 NAME = "emulated:0"
+RANK = threading.local()
+"""``number`` is the rank that a thread is, for memories that only some ranks have on the device."""
 
 
 class Event:
@@ -27,6 +31,10 @@ class Event:
         self.device.run_some()
         return self.done
 
+    def synchronize(self):
+        with self.device.lock:
+            self.device._until(self)
+
 
 class EmulatedDevice(Device):
     """The passes are plain torch; only their time is emulated.
@@ -34,30 +42,71 @@ class EmulatedDevice(Device):
     Args:
         seed: which work runs when.
         eager: the part of what may run that does run at each call, 0 to 1.
+
+    ``free`` and ``pinned_free`` are the bytes that it and its host still have, None for no end of them; ``pool`` and
+    ``pinned_pool`` what torch would give back. Memory that is freed does not count.
     """
 
     name = NAME
+    free = pinned_free = None
+    pool = pinned_pool = 0
 
     def __init__(self, seed=0, eager=0.3):
         self.random = random.Random(seed)
         self.eager = eager
         self.lock = threading.RLock()
-        self.own, self.checking, self.outward, self.inward = (deque() for _ in range(4))
+        self.own, self.outward, self.inward = (deque() for _ in range(3))
         self.allocated = 0
-        self.threads = set()
+        self.prepared = set()
+        self.threads = set()  # that have ever chosen it
+        self.chosen = set()  # whose current device it is
         self.relaxed = set()
 
     def use(self):
         self.threads.add(threading.get_ident())
+        self.chosen.add(threading.get_ident())
+
+    @contextmanager
+    def in_use(self):
+        self.use()
+        yield
+        self.chosen.remove(threading.get_ident())
 
     def let_captures_be(self):
         self.relaxed.add(threading.get_ident())
 
-    def allocate(self, nbytes):
+    def _malloc(self, nbytes):
+        if self.free is not None:
+            if nbytes > self.free:
+                raise MemoryError("cudaErrorMemoryAllocation")
+            self.free -= nbytes
         self.allocated += 1
         return torch.full((nbytes,), 0xFF, dtype=torch.uint8)
 
-    allocate_pinned = allocate
+    def _malloc_pinned(self, nbytes):
+        if self.pinned_free is not None:
+            if nbytes > self.pinned_free:
+                raise MemoryError("cudaErrorMemoryAllocation")
+            self.pinned_free -= nbytes
+        self.allocated += 1
+        return torch.full((nbytes,), 0xFF, dtype=torch.uint8)
+
+    def _empty_pool(self):
+        if self.free is not None:
+            self.free, self.pool = self.free + self.pool, 0
+
+    def _empty_pinned_pool(self):
+        if self.pinned_free is not None:
+            self.pinned_free, self.pinned_pool = self.pinned_free + self.pinned_pool, 0
+
+    def _room(self):
+        return Room(free=self.free, total=1 << 30, pool=self.pool + (1 << 29), in_tensors=1 << 29)
+
+    def _host_room(self):
+        return HostRoom(available=self.pinned_free, total=1 << 31)
+
+    def prepare(self, dtypes):
+        self.prepared |= set(dtypes)
 
     def wire(self, memory):
         return memory.numpy()
@@ -84,7 +133,7 @@ class EmulatedDevice(Device):
     def run_some(self):
         with self.lock:
             while self.random.random() < self.eager:
-                self._run_one(self.random.choice((self.own, self.checking, self.outward, self.inward)))
+                self._run_one(self.random.choice((self.own, self.outward, self.inward)))
 
     def _run_one(self, stream):
         if stream and isinstance(stream[0], Event):
@@ -117,6 +166,8 @@ class EmulatedDevice(Device):
         return list(views)
 
     def pack(self, table, target, dtype, wire, keep, stream):
+        assert (dtype, wire) in self.prepared
+
         def work():
             parts = target.view(DTYPES[wire]).split([len(view) for view in table])
             for view, sent in zip(table, parts, strict=True):
@@ -126,18 +177,41 @@ class EmulatedDevice(Device):
 
         self._queue(stream, torch.no_grad()(work))
 
-    def merge(self, table, source, dtype, wire, fraction, stream):
+    def check(self, source, wire, flag, stream):
         def work():
-            parts = source.view(DTYPES[wire]).split([len(view) for view in table])
-            torch._foreach_lerp_(table, [part.to(DTYPES[dtype]) for part in parts], fraction)
+            if not source.view(DTYPES[wire]).isfinite().all():
+                flag.raised[0] = flag.told[0] = 1
+
+        self._queue(stream, work)
+
+    def _heal(self, view, part, flag):
+        if not view.isfinite().all():
+            flag.told[1] = 1
+            view.copy_(torch.where(view.isfinite(), view, part))
+
+    def merge(self, table, source, dtype, wire, fraction, flag, heal, stream):
+        assert (dtype, wire) in self.prepared
+
+        def work():
+            if flag.raised[0]:
+                return
+            parts = [part.to(DTYPES[dtype]) for part in source.view(DTYPES[wire]).split([len(v) for v in table])]
+            for view, part in zip(table, parts, strict=True) if heal else ():
+                self._heal(view, part, flag)
+            torch._foreach_lerp_(table, parts, fraction)
 
         self._queue(stream, torch.no_grad()(work))
 
-    def merge_half(self, table, source, residual, dtype, weight, mass, stream):
+    def merge_half(self, table, source, residual, dtype, weight, mass, flag, heal, stream):
         def work():
+            if flag.raised[0]:
+                return
             sizes = [len(view) for view in table]
             parts = source.view(DTYPES[dtype]).split(sizes)
             for view, part, left in zip(table, parts, residual.split(sizes), strict=True):
+                if heal:
+                    self._heal(view, part, flag)
+                    left.copy_(torch.where(left.isfinite(), left, torch.zeros_like(left)))
                 total = weight + mass
                 estimate = (weight * view.float() + left + mass * part.float()) / total
                 view.copy_(estimate)
@@ -145,18 +219,8 @@ class EmulatedDevice(Device):
 
         self._queue(stream, torch.no_grad()(work))
 
-    def finite(self, source, wire, stream):
-        answer = []
-        self._queue(stream, lambda: answer.append(bool(source.view(DTYPES[wire]).isfinite().all())))
-        self.finish(stream)
-        return answer[0]
-
-    def pieces_finite(self, table, dtype, stream):
-        self.finish(stream)
-        return all(bool(view.isfinite().all()) for view in table)
-
     def synchronize(self):
-        for stream in (self.own, self.checking, self.outward, self.inward):
+        for stream in (self.own, self.outward, self.inward):
             self.finish(stream)
 
 
@@ -205,3 +269,9 @@ class EmulatedMemory(DeviceMemory):
         flat = super()._on_wire(chunk, slab)
         self._catch_up()
         return flat
+
+
+def settle(push_sum):
+    """Let the caller's stream end, as torch would before it touches a tensor."""
+    if isinstance(push_sum.memory, EmulatedMemory):
+        push_sum.memory._catch_up()

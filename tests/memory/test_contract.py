@@ -141,6 +141,13 @@ def send_all(kind, source, target, **give):
     return slabs
 
 
+def merged(memory, chunk, slab, weight, mass, **how):
+    """Merge what is finite, and tell what became of it."""
+    outcome = memory.merge_if_finite(chunk, slab, weight, mass, **how).outcome()
+    assert outcome.finite
+    return outcome
+
+
 # ---------------------------------------------------------------------- packing
 
 
@@ -210,7 +217,7 @@ def test_merging_is_the_convex_sum(kind, dtype, weight, mass):
     before, come = everything(kind, memory, mine), everything(kind, other, theirs)
     slabs = send_all(kind, other, memory)
     for chunk in memory.chunks:
-        memory.merge(chunk, slabs[chunk.index], weight, mass)
+        merged(memory, chunk, slabs[chunk.index], weight, mass)
     for z, z_j, now in zip(before, come, everything(kind, memory, mine), strict=True):
         expected = (weight * z + mass * z_j) / (weight + mass)
         np.testing.assert_allclose(now, expected, rtol=0, atol=3 * EPSILON[dtype] * max(1.0, np.abs(expected).max()))
@@ -223,7 +230,7 @@ def test_merging_what_was_rounded_widens_it_first(kind):
     slabs = send_all(kind, other, memory)
     rounded = [values.astype(np.float16).astype(np.float64) for values in everything(kind, other, theirs)]
     for chunk in memory.chunks:
-        memory.merge(chunk, slabs[chunk.index], 1.0, 0.5)
+        merged(memory, chunk, slabs[chunk.index], 1.0, 0.5)
     for z, z_j, now in zip(before, rounded, everything(kind, memory, mine), strict=True):
         np.testing.assert_allclose(now, z + (0.5 / 1.5) * (z_j - z), rtol=0, atol=1e-14)
 
@@ -239,7 +246,7 @@ def test_half_types_lose_no_mass_over_many_merges(kind, half):
         other = kind.bind(tensors_of(kind, 100 + turn, half))
         slabs = send_all(kind, other, memory)
         for chunk in memory.chunks:
-            memory.merge(chunk, slabs[chunk.index], weight, 0.3)
+            merged(memory, chunk, slabs[chunk.index], weight, 0.3)
             exact[chunk.index] += 0.3 * other.values(chunk)
         weight += 0.3
     for chunk in memory.chunks:
@@ -289,6 +296,50 @@ def test_bad_elements_are_healed_and_all_others_stay(kind, dtype):
     for z, z_j, now in zip(before, come, everything(kind, memory, mine), strict=True):
         np.testing.assert_array_equal(now, np.where(np.isfinite(z), z, z_j))
     assert [memory.heal(chunk, slabs[chunk.index]) for chunk in memory.chunks] == [False] * len(memory.chunks)
+
+
+@pytest.mark.parametrize("heal", [False, True])
+def test_nothing_of_a_chunk_that_is_not_finite_is_merged_and_the_next_one_is(kind, dtype, heal):
+    mine, theirs = tensors_of(kind, 8, dtype), tensors_of(kind, 9, dtype)
+    memory, other = kind.bind(mine), kind.bind(theirs)
+    before, come = everything(kind, memory, mine), everything(kind, other, theirs)
+    values = np.zeros(memory.chunks[0].numel)
+    values[-1] = np.nan
+    for _ in range(3):  # flags are used again
+        bad = receive(memory, memory.chunks[0], wire_bytes(values, memory.chunks[0]))
+        outcome = memory.merge_if_finite(memory.chunks[0], bad, 1.0, 1.0, heal=heal).outcome()
+        assert (outcome.finite, outcome.healed) == (False, False)
+    for z, now in zip(before, everything(kind, memory, mine), strict=True):
+        np.testing.assert_array_equal(now, z)
+    slabs = send_all(kind, other, memory)
+    for chunk in memory.chunks:
+        assert not merged(memory, chunk, slabs[chunk.index], 1.0, 1.0, heal=heal).healed
+    for z, z_j, now in zip(before, come, everything(kind, memory, mine), strict=True):
+        np.testing.assert_allclose(now, (z + z_j) / 2, rtol=0, atol=3 * EPSILON[dtype] * max(1.0, np.abs(z).max()))
+
+
+def test_merging_heals_where_it_is_asked_to(kind, dtype):
+    mine, theirs = tensors_of(kind, 8, dtype), tensors_of(kind, 9, dtype)
+    mine[3][5] = float("nan")
+    mine[1][2, 3] = float("-inf")
+    mine[-1][0, 1] = float("inf")
+    memory, other = kind.bind(mine), kind.bind(theirs)
+    before, come = everything(kind, memory, mine), everything(kind, other, theirs)
+    slabs = send_all(kind, other, memory)
+    told = [merged(memory, chunk, slabs[chunk.index], 1.0, 1.0, heal=True).healed for chunk in memory.chunks]
+    last = len(mine) - 1
+    assert told == [
+        any(
+            piece.tensor == last or (piece.tensor, place) in [(3, 5), (1, 17)]
+            for piece in chunk.pieces
+            for place in range(piece.start, piece.stop)
+        )
+        for chunk in memory.chunks
+    ]
+    for z, z_j, now in zip(before, come, everything(kind, memory, mine), strict=True):
+        healed = np.where(np.isfinite(z), z, z_j)
+        expected = (healed + z_j) / 2
+        np.testing.assert_allclose(now, expected, rtol=0, atol=3 * EPSILON[dtype] * max(1.0, np.abs(expected).max()))
 
 
 # ---------------------------------------------------------------------- the local step
@@ -342,7 +393,7 @@ def test_residuals_survive_saving_and_another_plan(kind):
     memory = kind.bind(mine)
     slabs = send_all(kind, kind.bind(tensors_of(kind, 14, "float16")), memory)
     for chunk in memory.chunks:
-        memory.merge(chunk, slabs[chunk.index], 1.0, 0.3)
+        merged(memory, chunk, slabs[chunk.index], 1.0, 0.3)
     whole = np.concatenate([memory.numerator(chunk, 1.3) for chunk in memory.chunks])
     state = memory.residual_state()
     again = kind.bind(mine, chunk_bytes=CHUNK_BYTES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -60,9 +61,10 @@ def test_every_plan_finds_its_kernels(wire):
         half = chunk.dtype in ("float16", "bfloat16")
         merge = ("merge_half", chunk.dtype) if half else ("merge", chunk.dtype, chunk.wire.dtype)
         assert chunk.wire.dtype == chunk.dtype or not half
-        for kernel in (merge, ("pack", chunk.dtype, chunk.wire.dtype), ("finite", chunk.wire.dtype)):
-            assert kernels.name_of(*kernel) in known
-        assert kernels.name_of("pieces_finite", chunk.dtype) in known
+        kernel_names = [kernels.name_of(*k) for k in (("pack", chunk.dtype, chunk.wire.dtype), merge)]
+        kernel_names.append(kernels.name_of("check", chunk.wire.dtype))
+        assert kernels.needed(chunk.dtype, chunk.wire.dtype) == kernel_names
+        assert {*kernel_names} <= {*known}
 
 
 @pytest.mark.skipif(not WHY_NOT, reason="there is a GPU")
@@ -76,21 +78,23 @@ def test_without_cupy_or_a_gpu_the_error_says_what_to_install():
 )
 def test_a_kernel_gets_the_types_that_it_declares_whatever_the_caller_has(one):
     name = kernels.name_of("merge_half", "bfloat16")
-    *pointers, weight, mass = kernels.typed(name, (torch.zeros(1), 64, 1 << 47, one, one))
-    assert [pointer.dtype for pointer in pointers] == [np.uint64] * 3
+    given = (torch.zeros(1), 64, 1 << 47, one, one, torch.zeros(1, dtype=torch.int32), True, 64)
+    *pointers, weight, mass, flag, heal, told = kernels.typed(name, given)
+    assert [pointer.dtype for pointer in (*pointers, flag, told)] == [np.uint64] * 5
     assert (weight.dtype, weight, mass.dtype, mass) == (np.float64, 1.0, np.float64, 1.0)
+    assert (heal.dtype, heal) == (np.int32, 1)
 
 
 def test_every_parameter_of_every_kernel_has_a_type_that_is_known():
     assert {name.partition("<")[0] for name in kernels.names()} == kernels.PARAMETERS.keys()
     for name, kinds in kernels.PARAMETERS.items():
         assert len(kernels.typed(name, [1] * len(kinds))) == len(kinds)
-    count = kernels.typed("finite<float>", (64, np.int64(1 << 40), 64))[1]
+    count = kernels.typed("check<float>", (64, np.int64(1 << 40), 64, 64))[1]
     assert (count.dtype, count) == (np.int64, 1 << 40)
     with pytest.raises(OverflowError, match="does not fit into int64"):
-        kernels.typed("finite<float>", (64, 1 << 63, 64))
+        kernels.typed("check<float>", (64, 1 << 63, 64, 64))
     with pytest.raises(TypeError):
-        kernels.typed("finite<float>", (64, 1.5, 64))
+        kernels.typed("check<float>", (64, 1.5, 64, 64))
 
 
 def test_the_mode_of_captures_is_set_to_relaxed_by_the_driver():
@@ -99,6 +103,27 @@ def test_the_mode_of_captures_is_set_to_relaxed_by_the_driver():
     cuda._relax_captures(driver)
     cuda._relax_captures(None)
     assert said == [2]
+
+
+def test_the_device_of_a_thread_is_given_back_by_torch_which_makes_no_context_for_it(monkeypatch):
+    """torch.cuda.device() sets the old device again only where it has a context; torch.cuda.set_device() makes one."""
+    said = []
+
+    @contextmanager
+    def device(index):
+        said.append(f"enter {index}")
+        yield
+        said.append(f"leave {index}")
+
+    calls = {"setDevice": lambda index: said.append(f"set {index}"), "free": lambda _: said.append("context")}
+    runtime = SimpleNamespace(**calls)
+    monkeypatch.setattr(cuda, "cupy", SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
+    monkeypatch.setattr(torch.cuda, "device", device)
+    one = object.__new__(CudaDevice)
+    one._index = 3
+    with one.in_use():
+        said.append("inside")
+    assert said == ["enter 3", "set 3", "context", "inside", "leave 3"]
 
 
 def test_a_torch_for_rocm_is_not_told_to_install_cupy(monkeypatch):

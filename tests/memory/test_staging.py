@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from memory.emulated import NAME, EmulatedDevice, EmulatedMemory
+from memory.emulated import NAME, RANK, EmulatedDevice, EmulatedMemory, settle
 
 import pushsum_opt as ps
 from pushsum_opt import memory as memories
@@ -18,32 +18,6 @@ from pushsum_opt.memory.staging import AT_LEAST, Staged
 
 SHAPES = [(7,), (300,), (33, 5), (1,), (1000,), (64, 9)]
 WAYS = pytest.mark.parametrize("direct", [True, False], ids=["direct", "staged"])
-RANK = threading.local()
-
-
-@pytest.fixture
-def emulate(monkeypatch):
-    """Let PushSum put its tensors on an emulated device; returns the memories that were made."""
-    monkeypatch.setenv("PUSHSUM_CHUNK_BYTES", "512")
-    bind = memories.bind
-    made = []
-
-    def use(*, direct, seed=0, eager=0.3, on_host=(), only=None, tight=False):
-        def emulated(tensors, names, wire, chunk_bytes, **others):
-            if only is not None and RANK.number not in only:
-                return bind(tensors, names, wire, chunk_bytes, **others)
-            device = EmulatedDevice(seed + len(made), eager)
-            made.append(
-                EmulatedMemory(tensors, names, wire, chunk_bytes, device=device, direct=direct, on_host=on_host)
-            )
-            if tight:
-                made[-1]._path.most = 0  # two bounce buffers, whatever the number of chunks
-            return made[-1]
-
-        monkeypatch.setattr(memories, "bind", emulated)
-        return made
-
-    return use
 
 
 def training(comm, staleness=0, graph=None, wire=None, dtype=torch.float32, rounds=5):
@@ -64,12 +38,6 @@ def training(comm, staleness=0, graph=None, wire=None, dtype=torch.float32, roun
         settle(push_sum)
         weight = push_sum.push_weight
     return [tensor.contiguous().view(torch.uint8).numpy().tobytes() for tensor in tensors.values()], weight
-
-
-def settle(push_sum):
-    """Let the caller's stream end, as torch would before it touches a tensor."""
-    if isinstance(push_sum.memory, EmulatedMemory):
-        push_sum.memory._catch_up()
 
 
 @functools.cache
@@ -172,6 +140,21 @@ def test_every_thread_that_talks_to_the_transport_chose_its_device(emulate):
     ]._device.threads
 
 
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_the_callers_current_device_stays_what_it_was(emulate, staleness):
+    made = emulate(direct=True)
+
+    def rank(comm):
+        RANK.number = comm.rank
+        with ps.PushSum([torch.zeros(4)], staleness=staleness, comm=comm) as push_sum:
+            push_sum.mix()
+            return threading.get_ident()
+
+    callers = set(ps.testing.run(2, rank))
+    assert callers <= made[0]._device.threads | made[1]._device.threads
+    assert not callers & (made[0]._device.chosen | made[1]._device.chosen)
+
+
 def test_only_the_worker_keeps_away_from_graphs_that_are_captured(emulate):
     """A query of an event in its thread would spoil the capture of the caller; the caller's own mode is left alone."""
     made = emulate(direct=True)
@@ -203,7 +186,7 @@ def test_a_buffer_is_not_ready_before_the_device_is_done_with_it(direct):
     assert not sent.ready()
     device.synchronize()
     assert sent.ready()
-    memory.merge(chunk, slab, 1.0, 1.0)
+    memory.merge_if_finite(chunk, slab, 1.0, 1.0)
     assert not memory.wire_buffer(slab, chunk.nbytes).ready(), "the merge still reads it"
     device.synchronize()
     assert memory.wire_buffer(slab, chunk.nbytes).ready()
@@ -211,7 +194,7 @@ def test_a_buffer_is_not_ready_before_the_device_is_done_with_it(direct):
 
 @WAYS
 def test_a_slab_that_was_just_filled_is_read_only_after_that(direct):
-    """As when messages that were saved are filled in again: the check stands on another stream."""
+    """As when messages that were saved are filled in again: copies stand on other streams."""
     memory, _ = memory_of(direct, eager=0.0)
     chunk = memory.chunks[0]
     slab = memory.new_slab(chunk.nbytes, NAME)  # filled with bytes that are nan
@@ -225,22 +208,31 @@ def test_a_slab_that_is_still_read_is_filled_only_after_that(direct):
     three = memory.chunks[3]
     slab = memory.new_slab(three.nbytes, NAME)
     memory.wire_buffer(slab, three.nbytes).data.view("float32")[:] = 5.0
-    memory.merge(three, slab, 1.0, 1.0)
+    memory.merge_if_finite(three, slab, 1.0, 1.0)
     memory.pack(memory.chunks[0], slab)
     device.finish(device.outward)  # as early as it may
     device.synchronize()
     assert set(memory.values(three)) == {4.0}, "what had come was overwritten before it was merged"
 
 
-def test_checking_what_has_come_does_not_wait_for_the_callers_own_work():
-    for direct in (True, False):
-        memory, device = memory_of(direct, eager=0.0)
-        chunk = memory.chunks[0]
-        slab = memory.new_slab(chunk.nbytes, NAME)
-        memory.wire_buffer(slab, chunk.nbytes).data[:] = 0
-        device.own.append(lambda: pytest.fail("the caller's own work was waited for"))
-        assert memory.received_is_finite(chunk, slab)
-        device.own.clear()
+@WAYS
+@pytest.mark.parametrize("heal", [False, True])
+def test_checking_and_merging_what_has_come_waits_for_nothing(direct, heal):
+    memory, device = memory_of(direct, eager=0.0)
+    chunk = memory.chunks[2]
+    slab = memory.new_slab(chunk.nbytes, NAME)
+    memory.wire_buffer(slab, chunk.nbytes).data.view("float32")[:] = 4.0
+    done = []
+    device.own.append(lambda: done.append("the caller's own work"))
+    verdict = memory.merge_if_finite(chunk, slab, 1.0, 1.0, heal=heal)
+    assert not done
+    assert not verdict.ready()
+    assert set(memory._tensors[2].tolist()) == {2.0}
+    device.synchronize()
+    assert done
+    assert verdict.ready()
+    assert verdict.outcome().finite
+    assert set(memory._tensors[2].tolist()) == {3.0}
 
 
 def test_bounce_buffers_are_two_while_the_device_keeps_up_and_one_per_chunk_at_most():
@@ -265,9 +257,9 @@ def test_a_checked_chunk_is_copied_to_the_device_once():
     copies = []
     device.copy, copy = lambda *arguments: (copies.append(arguments), copy(*arguments)), device.copy
     assert memory.received_is_finite(chunk, slab)
-    memory.merge(chunk, slab, 1.0, 1.0)
+    memory.merge_if_finite(chunk, slab, 1.0, 1.0)
     device.synchronize()
-    assert len(copies) == 1
+    assert [source.nbytes for _, source, _ in copies if source.nbytes > 4] == [chunk.nbytes], "but for the flags"
 
 
 def test_a_second_device_in_one_process_is_refused_with_the_way_out():

@@ -49,5 +49,5 @@ def sleep_everywhere(memory, seed):
 
         return sleep_first
 
-    for name in ("pack", "merge", "merge_half", "copy"):
+    for name in ("pack", "check", "merge", "merge_half", "copy"):
         setattr(accelerator, name, late(getattr(accelerator, name)))

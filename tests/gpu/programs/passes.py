@@ -26,7 +26,8 @@ for direct in (True, False):
             slab = memory.new_slab(chunk.nbytes, chunk.device)
             memory.pack(chunk, slab, 0.5, 0.5)
             assert memory.received_is_finite(chunk, slab)
-            memory.merge(chunk, slab, 0.5, 0.5)
-            assert not memory.heal(chunk, slab)
+            for heal in (False, True):
+                outcome = memory.merge_if_finite(chunk, slab, 0.5, 0.5, heal=heal).outcome()
+                assert (outcome.finite, outcome.healed) == (True, False)
         memory.close()
 print("ok")
