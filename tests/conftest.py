@@ -12,7 +12,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 # No test is timed: a busy machine is slow, not wrong.
-hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile(
+    "untimed",
+    parent=hypothesis.settings.default,  # under CI another one than by hand
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("untimed")
 
 
