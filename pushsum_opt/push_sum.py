@@ -165,6 +165,8 @@ class PushSum:
         """Who holds other values in the tensors for a while, if anybody: rounds and steps are refused meanwhile."""
         self.out_of_step: str | None = None
         """Who lets ranks take different numbers of steps for a while, if anybody: collective calls are refused then."""
+        self.moments: Callable[[], frozenset[int]] = frozenset
+        """Gives the identities of tensors that travel and are no parameters, but averages of gradients."""
         partners = self.graph.partners(self.participant, self.participants)
         self._membership = Membership(self.transport, self.waiter, partners, hosts)
         self._first_step: FirstStep | None = None
@@ -181,9 +183,9 @@ class PushSum:
         self._given_data_weight = float(data_weight) * (1.0 if hosts is None else hosts.share)
         self._weight = self._initial_weight
         name = self.transport.job_rank
-        merger = Merger(self.memory, self._events, self.participant, nonfinite, self._greet, name)
+        self._merger = Merger(self.memory, self._events, self.participant, nonfinite, self._greet, name)
         exchange = Exchange(
-            self.memory, self.transport, self.graph, self.waiter, self._events, merger, self._initial_weight
+            self.memory, self.transport, self.graph, self.waiter, self._events, self._merger, self._initial_weight
         )
         self.gossip = self._make_gossip(exchange, rate_correction)
         self.process.register(self)
@@ -573,6 +575,13 @@ class PushSum:
         finally:
             for chunk, flat in kept:
                 self.memory.put_raw(chunk, flat)
+
+    def around_merges(self, context: Callable[[int], AbstractContextManager[None]]) -> None:
+        """Have late messages merged inside a context, made from the round in which they were sent.
+
+        For tensors that change in a known way while they are in flight. Called when messages outlive their round only.
+        """
+        self._merger.around = context
 
     def before_close(self, callback: Callable[[], None]) -> None:
         """Have something done first when this is closed; all ranks must close together what they made together."""

@@ -167,8 +167,10 @@ class AsynchronousGossip(Gossip):
     def _merge(self, arrival: _Arrival, round: int, weight: float) -> float:
         exchange, header = self._exchange, arrival.header
         exchange.merger.greet(header, header.sender)
-        for chunk in exchange.memory.exchanged:
-            exchange.merger.merge(chunk, arrival.slabs[chunk.index], header.sender, header.round, weight, arrival.mass)
+        with exchange.merger.around(header.round):
+            for chunk in exchange.memory.exchanged:
+                slab = arrival.slabs[chunk.index]
+                exchange.merger.merge(chunk, slab, header.sender, header.round, weight, arrival.mass)
         if self._pace is not None:
             self._pace.merge(header.pace, arrival.mass / (weight + arrival.mass))
         exchange.events.message_merged(round, header.sender, max(0, round - header.round))

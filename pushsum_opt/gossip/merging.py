@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ..errors import MismatchError, NonFiniteError
@@ -38,6 +39,8 @@ class Merger:
         self._nonfinite = nonfinite
         self._greet = greet
         self._name = name
+        self.around: Callable[[int], AbstractContextManager[None]] = lambda sent: nullcontext()
+        """Makes a context in which the late messages of one round, in which they were sent, are merged."""
 
     def open(self, header: Header, peer: int, round: int) -> float:
         """Check a header, take note of its sender, and return the mass that its message carries."""
