@@ -11,11 +11,12 @@ if TYPE_CHECKING:
 
     from .graphs import Graph
 
-__all__ = ["Buffers", "Communicator", "DType", "GraphLike", "Nonfinite", "Staleness", "WithinHost"]
+__all__ = ["Adaptive", "Buffers", "Communicator", "DType", "GraphLike", "Nonfinite", "Staleness", "WithinHost"]
 
 Staleness: TypeAlias = int | Literal["unbounded"]
 WithinHost: TypeAlias = Literal["gradients", "ddp", "fsdp"]
 Buffers: TypeAlias = Literal["local", "average", "gossip"]
+Adaptive: TypeAlias = Literal["plain", "corrected"]
 Nonfinite: TypeAlias = Literal["raise", "skip"]
 
 

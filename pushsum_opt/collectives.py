@@ -150,8 +150,11 @@ def consensus_distance(optimizer: Any) -> float:
     push_sum.meet("consensus_distance()")
     squares = 0.0
     with push_sum.collective("consensus_distance()"):
+        moments = push_sum.moments()
         for chunk in push_sum.memory.exchanged:
             own = push_sum.memory.values(chunk)
+            for place in push_sum.memory.places(chunk, moments):
+                own[place] = 0.0
             mean = own.copy()
             push_sum.channel.sum(mean, "consensus_distance", round=push_sum.round)
             own -= mean / push_sum.participants

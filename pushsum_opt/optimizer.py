@@ -15,7 +15,7 @@ from torch import nn
 from . import _torch_compat, combinations, ending, world
 from .algorithms import Algorithm, Gossip
 from .algorithms.join import Join
-from .arguments import Buffers, Communicator, DType, GraphLike, Nonfinite, Staleness, WithinHost
+from .arguments import Adaptive, Buffers, Communicator, DType, GraphLike, Nonfinite, Staleness, WithinHost
 from .channel.agreement import agree
 from .errors import ConfigurationError, LayoutError
 from .hosts import Hosts, Participant
@@ -23,6 +23,7 @@ from .log import log
 from .push_sum import PushSum
 from .start import line as start_line
 from .transport import calling
+from .wrapped import adaptive as adam
 from .wrapped import points
 from .wrapped.calls import call_step, call_zero_grad
 from .wrapped.finding import Finder
@@ -71,6 +72,9 @@ class PushSumOptimizer(torch.optim.Optimizer):
             and are mixed with the parameters. None: "average" where a model is given, otherwise "local".
         gossip_state: names of entries of ``optimizer.state[p]`` that hold points in parameter space, such as ``("z",)``
             of schedule-free optimizers: they are exchanged and averaged with the parameters.
+        adaptive: "corrected" makes torch's Adam, AdamW, NAdam and RAdam keep the moments that they would have under
+            all-reduce, nearly: ``exp_avg`` travels with the parameters, which doubles the bytes, and ``exp_avg_sq``
+            is corrected for this rank's own noise. None or "plain": parameters alone travel.
         wire_dtype: round wider values to this dtype on the wire, such as ``torch.bfloat16``. None: send as it is.
         nonfinite: "raise" when a message holds inf or nan, or "skip" that part of it.
         comm: an mpi4py communicator, or what :func:`pushsum_opt.testing.run` gives; None for ``MPI.COMM_WORLD``.
@@ -112,6 +116,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         data_weight: float = 1.0,
         buffers: Buffers | None = None,
         gossip_state: Sequence[str] = (),
+        adaptive: Adaptive | None = None,
         wire_dtype: DType | None = None,
         nonfinite: Nonfinite = "raise",
         comm: Communicator | None = None,
@@ -132,7 +137,10 @@ class PushSumOptimizer(torch.optim.Optimizer):
         self.model = model
         _torch_compat.make_hook_tables(self)
         self._buffers = buffers or ("local" if model is None else "average")
-        self._points = points.Points(optimizer, points.check_names(gossip_state))
+        names = points.check_names(gossip_state)
+        correct = adam.check(adaptive, optimizer, names)
+        self._points = points.Points(optimizer, names, adam.moments_of(correct))
+        self._corrected = adam.Corrected(optimizer, self._points) if correct else None
         self._tensors = Tensors(optimizer, model, with_buffers=self._buffers == "gossip", points=self._points)
         self._finder: Finder | None = None
         self._gossip_every = gossip_every
@@ -169,7 +177,8 @@ class PushSumOptimizer(torch.optim.Optimizer):
             self._start_alike()
             found = start_line.hosts(self.push_sum.channel, torch.get_num_threads(), self.push_sum.host.lanes)
         if self.push_sum.first:
-            log.info("%s", start_line.compose(self.push_sum, found, has_model=model is not None))
+            moments = None if self._corrected is None else self._corrected.nbytes()
+            log.info("%s", start_line.compose(self.push_sum, found, has_model=model is not None, moments=moments))
             self._warn_about_set_up()
             crowd = start_line.crowded_links(self.push_sum, found) if within_host is None else None
             if crowd is not None:
@@ -256,15 +265,21 @@ class PushSumOptimizer(torch.optim.Optimizer):
         if self._points.names:
             self._adopt_points()
         with self._scaled_step(), self.push_sum.stepping():
-            with amp_scaling(self, self.optimizer, settle) as skip:
+            corrects = self._corrected is not None and self._corrected.active
+            with amp_scaling(self, self.optimizer, settle, by_hand=corrects) as skip:
                 if callable(closure) and inside is not None:
                     closure = inside.closure(closure)
-                loss = None if skip else call_step(self.optimizer, closure, args, kwargs or {})
+                loss = None if skip else self._update(closure, args, kwargs or {})
             if self._points.names:
                 self._adopt_points()
         if self._finder is not None:
             self._look_for_points()
         return loss
+
+    def _update(self, closure: Callable[[], Any] | None, args: Any, kwargs: dict[str, Any]) -> Any:
+        if self._corrected is None:
+            return call_step(self.optimizer, closure, args, kwargs)
+        return self._corrected.step(closure, args, kwargs, self.push_sum.step_factor(self._scale()))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _watch_parameters(self) -> None:
@@ -286,11 +301,16 @@ class PushSumOptimizer(torch.optim.Optimizer):
 
     def _scaled_step(self) -> AbstractContextManager[None]:
         """Return a context in which a step moves x by a_i dz, as in the paper."""
-        scale = 1.0 if self._joining is None else self._joining.scale
-        if self._points.names or not scale_with_rates(self.optimizer):  # a rate may move points in another way
-            return self.push_sum.local_step(scale)
-        factor = self.push_sum.step_factor(scale)
-        return nullcontext() if factor == 1.0 else scaled_rates(self.optimizer, factor)
+        factor = self.push_sum.step_factor(self._scale())
+        if factor == 1.0:
+            return nullcontext()
+        if not self._points.points and scale_with_rates(self.optimizer):  # a rate may move points in another way
+            return scaled_rates(self.optimizer, factor)
+        scaled = self.push_sum.local_step(self._scale())
+        return scaled if self._corrected is None else self._corrected.keeping_moments(scaled)
+
+    def _scale(self) -> float:
+        return 1.0 if self._joining is None else self._joining.scale
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _gossip_round(self, call: str = "step()") -> None:
@@ -300,6 +320,8 @@ class PushSumOptimizer(torch.optim.Optimizer):
             self._plain_round()
 
     def _plain_round(self) -> None:
+        if self._corrected is not None:
+            self._corrected.ageing.round_begins(self.push_sum.round)
         self._algorithm.round(self.push_sum, self.param_groups)
 
     # For a GradScaler: call step() always, see wrapped/precision.py.
@@ -367,7 +389,9 @@ class PushSumOptimizer(torch.optim.Optimizer):
         and are not due.
         """
         _torch_compat.run_state_dict_pre_hooks(self)
-        own = {"steps": self._steps, "algorithm": self._algorithm.state_dict()}
+        own: dict[str, Any] = {"steps": self._steps, "algorithm": self._algorithm.state_dict()}
+        if self._corrected is not None:
+            own["moments"] = self._corrected.ageing.state()
         state = {**self.optimizer.state_dict(), KEY: {**self.push_sum.state(), **own}}
         return _torch_compat.run_state_dict_post_hooks(self, state)
 
@@ -384,6 +408,8 @@ class PushSumOptimizer(torch.optim.Optimizer):
         self.optimizer.load_state_dict(state_dict)
         self._steps = 0 if mass is None else mass.get("steps", 0)
         self._algorithm.load_state_dict({} if mass is None else mass.get("algorithm", {}))
+        if self._corrected is not None:
+            self._corrected.ageing.load_state({} if mass is None else mass.get("moments", {}))
         reason = self.push_sum.load_state(mass)
         self._adopt_points()
         if reason is not None:
@@ -518,13 +544,16 @@ class PushSumOptimizer(torch.optim.Optimizer):
             "algorithm": repr(self._algorithm),
             "buffers": repr(self._buffers),
             "within_host": repr(self._within_host),
-            "gossip_state": repr(self._points.names),
+            "gossip_state": repr(self._points.points),
+            "adaptive": repr("plain" if self._corrected is None else "corrected"),
         }
         # First inside every host, then between hosts: rank 0's values reach all.
         for channel in (*self.push_sum.host.replicas, self.push_sum.channel):
             agree(channel, settings)
             copy_start(channel, self.optimizer, self._tensors.all)
         self._points.adopt()
+        if self._corrected is not None:
+            self._corrected.bind(self.push_sum)
         self._algorithm.bind(self.push_sum, self.param_groups)
         self._algorithm.bound = True
 

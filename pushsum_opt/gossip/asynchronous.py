@@ -168,8 +168,10 @@ class AsynchronousGossip(Gossip):
         exchange.merger.greet(header, header.sender)
         age = max(0, round - header.round)
         exchange.events.message_arrived(round, header.sender, age)
-        for chunk in exchange.memory.exchanged:
-            exchange.merger.merge(chunk, arrival.slabs[chunk.index], header.sender, header.round, weight, arrival.mass)
+        with exchange.merger.around(header.round):
+            for chunk in exchange.memory.exchanged:
+                slab = arrival.slabs[chunk.index]
+                exchange.merger.merge(chunk, slab, header.sender, header.round, weight, arrival.mass)
         if self._pace is not None:
             self._pace.merge(header.pace, arrival.mass / (weight + arrival.mass))
         exchange.events.message_merged(round, header.sender, age)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,8 @@ class Merger:
         self._greet = greet
         self._name = name
         self._asked: deque[_Asked] = deque()
+        self.around: Callable[[int], AbstractContextManager[None]] = lambda sent: nullcontext()
+        """Makes a context in which the late messages of one round, in which they were sent, are merged."""
 
     def open(self, header: Header, peer: int, round: int) -> float:
         """Check a header, take note of its sender, and return the mass that its message carries."""

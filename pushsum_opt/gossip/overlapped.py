@@ -70,10 +70,11 @@ class OverlappedGossip(Gossip):
         return left
 
     def _merge_oldest(self, weight: float, now: int) -> float:
-        _, messages = self._awaited.popleft()
-        for message in messages:
-            weight = message.merge(weight, now)
-            self._received_slabs.put_back(message.slabs)
+        sent, messages = self._awaited.popleft()
+        with self._exchange.merger.around(sent):
+            for message in messages:
+                weight = message.merge(weight, now)
+                self._received_slabs.put_back(message.slabs)
         return weight
 
     def _await_messages_of(self, round: int) -> None:

@@ -149,6 +149,8 @@ class PushSum:
         self._held: list[Any] = values
         self._restores = False
         self._before_close: list[Callable[[], None]] = []
+        self.moments: Callable[[], frozenset[int]] = frozenset
+        """Gives the identities of tensors that travel and are no parameters, but averages of gradients."""
         partners = self.graph.partners(self.participant, self.participants)
         self._lifetime = Lifetime(self.channel, partners, host)
         self._first_step: FirstStep | None = None
@@ -160,10 +162,10 @@ class PushSum:
             self.run, self.name = opening.name_the_run(self.channel, host)
             succession.close_what_is_over(self, values)
         self._given_data_weight = float(data_weight) * host.share
-        merger = Merger(
+        self._merger = Merger(
             self.memory, self._events, self.participant, nonfinite, self._greet, self.transport.job_rank
         )
-        exchange = Exchange(self.memory, self.channel, self.graph, self._events, merger, self.mass.initial)
+        exchange = Exchange(self.memory, self.channel, self.graph, self._events, self._merger, self.mass.initial)
         try:
             with self.failing_together(), calling("PushSum(...)"):
                 self.gossip = opening.make_gossip(exchange, staleness, self._signature, rate_correction=rate_correction)
@@ -513,6 +515,13 @@ class PushSum:
         finally:
             for chunk, flat in kept:
                 self.memory.put_raw(chunk, flat)
+
+    def around_merges(self, context: Callable[[int], AbstractContextManager[None]]) -> None:
+        """Have late messages merged inside a context, made from the round in which they were sent.
+
+        For tensors that change in a known way while they are in flight. Called when messages outlive their round only.
+        """
+        self._merger.around = context
 
     def before_close(self, callback: Callable[[], None]) -> None:
         """Have something done first when this is closed; all ranks must close together what they made together."""

@@ -59,12 +59,13 @@ def hosts(channel: Channel, threads: int, lanes: int = 1) -> list[Host]:
     return list(found.values())
 
 
-def compose(exchange: Exchange, hosts: list[Host], *, has_model: bool) -> str:
+def compose(exchange: Exchange, hosts: list[Host], *, has_model: bool, moments: int | None = None) -> str:
     """Return the line for rank 0.
 
     Args:
         hosts: what :func:`hosts` returned.
         has_model: whether buffers and frozen parameters are known.
+        moments: bytes of the optimizer's state that travels with the parameters; None where no such state does.
     """
     mode = {0: "synchronous", "unbounded": "asynchronous"}.get(exchange.staleness, f"staleness {exchange.staleness}")
     parts = [
@@ -74,6 +75,11 @@ def compose(exchange: Exchange, hosts: list[Host], *, has_model: bool) -> str:
         f"{exchange.memory.name} memory over {exchange.transport.name}",
         f"{_bytes(exchange.bytes_per_round())} sent per rank and step",
     ]
+    if moments is not None and exchange.size > 1:
+        parts.append(
+            f"adaptive='corrected': exp_avg travels too, {_bytes(moments)} beside the parameters, and messages take as "
+            "much more memory"
+        )
     crowded = max(hosts, key=lambda host: host.threads / len(host.cores))
     if exchange.transport.name == "mpi" and exchange.size > 1 and crowded.threads > len(crowded.cores):
         parts.append(_crowd(crowded))

@@ -1,9 +1,9 @@
-"""Optimizer state that holds points in parameter space, such as schedule-free's z: it travels with the parameters.
+"""Optimizer state that travels with the parameters: points in parameter space, such as schedule-free's z, and moments.
 
 Most optimizers make their state at their first step, and a rank whose parameter has no gradient makes it later, or
 never. So each named entry of each parameter has a *slot*, a tensor of ours that is exchanged from the first round on.
-While the entry does not exist, the slot holds the parameter: that is what the entry will start from. Once it exists,
-the slot takes its value and its place in the optimizer's state.
+While the entry does not exist, the slot holds what the entry will start from: the parameter, or 0 of a moment, and what
+peers have sent of theirs. Once it exists, the slot takes its value and its place in the optimizer's state.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from .. import collectives
 from ..errors import ConfigurationError
 from ..push_sum import PushSum
 
-__all__ = ["Points", "averaged", "check_names"]
+__all__ = ["HALF", "Points", "averaged", "check_names", "entries_of"]
+
+HALF = (torch.float16, torch.bfloat16)
 
 
 def check_names(names: Any) -> tuple[str, ...]:
@@ -38,26 +40,56 @@ class Points:
     Args:
         optimizer: the wrapped one; ``optimizer.state[p][name]`` is what a slot stands for.
         names: which entries hold points in parameter space.
+        moments: which entries are moving averages of gradients, which start from 0.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, names: tuple[str, ...]) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, names: tuple[str, ...], moments: tuple[str, ...] = ()
+    ) -> None:
         self._optimizer = optimizer
-        self.names = names
-        self._slots: dict[str, dict[Tensor, Tensor]] = {name: {} for name in names}
+        self.points = names
+        self.moments = moments
+        self.names = (*names, *moments)
+        """All entries that travel."""
+        self._slots: dict[str, dict[Tensor, Tensor]] = {name: {} for name in self.names}
+        self._begun: dict[str, set[Tensor]] = {name: set() for name in self.names}
         self._called: dict[Tensor, str] = {}
 
     @torch.inference_mode(False)  # slots are written to outside of it
     def slots(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the slots of these parameters, by a name for messages; new ones hold the parameter."""
+        """Return the slots of these parameters, by a name for messages; new ones hold the parameter, or 0.
+
+        Raises:
+            ConfigurationError: a moment of a parameter of half precision.
+        """
         found = {}
         for called, parameter in parameters.items() if self.names else ():
             self._called.setdefault(parameter, called)
             for name in self.names:
                 slots = self._slots[name]
                 if parameter not in slots:
-                    slots[parameter] = parameter.detach().clone()
+                    slots[parameter] = self._first(parameter, name)
                 found[f"{called} (state {name!r})"] = slots[parameter]
         return found
+
+    def _first(self, parameter: Tensor, name: str) -> Tensor:
+        if name not in self.moments:
+            return parameter.detach().clone()
+        if parameter.dtype in HALF:
+            raise ConfigurationError(
+                f"adaptive='corrected': expected parameters of float32 or wider, got {_form(parameter)} of parameter "
+                f"{self._called[parameter]}: its second moment would be too coarse to correct. Keep the parameters in "
+                "float32 and compute under torch.autocast, or leave adaptive out"
+            )
+        return torch.zeros_like(parameter.detach(), memory_format=torch.preserve_format)
+
+    def held(self, name: str) -> Iterator[Tensor]:
+        """Give every slot of an entry."""
+        yield from self._slots[name].values()
+
+    def slot(self, parameter: Tensor, name: str) -> Tensor | None:
+        """Return the slot of one parameter, if there is one."""
+        return self._slots[name].get(parameter)
 
     @torch.no_grad()
     def adopt(self) -> None:
@@ -68,16 +100,25 @@ class Points:
         """
         for name, slots in self._slots.items():
             for parameter, slot in slots.items():
-                entries = _entries(self._optimizer, parameter)
+                entries = entries_of(self._optimizer, parameter)
                 entry = entries.get(name)
                 if entry is slot:
                     continue
                 if entry is None:
-                    slot.copy_(parameter)
+                    self._wait(parameter, slot, name)
                     continue
                 self._check(entry, parameter, name)
                 slot.copy_(entry)
                 entries[name] = slot
+                self._begun[name].add(parameter)
+
+    def _wait(self, parameter: Tensor, slot: Tensor, name: str) -> None:
+        """Have a slot hold what its entry will start from."""
+        if name not in self.moments:
+            slot.copy_(parameter)
+        elif parameter in self._begun[name]:  # the state was cleared; otherwise the slot holds what peers have sent
+            slot.zero_()
+            self._begun[name].discard(parameter)
 
     def _check(self, entry: Any, parameter: Tensor, name: str) -> None:
         expected = _form(parameter)
@@ -87,6 +128,9 @@ class Points:
                 f"gossip_state: expected state {name!r} of parameter {self._called[parameter]} to be a point in "
                 f"parameter space ({expected}, as the parameter), got {got}. Leave {name!r} out of gossip_state, or "
                 "give the model the dtype and device of that state"
+                if name not in self.moments
+                else f"adaptive='corrected': expected state {name!r} of parameter {self._called[parameter]} to be "
+                f"{expected}, as the parameter, got {got}. Leave adaptive out, or give the state that form"
             )
 
 
@@ -94,7 +138,7 @@ def _form(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)} on {tensor.device}"
 
 
-def _entries(optimizer: Any, parameter: Tensor) -> dict[str, Any]:
+def entries_of(optimizer: Any, parameter: Tensor) -> dict[str, Any]:
     """Return the state of one parameter, without making it."""
     entries = optimizer.state.get(parameter)
     return entries if isinstance(entries, dict) else {}

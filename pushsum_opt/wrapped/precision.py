@@ -27,13 +27,14 @@ class Settle(Protocol):
 
 @contextmanager
 def amp_scaling(
-    wrapper: torch.optim.Optimizer, inner: torch.optim.Optimizer, settle: Settle | None
+    wrapper: torch.optim.Optimizer, inner: torch.optim.Optimizer, settle: Settle | None, *, by_hand: bool = False
 ) -> Iterator[bool]:
     """Deal with what a GradScaler has set on the wrapper; yield whether the local update must be skipped.
 
     Args:
         settle: averages inside a host what has not been averaged, where that is to be done before the update. Called
             with the call, whether this rank must skip and its scale; returns whether any rank of the host must skip.
+        by_hand: inside, gradients are unscaled, whatever the inner optimizer could do by itself.
     """
     found_inf: Any = getattr(wrapper, "found_inf", None)
     grad_scale: Tensor | None = getattr(wrapper, "grad_scale", None)
@@ -48,7 +49,7 @@ def amp_scaling(
         yield settle("step()", skips=skip, scale=scale)
     elif not isinstance(found_inf, Tensor):  # no scaler, or the int 0 where no parameter has a gradient
         yield False
-    elif _torch_compat.supports_amp_scaling(inner):
+    elif _torch_compat.supports_amp_scaling(inner) and not by_hand:
         fused: Any = inner
         fused.found_inf, fused.grad_scale = found_inf, grad_scale
         try:
