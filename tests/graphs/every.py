@@ -5,7 +5,8 @@ from __future__ import annotations
 from pushsum_opt import graphs
 from pushsum_opt.errors import GraphError
 
-SIZES = [*range(1, 34), 48, 64, 100]
+SIZES = [*range(1, 18), 20, 24, 25, 27, 31, 32, 33, 48, 64, 100]
+"""All small ones; beyond, primes, powers, products of small and of large factors, and both neighbours of a power."""
 
 
 def offsets(rank, size, round):

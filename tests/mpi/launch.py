@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,13 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from warm.python import warm_python
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
+NEED_TORCH = {
+    "emulated.py", "ends.py", "forks.py", "like_ddp.py", "preempted.py", "uneven.py", "within_host.py",
+}  # fmt: skip
 
 
 @cache
@@ -36,21 +42,30 @@ def environment(**more: str) -> dict[str, str]:
     }
 
 
+def script(program: str, *arguments: str, warm: bool | None = None) -> list[str]:
+    """Return the command of one rank. Where it needs torch, it finds it imported, or with ``warm=False`` not."""
+    if warm is None:
+        warm = any(name in NEED_TORCH for name in (program, *arguments))
+    return [*(warm_python() if warm else [sys.executable]), str(HERE / "programs" / program), *arguments]
+
+
 def mpirun(size: int, program: str, *arguments: str, limit: float = 120.0, **variables: str):
     """Run ``tests/mpi/programs/<program>`` on ``size`` ranks and return the finished process, output as text.
 
     The output is what a user sees: lines of several ranks may run into each other. :func:`each_rank` keeps them apart.
     A run that takes longer than ``limit`` seconds is a hang: it is ended, and the test fails with its output.
     """
-    return _run(size, [sys.executable, str(HERE / "programs" / program), *arguments], limit, variables)
+    return _run(size, script(program, *arguments), limit, variables)
 
 
-def each_rank(size: int, program: str, *arguments: str, limit: float = 120.0, **variables: str):
+def each_rank(
+    size: int, program: str, *arguments: str, limit: float = 120.0, warm: bool | None = None, **variables: str
+):
     """Run as :func:`mpirun` does; the output is mpirun's own, then that of rank 0, of rank 1, and so on."""
     with tempfile.TemporaryDirectory() as folder:
         to_file = f'exec "$0" "$@" >"{folder}/${{OMPI_COMM_WORLD_RANK:-$PMI_RANK}}" 2>&1'
-        script = [sys.executable, str(HERE / "programs" / program), *arguments]
-        done = _run(size, ["sh", "-c", to_file, *script], limit, variables, Path(folder))
+        command = ["sh", "-c", to_file, *script(program, *arguments, warm=warm)]
+        done = _run(size, command, limit, variables, Path(folder))
         done.stdout += _collect(Path(folder))
         return done
 
@@ -64,8 +79,39 @@ def succeeds(size: int, program: str, *arguments: str, **options) -> str:
     return done.stdout
 
 
-def _run(size: int, script: list[str], limit: float, variables: dict[str, str], folder: Path | None = None):
-    command = [*launcher(), "-np", str(size), *script]
+@cache
+def _together(size: int, programs: tuple[str, ...]) -> str:
+    """Return the output of each rank, or why there is none: a test that shares a start does not start it again."""
+    words = " -- ".join(programs).split()
+    try:
+        done = each_rank(size, "several.py", *words, limit=300.0)
+    except AssertionError as error:
+        return str(error)
+    return f"{done.stdout}\n=== exit code\n{done.returncode}"
+
+
+def succeeds_among(programs: list[str], size: int, program: str) -> str:
+    """Return what one of these programs printed, all run one after the other in one start; it must succeed.
+
+    A start of mpirun with Python on every rank costs seconds, and these programs leave each other alone. A program that
+    fails ends the start: the tests of those before it pass, and of those behind it say where it ended.
+
+    Args:
+        program: one of ``programs``: its words, with environment variables for it in front.
+    """
+    output = _together(size, tuple(programs))
+    _, *parts = re.split(r"^=== (\d+|exit code)$", output, flags=re.MULTILINE)
+    number = str(programs.index(program))
+    said = "".join(text for name, text in zip(parts[::2], parts[1::2], strict=True) if name == number)
+    for rank in range(size):
+        assert f"rank {rank} of {size}: ok" in said, f"{program} on {size} ranks:\n{said[-6000:] or output[-6000:]}"
+    if number == str(len(programs) - 1):
+        assert output.endswith("=== exit code\n0"), output[-6000:]
+    return said
+
+
+def _run(size: int, words: list[str], limit: float, variables: dict[str, str], folder: Path | None = None):
+    command = [*launcher(), "-np", str(size), *words]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -81,7 +127,7 @@ def _run(size: int, script: list[str], limit: float, variables: dict[str, str], 
         os.killpg(process.pid, 9)
         output, _ = process.communicate()
         output += "" if folder is None else _collect(folder)
-        raise AssertionError(f"{' '.join(script)} on {size} ranks hung for {limit:g} s:\n{output[-4000:]}") from None
+        raise AssertionError(f"{' '.join(words)} on {size} ranks hung for {limit:g} s:\n{output[-4000:]}") from None
     return subprocess.CompletedProcess(command, process.returncode, output)
 
 

@@ -5,17 +5,33 @@ from __future__ import annotations
 import re
 
 import pytest
-from mpi.launch import each_rank, environment, mpirun, succeeds
+from mpi.launch import each_rank, environment, mpirun, succeeds, succeeds_among
 from scenarios import numpy_training
 
 from pushsum_opt import testing
 
 pytestmark = pytest.mark.mpi
 
+SMALL_CHUNKS = "PUSHSUM_CHUNK_BYTES=4096 same_bits.py"
+OVERLAPPED = {tau: f"same_bits.py --staleness {tau} --naps 3" for tau in (1, 2)}
+TOGETHER = {
+    1: ["contract.py", "same_bits.py"],
+    2: ["contract.py", "same_bits.py", *OVERLAPPED.values(), "waiting.py 0", "waiting.py 1"],
+    3: ["contract.py", "same_bits.py", SMALL_CHUNKS, "free_running.py stop", "free_running.py hold"],
+    4: ["same_bits.py", "same_bits.py --naps 1", "same_bits.py --naps 2", "free_running.py"],
+    5: ["contract.py", "same_bits.py", *OVERLAPPED.values()],
+}
+"""What one start of mpirun runs, by its number of ranks."""
+UNEVEN = [f"uneven.py {staleness}" for staleness in ("0", "2", "unbounded")]
+
+
+def among(size, program):
+    return succeeds_among(TOGETHER[size], size, program)
+
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_transport_contract(size):
-    succeeds(size, "contract.py")
+    among(size, "contract.py")
 
 
 def digests(output):
@@ -25,18 +41,21 @@ def digests(output):
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
 def test_a_training_has_the_same_bits_as_on_loopback(size):
     expected = [(digest, repr(weight)) for digest, weight in testing.run(size, numpy_training)]
-    assert digests(succeeds(size, "same_bits.py")) == expected
+    assert digests(among(size, "same_bits.py")) == expected
     assert sum(float(weight) for _, weight in expected) == pytest.approx(size, rel=1e-13)
 
 
 def test_two_runs_with_random_sleeps_have_the_same_bits():
-    first, second = (digests(succeeds(4, "same_bits.py", "--naps", seed)) for seed in ("1", "2"))
+    first, second = (digests(among(4, f"same_bits.py --naps {seed}")) for seed in (1, 2))
+    assert len(first) == 4
     assert first == second
 
 
 def test_small_chunks_change_no_bit():
     """Chunks are a matter of speed: what is merged, and in which order, is the same."""
-    assert digests(succeeds(3, "same_bits.py", PUSHSUM_CHUNK_BYTES="4096")) == digests(succeeds(3, "same_bits.py"))
+    small, usual = digests(among(3, SMALL_CHUNKS)), digests(among(3, "same_bits.py"))
+    assert len(small) == 3
+    assert small == usual
 
 
 def test_one_ranks_exception_ends_all_with_its_traceback_first():
@@ -102,8 +121,7 @@ def test_a_world_size_that_no_launcher_set_says_nothing():
 def test_an_overlapped_training_has_the_same_bits_as_on_loopback_whatever_the_naps(size, staleness):
     run = testing.run(size, lambda comm: numpy_training(comm, staleness=staleness))
     expected = [(digest, repr(weight)) for digest, weight in run]
-    arguments = ["--staleness", str(staleness), "--naps", "3"]
-    assert digests(succeeds(size, "same_bits.py", *arguments)) == expected
+    assert digests(among(size, OVERLAPPED[staleness])) == expected
     assert sum(float(weight) for _, weight in expected) == pytest.approx(size, rel=1e-12)
 
 
@@ -117,13 +135,13 @@ def test_overlap_works_where_threads_may_not_call_mpi_or_only_one_at_a_time(leve
 
 
 def test_asynchronous_ranks_of_different_speeds_and_lengths_lose_no_mass():
-    succeeds(4, "free_running.py")
+    among(4, "free_running.py")
 
 
 @pytest.mark.parametrize("how", ["stop", "hold"])
 def test_no_other_asynchronous_rank_waits_for_one_that_stands_still(how):
     """Rank 1 is stopped for 5 s, or holds its interpreter's lock for 5 s; nobody loses mass."""
-    output = succeeds(3, "free_running.py", how)
+    output = among(3, f"free_running.py {how}")
     longest = dict(re.findall(r"rank (\d) of 3: ok, longest step ([\d.]+) s", output))
     assert float(longest["0"]) < 3.0, "a step of rank 0 stood still with rank 1"
     assert float(longest["2"]) < 3.0, "a step of rank 2 stood still with rank 1"
@@ -131,7 +149,7 @@ def test_no_other_asynchronous_rank_waits_for_one_that_stands_still(how):
 
 @pytest.mark.parametrize("tau", [0, 1])
 def test_a_waiting_rank_leaves_its_core_to_others(tau):
-    output = succeeds(2, "waiting.py", str(tau))
+    output = among(2, f"waiting.py {tau}")
     share = {rank: (float(taken), float(used)) for rank, taken, used in re.findall(r"waited (\d) (\S+) (\S+)", output)}
     taken, used = share["0"]
     assert taken > 2.5
@@ -140,4 +158,4 @@ def test_a_waiting_rank_leaves_its_core_to_others(tau):
 
 @pytest.mark.parametrize("staleness", ["0", "2", "unbounded"])
 def test_ranks_with_different_numbers_of_batches_wait_for_nobody_and_every_batch_counts(staleness):
-    succeeds(3, "uneven.py", staleness)
+    succeeds_among(UNEVEN, 3, f"uneven.py {staleness}")

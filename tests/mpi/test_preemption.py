@@ -10,21 +10,20 @@ import sys
 import time
 
 import pytest
-from mpi.launch import HERE, ROOT, environment, launcher, mpirun
+from mpi.launch import ROOT, environment, launcher, mpirun, script
 
 pytestmark = [pytest.mark.mpi, pytest.mark.slow]
 
 SIZE = 3
 SECONDS = 240
-MPIRUN = [*launcher(), "-np", str(SIZE), sys.executable]
-PUSHSUM_RUN = [sys.executable, "-m", "pushsum_opt", "run", "-np", str(SIZE)]
 
 
-def stop(folder, staleness, *, command=None, to_one_rank=False):
+def stop(folder, staleness, *, by_pushsum_run=False, to_one_rank=False):
     """Start a run without an end, send it SIGUSR1 once every rank has taken some steps, and return its exit code."""
-    program = str(HERE / "programs" / "preempted.py")
+    start = [sys.executable, "-m", "pushsum_opt", "run"] if by_pushsum_run else launcher()
+    words = script("preempted.py", str(folder), str(staleness), "endless", warm=not by_pushsum_run)
     child = subprocess.Popen(
-        [*(command or MPIRUN), program, str(folder), str(staleness), "endless"],
+        [*start, "-np", str(SIZE), *words],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -84,7 +83,7 @@ def test_sigusr1_to_one_rank_is_enough_and_the_run_that_goes_on_can_be_stopped_a
 
 
 def test_pushsum_run_passes_the_signal_on_and_the_code_back(tmp_path):
-    assert stop(tmp_path, 0, command=PUSHSUM_RUN) == 75
+    assert stop(tmp_path, 0, by_pushsum_run=True) == 75
     assert len(rounds(tmp_path)) == 1
 
 

@@ -11,6 +11,9 @@ import pushsum_opt as ps
 from pushsum_opt.mixing import mixing_matrix
 
 QUICK = [1, 2, 3, 4, 5, 7, 8, 9]
+LARGER = sorted({*SIZES} - {*QUICK, 16, 33})
+KINDS = [*dict.fromkeys(type(graph) for graph in ps.graphs.families(16))]
+TURNS = 5
 pytestmark = pytest.mark.filterwarnings("ignore::pushsum_opt.graphs.SlowMixingWarning")
 
 
@@ -46,8 +49,23 @@ def test_every_round_of_every_family_is_its_mixing_matrix(size):
         assert_follows_the_matrices(graph, size, 4)
 
 
+def at_larger_sizes():
+    """Return (size, graph): every family at 16 and 33, and each at every fifth of the others, odd ones among them."""
+    for size in (16, 33, *LARGER):
+        for graph in ps.graphs.families(size):
+            if size in (16, 33) or (1 + LARGER.index(size) + KINDS.index(type(graph))) % TURNS == 0:
+                yield size, graph
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("size", sorted({*SIZES} - {*QUICK}))
-def test_larger_sizes_follow_their_matrices_too(size):
-    for graph in ps.graphs.families(size):
-        assert_follows_the_matrices(graph, size, 2)
+@pytest.mark.parametrize(("size", "graph"), [*at_larger_sizes()], ids=str)
+def test_larger_sizes_follow_their_matrices_too(size, graph):
+    assert_follows_the_matrices(graph, size, 2)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_family_is_seen_at_several_larger_sizes_an_odd_one_among_them_where_it_has_any(kind):
+    there = {size for size, graph in at_larger_sizes() if type(graph) is kind}
+    defined = {size for size in SIZES for graph in ps.graphs.families(size) if type(graph) is kind}
+    assert len(there) >= 2
+    assert any(size % 2 for size in there) or not any(size % 2 for size in defined if size > 9)

@@ -1,4 +1,7 @@
-"""Each rank writes down the warnings of a way to start processes: python forks.py HOW FOLDER DEVICES."""
+"""Each rank writes down the warnings of ways to start processes: python forks.py FOLDER DEVICES HOW...
+
+Processes that started "before" did so before MPI, so it comes first where it comes at all.
+"""
 
 import json
 import logging
@@ -15,22 +18,16 @@ from pushsum_opt.transport import fork
 
 
 def load(how):
-    """Start two workers, twice."""
+    """Start two workers, twice; where each is a new Python, one of them, once."""
     data = TensorDataset(torch.arange(8))
-    loader = DataLoader(data, batch_size=2, num_workers=2, multiprocessing_context=how)
-    assert [sum(int(x.sum()) for (x,) in loader) for _ in range(2)] == [28, 28]
+    workers, times = (1, 1) if how in ("forkserver", "spawn") else (2, 2)
+    loader = DataLoader(data, batch_size=2, num_workers=workers, multiprocessing_context=how)
+    assert [sum(int(x.sum()) for (x,) in loader) for _ in range(times)] == [28] * times
 
 
-def main(how, folder, devices):
-    fork.DEVICES = (devices,)
-    rank, size = ps.rank(), ps.size()
-    said = []
-    handler = logging.Handler()
-    handler.emit = lambda record: said.append((record.levelname, record.getMessage()))
-    logging.getLogger("pushsum_opt").addHandler(handler)
-    if how == "before":
-        load("fork")
-    z = np.full(4, float(rank))
+def start(how):
+    """Start processes in some way while a push-sum is open, and another one is opened after it."""
+    z = np.full(4, float(ps.rank()))
     with ps.PushSum([z]) as push_sum:
         if how == "programs":
             subprocess.run(["true"], check=True)
@@ -40,7 +37,23 @@ def main(how, folder, devices):
         with ps.PushSum([z.copy()]) as another:  # a second transport watches no second time
             another.mix()
         push_sum.mix()
-    Path(folder, f"{rank}.json").write_text(json.dumps(said))
+
+
+def main(folder, devices, *ways):
+    fork.DEVICES = (devices,)
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append((record.levelname, record.getMessage()))
+    logging.getLogger("pushsum_opt").addHandler(handler)
+    if "before" in ways:
+        load("fork")
+    found = {}
+    for how in ways:
+        start(how)
+        found[how] = list(said)
+        said.clear()
+    rank, size = ps.rank(), ps.size()
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
     print(f"rank {rank} of {size}: ok\n", end="")
 
 
