@@ -72,6 +72,8 @@ def test_every_public_name_has_one_entry():
 def test_every_environment_variable_has_one_entry():
     fields = sorted(f"PUSHSUM_{field.name.upper()}" for field in dataclasses.fields(Settings))
     assert sorted(entry for entry in ENTRIES if entry.startswith("PUSHSUM_")) == fields
+    table = (DOCS / "sharp-bits.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `(PUSHSUM_\w+)`", table, re.MULTILINE)) == fields
 
 
 def test_every_environment_variable_that_the_package_names_has_an_entry():
