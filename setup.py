@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.sdist import sdist
 
 # The public address of the source code. There is none yet: fill it in when there is, and package pages link to it.
 SOURCE = ""
@@ -37,6 +38,19 @@ extras = {
     ],
 }
 
+
+class WholeSource(sdist):
+    """The source archive holds what a checkout holds, so that whoever packages it can run the tests."""
+
+    def make_distribution(self) -> None:
+        for folder in ("tests", "docs", "examples", ".ci"):
+            self.filelist.graft(folder)
+        for file in ("tox.ini", ".gitignore"):
+            self.filelist.include(file)
+        self.filelist.global_exclude("*.py[cod]")
+        super().make_distribution()
+
+
 setup(
     name="pushsum-opt",
     version="0.1.0",
@@ -59,6 +73,7 @@ setup(
         "console_scripts": ["pushsum = pushsum_opt.cli:main"],
         "pytest11": ["pushsum_opt = pushsum_opt.pytest_plugin"],  # does nothing but under mpirun
     },
+    cmdclass={"sdist": WholeSource},
     zip_safe=False,
     classifiers=[
         "Development Status :: 4 - Beta",
