@@ -4,12 +4,14 @@
 
 writes docs/images/rooms.svg and the table of docs/architecture.md anew. A room is a folder or a file at the top of the
 package. It stands one floor above the highest room that it imports. A line means "imports"; lines that follow from
-others are left out: where A imports B and B imports C, none leads from A to C.
+others are left out: where A imports B and B imports C, none leads from A to C. A floor with many rooms
+takes two rows of the picture.
 """
 
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -27,13 +29,13 @@ APART = ("observe.log",)
 SEAMS = ("gossip", "graphs", "memory", "transport")
 """Rooms with one protocol and several implementations of it: drawn in another colour."""
 
-WIDTH, ROW, BOX, MARGIN = 720, 62, 26, 14  # of the picture, a floor, a box and the border, in pixels
-PER_LETTER, PADDING, GAP = 7.4, 16, 8
+WIDTH, ROW, BOX, MARGIN = 560, 58, 28, 14  # of the picture, a floor, a box and the border, in pixels
+PER_LETTER, PADDING, GAP = 8, 14, 8
 
 Rooms = dict[str, set[str]]
 
 
-def rooms(package: Path = PACKAGE) -> Rooms:
+def read_imports(package: Path = PACKAGE) -> Rooms:
     """Return which other rooms each room imports."""
     files = {path: ".".join(path.relative_to(package).with_suffix("").parts) for path in package.rglob("*.py")}
     known = {name.removesuffix(".__init__") for name in files.values()}
@@ -103,15 +105,14 @@ def lines(imports: Rooms) -> Rooms:
 
 
 def picture(imports: Rooms) -> str:
-    shown, storeys = lines(imports), floors(imports)
-    places = place(storeys, shown)
-    height = 2 * MARGIN + ROW * (len(storeys) - 1) + BOX
+    shown = lines(imports)
+    places, height = place(floors(imports), shown)
     drawn = [curve(places[a], places[b]) for a in sorted(shown) for b in sorted(shown[a])]
     drawn += [box(name, *places[name]) for name in sorted(places)]
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
-            'font-family="ui-monospace, Menlo, Consolas, monospace" font-size="12">',
+            'font-family="ui-monospace, Menlo, Consolas, monospace" font-size="13">',
             "<title>The rooms of pushsum_opt</title>",
             "<desc>Every box is a room; a line leads down to a room that it imports. Made by docs/draw_rooms.py</desc>",
             f'<rect width="{WIDTH}" height="{height}" rx="8" fill="#fcfcf9"/>',
@@ -122,39 +123,53 @@ def picture(imports: Rooms) -> str:
     )
 
 
-def place(storeys: list[list[str]], shown: Rooms) -> dict[str, tuple[float, float, float]]:
-    """Return x and y of the middle, and the width, of each box: each about above what it imports."""
-    places: dict[str, tuple[float, float, float]] = {}
-    for height, names in enumerate(storeys):
-        y = MARGIN + BOX / 2 + ROW * (len(storeys) - 1 - height)
+Place = tuple[float, float, float]
+"""x and y of the middle of a box, and its width."""
+
+
+def place(storeys: list[list[str]], shown: Rooms) -> tuple[dict[str, Place], int]:
+    """Return where each box goes, about above what it imports, and the height of the whole."""
+    places: dict[str, Place] = {}
+    y = 0.0  # of the ground; the floors above it are negative until the height is known
+    for names in storeys:
         wanted = {name: mean([places[other][0] for other in shown[name]]) for name in names}
-        widths = {name: PADDING + PER_LETTER * len(name) for name in names}
-        ordered = sorted(names, key=lambda name: (wanted[name], name))
-        places.update({name: (x, y, widths[name]) for name, x in spread(ordered, wanted, widths)})
-    return places
+        for row in rows(sorted(names, key=lambda name: (wanted[name], name))):
+            places.update({name: (x, y, width(name)) for name, x in side_by_side(row, wanted)})
+            y -= ROW
+    top = -y - ROW
+    moved = {name: (x, y + top + MARGIN + BOX / 2, wide) for name, (x, y, wide) in places.items()}
+    return moved, round(top + 2 * MARGIN + BOX)
+
+
+def width(name: str) -> float:
+    return PADDING + PER_LETTER * len(name)
 
 
 def mean(numbers: list[float]) -> float:
     return sum(numbers) / len(numbers) if numbers else WIDTH / 2
 
 
-def spread(ordered: list[str], wanted: dict[str, float], widths: dict[str, float]) -> Iterator[tuple[str, float]]:
-    """Put boxes side by side, each as near to where it is wanted as the ones beside it leave room."""
-    free = WIDTH - 2 * MARGIN - sum(widths.values()) - GAP * (len(ordered) - 1)
-    gap = GAP + max(0.0, free) / (len(ordered) + 1)
-    left = MARGIN - GAP
-    behind = sum(widths.values()) + GAP * len(ordered)
-    for name in ordered:
-        least, most = left + GAP, WIDTH - MARGIN - behind + GAP
-        start = min(max(wanted[name] - widths[name] / 2, least), most)
-        if len(ordered) > 3:
-            start = left + gap
-        yield name, start + widths[name] / 2
-        left = start + widths[name]
-        behind -= widths[name] + GAP
+def rows(names: list[str]) -> list[list[str]]:
+    """Cut a floor with too many boxes for one row into rows of about equally many."""
+    room = WIDTH - 2 * MARGIN + GAP
+    count = math.ceil(sum(width(name) + GAP for name in names) / room)
+    return [names[place::count] for place in range(count)]
 
 
-def curve(above: tuple[float, float, float], below: tuple[float, float, float]) -> str:
+def side_by_side(names: list[str], wanted: dict[str, float]) -> Iterator[tuple[str, float]]:
+    """Give each box of a row its middle: near to where it is wanted, or evenly spread where there are many."""
+    behind = sum(width(name) + GAP for name in names) - GAP
+    even = (WIDTH - 2 * MARGIN - behind) / (len(names) + 1)
+    left = float(MARGIN)
+    for name in names:
+        last = WIDTH - MARGIN - behind
+        start = left + even if len(names) > 3 else min(max(wanted[name] - width(name) / 2, left), last)
+        yield name, start + width(name) / 2
+        left = start + width(name) + GAP
+        behind -= width(name) + GAP
+
+
+def curve(above: Place, below: Place) -> str:
     (x1, y1, _), (x2, y2, _) = above, below
     y1, y2 = y1 + BOX / 2, y2 - BOX / 2
     bend = min(40.0, (y2 - y1) / 2)
@@ -202,6 +217,6 @@ def with_table(page: str, rows: str) -> str:
 
 
 if __name__ == "__main__":
-    found = rooms()
+    found = read_imports()
     PICTURE.write_text(picture(found), encoding="utf-8")
     PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), table(found)), encoding="utf-8")

@@ -32,7 +32,7 @@ weights = script("draw_weights")
 
 
 def test_picture_and_table_of_the_rooms_are_those_of_the_imports():
-    imports = rooms.rooms()
+    imports = rooms.read_imports()
     again = "run: python docs/draw_rooms.py"
     page = rooms.PAGE.read_text(encoding="utf-8")
     assert rooms.PICTURE.read_text(encoding="utf-8") == rooms.picture(imports), again
@@ -40,7 +40,7 @@ def test_picture_and_table_of_the_rooms_are_those_of_the_imports():
 
 
 def test_every_room_has_a_place_in_the_picture_and_a_purpose_in_the_table():
-    imports = rooms.rooms()
+    imports = rooms.read_imports()
     drawn = {text.text for text in ElementTree.fromstring(rooms.picture(imports)).iter(f"{SVG}text")}
     assert drawn == set(imports)
     assert [row for row in rooms.table(imports).splitlines() if row.endswith("|  |")] == []
@@ -53,7 +53,7 @@ def test_an_import_inside_a_function_and_one_by_full_name_are_seen(tmp_path):
     (package / "graphs" / "ring.py").write_text("import house.world\n")
     (package / "errors.py").write_text("")
     (package / "world.py").write_text("def lazily():\n    from house import errors\n")
-    assert rooms.rooms(package) == {"graphs": {"errors", "world"}, "errors": set(), "world": {"errors"}}
+    assert rooms.read_imports(package) == {"graphs": {"errors", "world"}, "errors": set(), "world": {"errors"}}
 
 
 def test_rooms_that_import_each_other_in_a_circle_cannot_be_drawn():
