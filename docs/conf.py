@@ -20,10 +20,10 @@ import shutil
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
-os.environ["COLUMNS"] = "80"  # the width of the help of commands
 
 import pushsum_opt as ps  # noqa: E402
 from pushsum_opt import cli  # noqa: E402
@@ -98,7 +98,8 @@ def documented(entry: str) -> str:
 
 def help_of(command: str) -> str:
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+    narrow = mock.patch.dict(os.environ, COLUMNS="80")
+    with narrow, contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         cli.main([command, "--help"])
     return printed.getvalue().rstrip()
 
