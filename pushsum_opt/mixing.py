@@ -42,7 +42,9 @@ HEAVY = 16  # messages per rank and round beyond which fewer sweeps are made
 
 
 def mixing_matrix(graph: Any, size: int, round: int) -> Floats:
-    """Return P(k), shape (n, n): column i says where the mass of rank i goes; its columns sum to 1.
+    """Return P(k) of a ``graph`` on n = ``size`` ranks in ``round`` k, shape (n, n); its columns sum to 1.
+
+    Column i says where the mass of rank i goes.
 
     >>> from pushsum_opt.graphs import Ring
     >>> mixing_matrix(Ring(), 3, 0)
@@ -54,7 +56,7 @@ def mixing_matrix(graph: Any, size: int, round: int) -> Floats:
 
 
 def window_matrix(graph: Any, size: int, rounds: int, first: int = 0) -> Floats:
-    """Return P(first + rounds - 1) ... P(first + 1) P(first), shape (n, n).
+    """Return P(first + rounds - 1) ... P(first + 1) P(first) of a ``graph``, shape (n, n) with n = ``size``.
 
     >>> from pushsum_opt.graphs import OnePeerExponential
     >>> window_matrix(OnePeerExponential(), 4, 2)[0]
@@ -68,10 +70,10 @@ def window_matrix(graph: Any, size: int, rounds: int, first: int = 0) -> Floats:
 
 
 def second_singular_value(graph: Any, size: int, rounds: int | None = None) -> float:
-    """Return the second singular value of the product of the first rounds, by default those of a period.
+    """Return the second singular value of the product of the first ``rounds`` of a ``graph`` on ``size`` ranks.
 
-    0 where they average exactly. Where every round is doubly stochastic, it is the part of the disagreement that is
-    left in the worst case.
+    By default the rounds of a period. 0 where they average exactly. Where every round is doubly stochastic, it is the
+    part of the disagreement that is left in the worst case.
 
     Raises:
         ConfigurationError: ``rounds`` is not given and the graph never repeats.

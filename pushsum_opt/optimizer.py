@@ -331,6 +331,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
+        """Those of the wrapped optimizer."""
         return self.optimizer.param_groups
 
     @param_groups.setter
@@ -339,6 +340,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
 
     @property
     def state(self) -> Any:
+        """That of the wrapped optimizer."""
         return self.optimizer.state
 
     @state.setter
@@ -347,6 +349,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
 
     @property
     def defaults(self) -> dict[str, Any]:
+        """Those of the wrapped optimizer."""
         return self.optimizer.defaults
 
     @defaults.setter

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
@@ -30,7 +32,25 @@ def test_top_level_holds_nothing_but_what_was_agreed():
         ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines()]
         names = {path.name for path in ROOT.iterdir()}
         there = {name for name in names if not any(fnmatch(name, pattern) for pattern in ignored)}
+        there -= {"PKG-INFO", "setup.cfg"}  # setuptools writes them into every source archive
     assert there == TOP_LEVEL
+
+
+def test_source_archive_holds_every_file_of_the_checkout(tmp_path):
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: there is no list of what it holds")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = {name for name in listed.split("\0") if name and (ROOT / name).exists()}
+    for name in files:
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / "source" / name)
+    command = [sys.executable, "-W", "ignore", "setup.py", "-q", "sdist", "--dist-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path / "source", capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        packed = {name.partition("/")[2] for name in opened.getnames()}
+    assert sorted(files - packed) == []
 
 
 def test_importing_the_library_starts_neither_mpi_nor_cuda_and_loads_no_torch():

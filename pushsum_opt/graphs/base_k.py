@@ -24,10 +24,10 @@ class BaseK(Graph):
     - *Simple base*, everywhere else. Write n in base b, n = a_1 b^(p_1) + ... + a_L b^(p_L) with falling powers, and
       cut the ranks into blocks V_1, ..., V_L of these sizes and V_l into a_l pieces of b^(p_l). First every block
       averages within itself (m_1 rounds, by hyper-hypercubes). Then V_1, then V_2, and so on, meets the blocks behind
-      it: each of their S_(l+1) = |V_(l+1)| + ... + |V_L| ranks exchanges with one rank of each piece of V_l, with share
-      |V_l| / (a_l S_l). Now the ranks behind hold the mean over V_l and behind, and so does each piece of V_l as a
-      whole, so the pieces average within themselves (p_l rounds). In all m_1 + 1 + p_1 rounds. The ranks of V_l that
-      meet nobody average in groups of b meanwhile.
+      it: each of their ``S_(l+1) = |V_(l+1)| + ... + |V_L|`` ranks exchanges with one rank of each piece of V_l, with
+      share ``|V_l| / (a_l S_l)``. Now the ranks behind hold the mean over V_l and behind, and so does each piece of V_l
+      as a whole, so the pieces average within themselves (p_l rounds). In all m_1 + 1 + p_1 rounds. The ranks of V_l
+      that meet nobody average in groups of b meanwhile.
     - *Base*: write n = p q, where q holds the prime factors above b. The p groups of q consecutive ranks run the simple
       base graph side by side, then each class of p ranks with the same place in its group runs the hyper-hypercube.
       Used where that is shorter.

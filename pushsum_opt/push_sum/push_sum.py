@@ -225,6 +225,7 @@ class PushSum:
 
     @property
     def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
         return self._lifetime.closed
 
     @property

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 INSTALLS = {
     'pip install torch==2.13.0 -e ".[quickstart]" && pushsum run -np 4 examples/digits.py',
     'pip install torch==2.13.0 -e ".[quickstart]"',
@@ -29,19 +29,23 @@ ENVIRONMENT = {
 }
 
 
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
 def blocks(page: Path) -> list[tuple[str, str]]:
     """Return (language, text) of every fenced block, also of those inside lists."""
     found = re.findall(r"^( *)```(\w*)\n(.*?)^\1```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     return [(language, re.sub(rf"^{indent}", "", text, flags=re.MULTILINE)) for indent, language, text in found]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_block_names_its_language(page):
     for language, text in blocks(page):
         assert language in LANGUAGES, text
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_python_snippets_run_one_after_the_other(page, tmp_path):
     program = "\n".join(text for language, text in blocks(page) if language == "python")
     if not program:
@@ -54,7 +58,7 @@ def test_python_snippets_run_one_after_the_other(page, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_run(page, tmp_path):
     for language, text in blocks(page):
         for command in text.strip().splitlines() if language == "sh" else ():
@@ -76,7 +80,16 @@ def test_the_readme_gives_the_two_commands():
     assert "pip install tox && tox" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_links_between_pages_lead_somewhere():
-    for page in PAGES:
-        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+def anchors(page: Path) -> set[str]:
+    """Return what GitHub calls the headings of a page."""
+    without_code = re.sub(r"^( *)```.*?^\1```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", without_code, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_between_pages_lead_to_a_file_and_a_heading_that_are_there(page):
+    for path, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", page.read_text(encoding="utf-8")):
+        target = page.parent / path if path else page
+        assert target.exists(), f"{name(page)} links to {path}"
+        assert not anchor or anchor in anchors(target), f"{name(page)} links to {path}#{anchor}"
