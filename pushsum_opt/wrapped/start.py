@@ -13,6 +13,7 @@ from .. import copying
 from ..checkpoint.devices import keep_dtypes
 from ..transport import Transport
 from ..transport.waiting import Waiter
+from .loading_state import load_state
 from .state_values import digest, for_here, to_send
 
 __all__ = ["copy_start"]
@@ -34,7 +35,7 @@ def copy_start(
             loaded = torch.load(io.BytesIO(received), map_location="cpu", weights_only=False)
             # load_state_dict takes what belongs to a parameter to the parameter's device; the rest is placed here.
             placed = for_here(loaded, state)
-            optimizer.load_state_dict(placed)
+            load_state(optimizer, placed)
             keep_dtypes(optimizer, placed)
 
 

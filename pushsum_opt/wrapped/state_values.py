@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..tensor_kinds import host_bytes
+
 __all__ = ["digest", "for_here", "to_send"]
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype)
@@ -52,7 +54,7 @@ def _walk(value: Any, write: Callable[[Any], None], above: set[int]) -> None:
     elif isinstance(value, set | frozenset):
         write(repr(sorted(map(repr, value))).encode())
     elif not _stays(value):
-        write(pickle.dumps(value))
+        write(pickle.dumps(value, protocol=2))
     write(b")")
 
 
@@ -60,8 +62,8 @@ def _walk_tensor(tensor: Tensor, write: Callable[[Any], None]) -> None:
     local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     write(f"{local.dtype}{tuple(local.shape)}{local.layout}".encode())
     if local.layout == torch.strided and local.device.type != "meta" and not local.is_quantized:
-        flat = local.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-        write(flat.view(torch.uint8).numpy())
+        flat = local.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        write(host_bytes(flat))
     elif local.device.type != "meta":
         write(pickle.dumps(local.detach().cpu()))
 
@@ -73,7 +75,7 @@ def _stays(value: Any) -> bool:
     if isinstance(value, torch.device | torch.Generator):
         return True
     try:
-        pickle.dumps(value)
+        pickle.dumps(value, protocol=2)  # as torch.save() does
     except Exception:  # whatever a class does when it is pickled
         return True
     return False
@@ -82,8 +84,9 @@ def _stays(value: Any) -> bool:
 def to_send(value: Any) -> Any:
     """Return a copy of the structure with tensors on the host, and a mark where a value stays with its rank."""
     if isinstance(value, Tensor):
-        return value.detach().cpu() if type(value) in (Tensor, torch.nn.Parameter) else value
-    if isinstance(value, PLAIN):
+        plain = type(value) in (Tensor, torch.nn.Parameter) and not value.is_meta
+        return value.detach().cpu() if plain else value
+    if type(value) in PLAIN:
         return value
     if type(value) in (list, tuple):
         return type(value)(to_send(one) for one in value)
@@ -98,7 +101,8 @@ def for_here(received: Any, mine: Any) -> Any:
     A tensor that has no counterpart in mine stays on the host.
     """
     if isinstance(received, Tensor):
-        return received.to(mine.device) if isinstance(mine, Tensor) and mine.device.type != "meta" else received
+        apart = isinstance(mine, Tensor) and not mine.is_meta and not received.is_meta
+        return received.to(mine.device) if apart else received
     if type(received) is dict:
         others = mine if isinstance(mine, Mapping) else {}
         kept = {key: one for key, one in received.items() if not isinstance(one, _Yours) or key in others}
