@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..tensor_kinds import host_bytes
+
 __all__ = ["digest"]
 
 
@@ -55,5 +57,4 @@ def _add_tensor(found: Any, tensor: Tensor) -> None:
         found.update(repr(local.qscheme()).encode())
         local = local.int_repr()
     if local.numel() and local.device.type != "meta":
-        flat = local.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-        found.update(flat.view(torch.uint8).numpy())
+        found.update(host_bytes(local.resolve_conj().resolve_neg().cpu().contiguous()))
