@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NoReturn
@@ -28,6 +28,7 @@ from .wrapped import points
 from .wrapped.calls import call_step, call_zero_grad
 from .wrapped.finding import Finder
 from .wrapped.host_gradients import HostGradients
+from .wrapped.loading_state import load_state
 from .wrapped.model_state import check_rank, copy_to_host, watched
 from .wrapped.precision import amp_scaling
 from .wrapped.putting_back import put_back
@@ -395,7 +396,14 @@ class PushSumOptimizer(torch.optim.Optimizer):
         own: dict[str, Any] = {"steps": self._steps, "algorithm": self._algorithm.state_dict()}
         if self._corrected is not None:
             own["moments"] = self._corrected.ageing.state()
-        state = {**self.optimizer.state_dict(), KEY: {**self.push_sum.state(), **own}}
+        inner = self.optimizer.state_dict()
+        if not isinstance(inner, Mapping):
+            raise TypeError(
+                f"rank {self.push_sum.rank}: {type(self.optimizer).__name__}.state_dict() returned a "
+                f"{type(inner).__name__}: expected a dict, as torch.optim.Optimizer returns. Let it return one, such "
+                "as {'optimizers': ...}, and let load_state_dict() take it"
+            )
+        state = {**inner, KEY: {**self.push_sum.state(), **own}}
         return _torch_compat.run_state_dict_post_hooks(self, state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -408,7 +416,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         """
         state_dict = _torch_compat.run_load_state_dict_pre_hooks(self, dict(state_dict))
         mass = state_dict.pop(KEY, None)
-        self.optimizer.load_state_dict(state_dict)
+        load_state(self.optimizer, state_dict)
         self._steps = 0 if mass is None else mass.get("steps", 0)
         self._algorithm.load_state_dict({} if mass is None else mass.get("algorithm", {}))
         if self._corrected is not None:

@@ -6,8 +6,11 @@ that wrap tensors), none at all (meta), or a form of their own (sparse, quantize
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter, is_lazy
@@ -17,12 +20,14 @@ from .errors import ConfigurationError
 
 __all__ = [
     "described",
+    "host_bytes",
     "is_averageable",
     "is_one_block",
     "is_uninitialized",
     "local_part",
     "plain_parts",
     "refuse_unmixable",
+    "shared_memory",
     "why_not_mixed",
 ]
 
@@ -52,7 +57,8 @@ def described(tensor: Any) -> str:
     held = local_part(tensor)
     if held.is_nested and not _wraps(held):
         return f"{dtype}, nested"
-    text = f"{dtype}{list(held.shape)}"
+    # The length of a ragged axis is a symbol, which each process counts for itself: its parts are described below.
+    text = f"{dtype}[{', '.join(str(n) if isinstance(n, int) else 'ragged' for n in held.shape)}]"
     if held.layout != torch.strided:
         text += f" {str(held.layout).removeprefix('torch.')}"
     if held.is_meta:
@@ -87,6 +93,46 @@ def plain_parts(tensor: Tensor) -> list[Tensor] | None:
     if held.layout != torch.strided or held.is_nested or held.is_quantized or _dispatches(held):
         return None
     return [held.as_subclass(Tensor)]
+
+
+def shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Name the tensors in plain memory of which elements lie in the memory of others, or of each other; say which."""
+    spans: list[tuple[str, int, int, str]] = []
+    found: dict[str, str] = {}
+    for name, tensor in {id(t): (n, t) for n, t in reversed(list(tensors.items()))}.values():
+        for part in plain_parts(tensor) or ():
+            reach = sum((extent - 1) * stride for extent, stride in zip(part.shape, part.stride(), strict=True)) + 1
+            if part.numel():
+                start = part.data_ptr()
+                spans.append((str(part.device), start, start + reach * part.element_size(), name))
+            if reach < part.numel():
+                found[name] = "has several elements in one place of its memory"
+    spans.sort()
+    last = spans[0] if spans else ("", 0, 0, "")
+    for span in spans[1:]:
+        if span[0] == last[0] and span[1] < last[2] and span[3] != last[3]:
+            found.setdefault(span[3], f"shares memory with {last[3]}")
+            found.setdefault(last[3], f"shares memory with {span[3]}")
+        last = max(last, span, key=lambda one: one[:1] + one[2:3])
+    return found
+
+
+class _Block:
+    """The memory of a tensor, as numpy is told of it; it keeps the tensor alive."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        count = tensor.numel() * tensor.element_size()
+        data = (tensor.data_ptr(), False)
+        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (count,), "data": data}
+
+
+def host_bytes(tensor: Tensor) -> npt.NDArray[np.uint8]:
+    """Return the bytes of a contiguous tensor on the host, which share its memory.
+
+    ``Tensor.numpy()`` would forbid to resize it, for good, and observers of quantization-aware training resize theirs.
+    """
+    return np.asarray(_Block(tensor)) if tensor.numel() else np.empty(0, np.uint8)
 
 
 def is_one_block(tensor: Tensor) -> bool:

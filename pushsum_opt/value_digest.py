@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .tensor_kinds import local_part, plain_parts
+from .tensor_kinds import host_bytes, local_part, plain_parts
 
 __all__ = ["PLAIN", "belongs_to_one_rank", "digest"]
 
@@ -75,13 +75,12 @@ def _walk_tensor(tensor: Tensor, write: Write) -> None:
     if parts is None:
         write(_pickled(local.cpu()) or b"")
     for part in parts or ():
-        flat = part.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-        write(flat.view(torch.uint8).numpy())
+        write(host_bytes(part.cpu().resolve_conj().resolve_neg().contiguous()))
 
 
 def _pickled(value: Any) -> bytes | None:
     """Return a value's pickle; None where it has none, whatever its class does when it is pickled."""
     try:
-        return pickle.dumps(value)
+        return pickle.dumps(value, protocol=2)  # as torch.save() does
     except Exception:
         return None

@@ -20,7 +20,7 @@ from .channel import Channel
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["alike_everywhere", "broadcast_bytes", "broadcast_tensors", "equal_everywhere", "once", "write"]
+__all__ = ["alike_everywhere", "broadcast_bytes", "broadcast_tensors", "equal_everywhere", "expanded", "once", "write"]
 
 ALIKE = "Build the same model on every rank (same code, same arguments), and convert it alike"
 
@@ -76,6 +76,8 @@ def _broadcast_plain(channel: Channel, tensors: list[Tensor], root: int) -> None
     """Copy tensors in plain memory. Elements that are expanded travel once, where every rank expands alike."""
     import torch
 
+    from .. import tensor_kinds
+
     alike = alike_everywhere(channel, tensors)
     with torch.no_grad():
         for tensor in tensors:
@@ -83,7 +85,7 @@ def _broadcast_plain(channel: Channel, tensors: list[Tensor], root: int) -> None
             if not held.numel():
                 continue
             flat = held.cpu().resolve_conj().resolve_neg().contiguous()
-            channel.broadcast(flat.reshape(-1).view(torch.uint8).numpy(), root, "broadcast_parameters")
+            channel.broadcast(tensor_kinds.host_bytes(flat), root, "broadcast_parameters")
             if channel.rank != root and (flat.data_ptr() != held.data_ptr() or flat.device != held.device):
                 write(tensor, held, flat)
 
@@ -117,6 +119,9 @@ def write(tensor: Tensor, held: Tensor, values: Tensor) -> None:
     import torch
 
     with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
+        if held.is_nested:
+            tensor.data = values.to(tensor.device, copy=True)
+            return
         axes = expanded(held)
         if not axes:
             held.copy_(values)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import tensor_kinds
+from ..channel import copying
 from ..errors import CallOrderError, CheckpointError
 from ..push_sum import PushSum
 from . import randomness
@@ -153,7 +156,25 @@ def _compare(what: str, saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> N
 
 
 def _form(value: Any) -> str:
-    return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}" if isinstance(value, Tensor) else "a value"
+    return tensor_kinds.described(value) if isinstance(value, Tensor) else "a value"
+
+
+def _load_model(model: torch.nn.Module, saved: Mapping[str, Any]) -> None:
+    """Load a state_dict that is known to fit, also into tensors that torch's ``load_state_dict`` cannot write to."""
+    held = model.state_dict(keep_vars=True)
+    special = [key for key, value in held.items() if isinstance(value, Tensor) and _takes_no_copy(value)]
+    rest = copy.copy(saved)  # an OrderedDict with the versions of its modules stays one
+    for key in special:
+        del rest[key]  # type: ignore[attr-defined]
+    model.load_state_dict(rest, strict=not special)
+    for key in special:
+        copying.write(held[key], held[key], saved[key])
+
+
+def _takes_no_copy(tensor: Tensor) -> bool:
+    if tensor.is_nested or tensor.is_inference():
+        return True
+    return tensor.layout == torch.strided and bool(copying.expanded(tensor))
 
 
 def restore(part: Mapping[str, Any], optimizer: Any, companions: Companions, *, random: bool) -> None:
@@ -163,7 +184,7 @@ def restore(part: Mapping[str, Any], optimizer: Any, companions: Companions, *, 
         random: continue the random generators too.
     """
     if optimizer.model is not None:
-        optimizer.model.load_state_dict(part["model"])
+        _load_model(optimizer.model, part["model"])
     present = optimizer.optimizer.state_dict()
     with optimizer.push_sum.restoring():
         optimizer.load_state_dict(with_code(where_it_was(part["optimizer"], present), present))

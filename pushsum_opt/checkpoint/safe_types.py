@@ -2,7 +2,8 @@
 
 torch's safe loader knows tensors, numbers, strings and plain containers. numpy's scalars and arrays, dates, paths and
 such are written as a dict with the name of their type. Reading one back calls nothing but the constructors listed here:
-of classes in a user's program only enums and named tuples are known, by name, and only where their module is loaded.
+of classes in a user's program only enums, flags and named tuples are known, by name, and only where their module is
+loaded.
 """
 
 from __future__ import annotations
@@ -106,6 +107,8 @@ def _encode_special(value: Any) -> dict[str, Any] | None:
         return {TYPE: "numpy.dtype", "dtype": np.lib.format.dtype_to_descr(value)}
     if kind is torch.memory_format:
         return {TYPE: "torch.memory_format", "name": str(value).removeprefix("torch.")}
+    if isinstance(value, enum.Flag):  # several flags together have no name of their own
+        return {TYPE: "flags", "module": kind.__module__, "class": kind.__qualname__, "value": value.value}
     if isinstance(value, enum.Enum):
         return {TYPE: "enum", "module": kind.__module__, "class": kind.__qualname__, "name": value.name}
     if isinstance(value, tuple) and hasattr(kind, "_fields"):
@@ -185,6 +188,8 @@ def _make(found: dict[str, Any]) -> Any:
         return collections.defaultdict(FACTORIES.get(found["factory"]), found["items"])
     if name == "Path":
         return pathlib.Path(found["path"])
+    if name == "flags":
+        return _class(found, enum.Flag)(found["value"])
     if name == "enum":
         return _class(found, enum.Enum)[found["name"]]
     if name == "named tuple":

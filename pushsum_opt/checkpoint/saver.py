@@ -128,6 +128,11 @@ class Saver:
         resumed = load_from(found, self._optimizer, Companions(**self._beside))
         self._saved_round = self._push_sum.round
         extra = dict(resumed.extra or {})
+        if resumed.exact and PLACES not in extra and self._push_sum.first:
+            log.info(
+                "it was saved without a loop over saver.batches(loader). If the script passes over the batches of a "
+                "DataLoader that it has seen, random draws differ from those of a run that was never stopped"
+            )
         ratio = found[1].size / self._push_sum.size
         self._places.resume(extra.pop(PLACES, ()), exact=resumed.exact, ratio=ratio)
         return extra

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigurationError
-from ..tensor_kinds import local_part, refuse_unmixable
+from ..tensor_kinds import host_bytes, local_part, refuse_unmixable
 from .base import Memory
 from .plan import Piece, TensorSpec, is_dense
 from .primitives import Values
@@ -76,7 +76,7 @@ class HostMemory(Memory):
         return array.permute(axes)
 
     def _wire_bytes(self, flat: Tensor) -> Any:
-        return flat.view(torch.uint8).numpy()
+        return host_bytes(flat)
 
     def _view_as(self, flat_bytes: Tensor, dtype: str) -> Tensor:
         return flat_bytes.view(DTYPES[dtype])

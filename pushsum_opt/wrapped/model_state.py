@@ -33,7 +33,9 @@ def copy_to_host(state: Mapping[str, Any], *, wanted: bool) -> dict[str, Any] | 
     copied = copy.copy(state)  # an OrderedDict with the versions of its modules stays one
     for key, value in state.items():
         whole = value.full_tensor() if hasattr(value, "full_tensor") else value
-        if wanted and isinstance(whole, Tensor):
+        if wanted and isinstance(whole, Tensor) and whole.is_meta:
+            copied[key] = whole  # type: ignore[index]  # it has no values to copy
+        elif wanted and isinstance(whole, Tensor):
             copied[key] = copies.setdefault(_identity(whole), whole.detach().to("cpu", copy=True))  # type: ignore[index]
         elif wanted:
             copied[key] = copy.deepcopy(whole)  # type: ignore[index]
@@ -41,7 +43,7 @@ def copy_to_host(state: Mapping[str, Any], *, wanted: bool) -> dict[str, Any] | 
 
 
 def _identity(tensor: Tensor) -> Any:
-    if tensor.layout != torch.strided or tensor.device.type == "meta" or not tensor.numel():
+    if tensor.layout != torch.strided or tensor.is_nested or not tensor.numel():
         return id(tensor)
     return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, str(tensor.device))
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..channel import Channel, copying
 from ..checkpoint.devices import keep_dtypes
 from ..value_digest import digest
+from .loading_state import load_state
 from .state_values import for_here, to_send
 
 __all__ = ["copy_start"]
@@ -31,7 +32,7 @@ def copy_start(channel: Channel, optimizer: torch.optim.Optimizer, tensors: Mapp
             loaded = torch.load(io.BytesIO(received), map_location="cpu", weights_only=False)
             # load_state_dict takes what belongs to a parameter to the parameter's device; the rest is placed here.
             placed = for_here(loaded, state)
-            optimizer.load_state_dict(placed)
+            load_state(optimizer, placed)
             keep_dtypes(optimizer, placed)
 
 

@@ -20,8 +20,9 @@ class _Yours:
 def to_send(value: Any) -> Any:
     """Return a copy of the structure with tensors on the host, and a mark where a value stays with its rank."""
     if isinstance(value, Tensor):
-        return value.detach().cpu() if type(value) in (Tensor, torch.nn.Parameter) else value
-    if isinstance(value, PLAIN):
+        plain = type(value) in (Tensor, torch.nn.Parameter) and not value.is_meta
+        return value.detach().cpu() if plain else value
+    if type(value) in PLAIN:
         return value
     if type(value) in (list, tuple):
         return type(value)(to_send(one) for one in value)
@@ -36,7 +37,8 @@ def for_here(received: Any, mine: Any) -> Any:
     A tensor that has no counterpart in mine stays on the host.
     """
     if isinstance(received, Tensor):
-        return received.to(mine.device) if isinstance(mine, Tensor) and mine.device.type != "meta" else received
+        apart = isinstance(mine, Tensor) and not mine.is_meta and not received.is_meta
+        return received.to(mine.device) if apart else received
     if type(received) is dict:
         others = mine if isinstance(mine, Mapping) else {}
         kept = {key: one for key, one in received.items() if not isinstance(one, _Yours) or key in others}

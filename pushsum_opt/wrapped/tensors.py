@@ -36,7 +36,10 @@ class Tensors:
         self.left_out: dict[str, str] = {}
         """Floating buffers that would travel but cannot, by name, with the reason; decided once, at construction."""
         if with_buffers and model is not None:
-            self.left_out = {name: why for name, b in model.named_buffers() if (why := _why_left_out(b)) is not None}
+            held = dict((*model.named_parameters(), *model.named_buffers()))
+            shared = tensor_kinds.shared_memory(held)
+            why = {name: _why_left_out(buffer, shared.get(name)) for name, buffer in model.named_buffers()}
+            self.left_out = {name: reason for name, reason in why.items() if reason is not None}
         self.look_again()
 
     def look_again(self) -> None:
@@ -120,10 +123,16 @@ def _is_floating(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _why_left_out(buffer: Tensor) -> str | None:
-    """Return why a buffer that would travel is not mixed; None if it is, or if it never travels."""
+def _why_left_out(buffer: Tensor, shared: str | None) -> str | None:
+    """Return why a buffer that would travel is not mixed; None if it is, or if it never travels.
+
+    Args:
+        shared: what it shares its memory with, if it does.
+    """
     if not _is_floating(buffer):
         return None
+    if shared is not None:
+        return shared
     reason = tensor_kinds.why_not_mixed(buffer)
     if reason is not None:
         return reason[0]

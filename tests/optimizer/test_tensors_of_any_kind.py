@@ -17,6 +17,10 @@ BUFFERS = {
     "sparse CSR": lambda: EYE.to_sparse_csr(),
     "expanded int": lambda: torch.arange(4).expand(3, 4),
     "expanded float": lambda: EYE.expand(3, 4, 4),
+    "expanded along all axes": lambda: torch.ones(1).expand(3, 4),
+    "overlapping itself": lambda: torch.arange(5.0).as_strided((3, 3), (1, 1)),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "ragged": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
     "conjugated": lambda: torch.complex(EYE, EYE).conj(),
     "meta": lambda: torch.empty(4, device="meta"),
     "float8": lambda: torch.ones(4).to(torch.float8_e4m3fn),
@@ -35,6 +39,8 @@ def wrap(model, comm, *, trained=None, **options):
 def dense(tensor):
     if tensor.is_meta:
         return torch.zeros(0)
+    if tensor.is_nested:
+        return torch.cat([one.clone() for one in tensor.unbind()])
     tensor = tensor.dequantize() if tensor.is_quantized else tensor
     return (tensor if tensor.layout == torch.strided else tensor.to_dense()).resolve_conj().clone()
 
@@ -43,7 +49,7 @@ def dense(tensor):
 @pytest.mark.parametrize("kind", BUFFERS)
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("buffers", ["average", "gossip"])
-def test_a_buffer_of_any_kind_is_kept_through_steps_and_averages(kind, size, buffers):
+def test_a_buffer_of_any_kind_is_kept_through_steps_averages_and_checkpoints(kind, size, buffers, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = [BUFFERS[kind]() for _ in range(size)]
@@ -56,7 +62,10 @@ def test_a_buffer_of_any_kind_is_kept_through_steps_and_averages(kind, size, buf
             optimizer.step()
             with optimizer.averaged():
                 inside = dense(model.extra)
-            return inside, dense(model.extra)
+            copied = optimizer.averaged_state_dict(rank=None)["extra"]
+            ps.checkpoint.save(tmp_path, optimizer)
+            ps.checkpoint.load(tmp_path, optimizer)
+            return inside, dense(copied), dense(model.extra)
 
     for values in ps.testing.run(size, rank):
         assert all(torch.equal(value, dense(BUFFERS[kind]())) for value in values)
@@ -76,6 +85,39 @@ def test_a_mask_of_minus_infinity_keeps_nothing_from_mixing():
             return model.weight[0, 0].item(), optimizer.stats()["chunks_skipped"]
 
     assert ps.testing.run(2, rank) == [(0.5, 0.0), (0.5, 0.0)]
+
+
+def test_buffers_in_the_memory_of_others_stay_on_each_rank_and_are_averaged(caplog):
+    def rank(comm):
+        model = nn.Linear(4, 1)
+        memory = torch.full((6,), float(comm.rank))
+        model.register_buffer("a", memory[:4])
+        model.register_buffer("b", memory[2:])
+        model.register_buffer("view", model.weight.detach()[:, 1:])
+        with wrap(model, comm, buffers="gossip") as optimizer:
+            memory.fill_(float(comm.rank))
+            optimizer.gossip()
+            with optimizer.averaged():
+                inside = model.a.tolist() + model.b.tolist()
+            return inside, memory.tolist(), torch.equal(model.view, model.weight[:, 1:])
+
+    with caplog.at_level("INFO", "pushsum_opt"):
+        assert ps.testing.run(2, rank) == [([0.5] * 8, [float(r)] * 6, True) for r in range(2)]
+    assert "a shares memory with b; b shares memory with a; view shares memory with weight" in caplog.text
+
+
+def test_a_buffer_may_be_resized_after_the_start_as_observers_resize_theirs():
+    def rank(comm):
+        model = nn.Linear(4, 1)
+        model.register_buffer("scale", torch.ones(1))
+        with wrap(model, comm) as optimizer:
+            model.scale.resize_(3).fill_(float(comm.rank))
+            model(torch.ones(2, 4)).sum().backward()
+            optimizer.step()
+            with optimizer.averaged():
+                return model.scale.tolist()
+
+    assert ps.testing.run(2, rank) == [[0.5] * 3] * 2
 
 
 @pytest.mark.parametrize("what", ["frozen", "buffer", "dtype", "missing"])
