@@ -143,6 +143,7 @@ class PushSum:
         """The number of this rank in the gossip; with ``hosts``, of its host."""
         self.participants = self.transport.size
         """How many take part in the gossip: the n of the graph, and of the mass."""
+        self.memory.whose = f"rank {self.rank}: "
         self._statistics = Statistics()
         self.listeners = Events()
         """Who follows what this rank does; other channels of this rank report their waits here too."""
@@ -564,7 +565,8 @@ class PushSum:
 
     def _bring_home(self, *, unchanged: bool = False) -> None:
         kept = []
-        if unchanged and (self._staleness != 0 or self.hosts is not None):
+        # A model that was converted is not merged into in any case.
+        if unchanged and (self._staleness != 0 or self.hosts is not None) and self.memory.keeps_its_form():
             self.memory.refresh()
             kept = [(chunk, self.memory.raw(chunk)) for chunk in self.memory.chunks]
         try:

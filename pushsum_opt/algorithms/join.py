@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigurationError
-from ..gossip.together import Together
 from ..push_sum import PushSum
 from ..transport import Ticket, calling
+from ..transport.together import Together
 
 __all__ = ["Join"]
 

@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import LayoutError
 from ..transport import ANY, Ticket, Transport
+from ..transport.together import Together
 from .messages import Outgoing, Slabs, expect_chunks
 from .pace import Pace
 from .protocol import Exchange, Gossip, InFlight
-from .together import Together
 from .wire import HEADER_BYTES, Header, header_tag
 
 __all__ = ["AsynchronousGossip"]
@@ -74,7 +73,7 @@ class AsynchronousGossip(Gossip):
     # ------------------------------------------------------------------ a round
 
     def round(self, round: int, push_weight: float) -> float:
-        self._follow_the_plan(round)
+        self._follow(round)
         if self._pace is not None:
             self._pace.step_done(self._exchange.data_weight / push_weight)
         self._take_in()
@@ -175,15 +174,8 @@ class AsynchronousGossip(Gossip):
         self._received_slabs.put_back(arrival.slabs)
         return weight + arrival.mass
 
-    def _follow_the_plan(self, round: int) -> None:
-        memory = self._exchange.memory
-        before = memory.layout, memory.exchanged
-        memory.refresh()
-        if (memory.layout, memory.exchanged) != before and (self._arriving or self._sending):
-            raise LayoutError(
-                f"rank {self._exchange.transport.job_rank()}, round {round}: the parameters changed their strides "
-                "while messages of the old form are in flight. Call drain() on every rank before module.to(...)"
-            )
+    def _follow(self, round: int) -> None:
+        self._follow_the_plan(round, in_flight=bool(self._arriving or self._sending))
 
     # ------------------------------------------------------------------ what is in flight
 
@@ -194,7 +186,7 @@ class AsynchronousGossip(Gossip):
         barrier; when that is done, everybody's are, and only what is already arriving is left. Until then it merges
         what comes.
         """
-        self._follow_the_plan(round)
+        self._follow(round)
         waiter, transport = self._exchange.waiter, self._exchange.transport
         everyone: Together | None = None
         weight = push_weight
@@ -209,7 +201,7 @@ class AsynchronousGossip(Gossip):
             if self._sending:
                 return [ticket for ticket in self._sending[0].tickets if not ticket.done]
             if everyone is None:
-                everyone = Together(transport, call, -1)
+                everyone = Together(transport, call, -1, self._layout())
             return [] if all_sent and not self._arriving else [everyone.ticket, *self._arriving_tickets()]
 
         waiter.wait_while(left, -1, patient=waiter.closing)

@@ -20,6 +20,7 @@ from ..events import Events
 from ..memory import Memory
 from ..observe.stall import StallInspector
 from ..transport import Notice, connect, everyone, host_label, split
+from ..transport.together import Together
 from ..transport.waiting import Waiter
 
 __all__ = ["Hosts"]
@@ -80,9 +81,16 @@ class Hosts:
         return (0, 1) if self.sharded else (self.lane, self.lanes)
 
     def put_together(self, memory: Memory, round: int) -> None:
-        """Collective over a host. Take every part of the parameters from the rank whose lane carries it."""
+        """Collective over a host. Take every part of the parameters from the rank whose lane carries it.
+
+        Raises:
+            MismatchError: the parameters of its ranks lie differently.
+        """
         if self.sharded or self.lanes == 1:
             return
+        meeting = Together(self.transport, "putting the lanes together", round, memory.layout)
+        self.waiter.wait((meeting.ticket,), round)
+        meeting.check()
         received = []
         for chunk in memory.chunks:
             mine = memory.owners[chunk.index] == self.lane
