@@ -44,6 +44,7 @@ ROOMS = (
     "graphs",
     "tensor_kinds",
     "ending",
+    "forked",
     "world",
     "settings",
     "_torch_compat",
