@@ -15,7 +15,7 @@ from .observe.stall import StallInspector
 from .transport import TIMEOUT, LoopbackComm, Notice, Transport, connect, process
 from .transport.waiting import Waiter
 
-__all__ = ["abandon_all", "found", "opened", "tell_all"]
+__all__ = ["abandon_all", "found", "opened", "report", "tell_all"]
 
 Channel = tuple[Transport, Waiter]
 
@@ -49,11 +49,17 @@ def found(comm: Any) -> Channel | None:
     return channel
 
 
-def opened(comm: Any) -> Channel:
-    """Collective. Open the channel of a communicator that has none."""
+def report(comm: Any) -> Events:
+    """Return what waits on a communicator are reported to: the log, and whoever listens to a push-sum over it."""
     events = Events()
     events.subscribe(StallInspector(comm.Get_rank()))
     events.subscribe(_Overheard(comm))
+    return events
+
+
+def opened(comm: Any) -> Channel:
+    """Collective. Open the channel of a communicator that has none."""
+    events = report(comm)
     transport = connect(comm, report=events)
     channel = transport, Waiter(transport, events, TIMEOUT, settings.read().stall_seconds)
     if isinstance(comm, LoopbackComm):

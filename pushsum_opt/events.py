@@ -37,11 +37,15 @@ class Events(Listener):
 
     Args:
         name: gives the rank of a peer as the user knows it; None: by its own number.
+        holds_merged: hold back what was merged until :meth:`release`: the ranks of a host merge a part each, and the
+            parameters hold the whole message once these are put together.
     """
 
-    def __init__(self, name: Callable[[int], int] | None = None) -> None:
+    def __init__(self, name: Callable[[int], int] | None = None, *, holds_merged: bool = False) -> None:
         self._listeners: tuple[Listener, ...] = ()
         self._name = (lambda peer: peer) if name is None else name
+        self._holds_merged = holds_merged
+        self._merged: list[tuple[int, int, int]] = []
 
     def subscribe(self, listener: Listener) -> None:
         self._listeners = (*self._listeners, listener)
@@ -58,8 +62,16 @@ class Events(Listener):
             listener.message_posted(round, self._name(peer), nbytes)
 
     def message_merged(self, round: int, peer: int, age: int) -> None:
-        for listener in self._listeners:
-            listener.message_merged(round, self._name(peer), age)
+        self._merged.append((round, peer, age))
+        if not self._holds_merged:
+            self.release()
+
+    def release(self) -> None:
+        """Pass on what was merged and held back."""
+        merged, self._merged = self._merged, []
+        for round, peer, age in merged:
+            for listener in self._listeners:
+                listener.message_merged(round, self._name(peer), age)
 
     def waited(self, seconds: float) -> None:
         for listener in self._listeners:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from . import agreement, cuda_aware, ending, graphs, settings, succession, world
+from . import agreement, channels, cuda_aware, ending, graphs, settings, succession, world
 from . import memory as memories
 from . import transport as transports
 from .arguments import Communicator, DType, GraphLike, Nonfinite, Staleness
@@ -130,6 +130,7 @@ class PushSum:
                 memory=self.memory,
                 timeout=timeout,
                 ranks=None if hosts is None else hosts.lane_ranks,
+                report=channels.report(comm) if hosts is None else None,
             )
         self._comm = comm if hosts is None else hosts.comm
         self.process = transports.process(comm)
@@ -148,7 +149,7 @@ class PushSum:
         self.listeners = Events()
         """Who follows what this rank does; other channels of this rank report their waits here too."""
         self.listeners.subscribe(self._statistics)
-        self._events = Events(self.transport.job_rank)
+        self._events = Events(self.transport.job_rank, holds_merged=hosts is not None)
         self._events.subscribe(self.listeners)
         self._events.subscribe(StallInspector(self.rank))
         if staleness == 0 and self.first and self.participants > 1:
@@ -324,13 +325,14 @@ class PushSum:
         self.refuse_if_on_loan("mix()")
         if self._first_step is not None:
             self._first_step.taken()
-        self._events.round_begins(self._round)
-        self.waiter.begin_round(self._round)
+        # Listeners too fail together: a rank that left a round half-way would be out of step.
         with self.failing_together(), calling("mix()"):
+            self._events.round_begins(self._round)
+            self.waiter.begin_round(self._round)
             self._weight = self.gossip.round(self._round, self._weight)
             self.put_together()
-        self._events.round_ends(self._round, self._weight)
-        self._round += 1
+            self._events.round_ends(self._round, self._weight)
+            self._round += 1
 
     def average(self) -> None:
         """Collective. In place of a round: give every rank the exact average sum_i x_i / n, and w = a_i; k <- k + 1.
@@ -343,8 +345,8 @@ class PushSum:
         self.refuse_if_on_loan("an exact average")
         if self._first_step is not None:
             self._first_step.taken()
-        self._events.round_begins(self._round)
         with self.failing_together(), calling("an exact average"):
+            self._events.round_begins(self._round)
             held = self.gossip.drain(self._round, self._weight, "an exact average")
             self.memory.refresh()
             weight = np.array([held])
@@ -355,14 +357,15 @@ class PushSum:
                 self._take_average(chunk, total / weight[0])
             self._weight = self._initial_weight
             self.put_together()
-        self.waiter.begin_round(self._round)  # only now: nothing was posted for those who wait for its messages
-        self._events.round_ends(self._round, self._weight)
-        self._round += 1
+            self.waiter.begin_round(self._round)  # only now: nothing was posted for those who wait for its messages
+            self._events.round_ends(self._round, self._weight)
+            self._round += 1
 
     def put_together(self) -> None:
         """Give the ranks of a host the same parameters again; without ``hosts`` there is nothing to do."""
         if self.hosts is not None:
             self.hosts.put_together(self.memory, self._round)
+            self._events.release()
 
     def _take_average(self, chunk: Chunk, values: Any) -> None:
         if np.isfinite(values).all():

@@ -77,10 +77,11 @@ def mpi_runs() -> bool:
 def refuse_fork() -> None:
     """Raise LaunchError in a child made by a fork."""
     if is_forked():
+        rank = "?" if _place is None else _place[0]
         raise LaunchError(
-            f"process {os.getpid()} was made by a fork of rank {'?' if _place is None else _place[0]} (process "
-            f"{os.getppid() if _pid is None else _pid}): MPI and the threads of pushsum_opt belong to the rank alone, so a forked child (os.fork, a "
-            "DataLoader or multiprocessing worker) cannot exchange anything. Make this call in the rank's own process"
+            f"process {os.getpid()} was made by a fork of rank {rank} (process {_pid or os.getppid()}): MPI and the "
+            "threads of pushsum_opt belong to the rank alone, so a forked child (os.fork, a DataLoader or "
+            "multiprocessing worker) cannot exchange anything. Make this call in the rank's own process"
         )
 
 
