@@ -6,16 +6,18 @@ the same handle finds none.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from typing import Any
 
 from . import ending, settings
+from .errors import PushSumError
 from .events import Events, Listener
 from .observe.stall import StallInspector
 from .transport import TIMEOUT, LoopbackComm, Notice, Transport, connect, process
 from .transport.waiting import Waiter
 
-__all__ = ["abandon_all", "found", "opened", "report", "tell_all"]
+__all__ = ["abandon_all", "break_off", "found", "opened", "report", "tell_all"]
 
 Channel = tuple[Transport, Waiter]
 
@@ -89,6 +91,21 @@ def abandon_all() -> None:
     """Close every channel over MPI. All ranks do it at the same point, so that the next call opens a new one."""
     for comm, _ in tuple(_open):  # closing one takes it out
         comm.Delete_attr(_mpi_key())
+
+
+def break_off(channel: Channel, call: str, error: BaseException) -> None:
+    """This rank has left a call half-way. Its next one would meet the rest of that one: so there is none.
+
+    The others are told, unless the error is one that each of those who wait finds out by itself.
+    """
+    transport, waiter = channel
+    if waiter.broken is not None or transport.size == 1:
+        return
+    waiter.broken = reason = f"{type(error).__name__} in {call}: {error}"
+    if not isinstance(error, PushSumError):
+        with contextlib.suppress(Exception):  # at best effort: the error at hand is the one to raise
+            transport.tell(range(transport.size), Notice(transport.rank, True, 0, transport.collectives, reason))
+            transport.poll(0.0)
 
 
 def tell_all(reason: str) -> None:

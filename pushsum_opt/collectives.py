@@ -17,7 +17,7 @@ from . import channels, ending, transport, world
 from .agreement import agree
 from .arguments import Communicator
 from .copying import broadcast_bytes, broadcast_tensors
-from .errors import ConfigurationError
+from .errors import ClosedError, ConfigurationError
 from .push_sum import PushSum
 from .transport import Transport
 from .transport.together import Together
@@ -291,6 +291,7 @@ def together(comm: Any, call: str) -> Iterator[tuple[Transport, Waiter]]:
     Raises:
         MismatchError: the ranks make different calls; the same on every rank.
         PeerFinished: a rank has ended its program.
+        ClosedError: an earlier call was left half-way, as by an interrupt.
     """
     if comm is not None:
         transport.check(comm)
@@ -300,11 +301,29 @@ def together(comm: Any, call: str) -> Iterator[tuple[Transport, Waiter]]:
         pair = channels.found(comm)
         if pair is None:
             pair = channels.opened(comm)  # which compares the calls
-        elif pair[0].size > 1:
-            meeting = Together(pair[0], call, -1)
-            pair[1].wait((meeting.ticket,), -1)
-            meeting.check()
-        yield pair
+            meeting = None
+        else:
+            _refuse_broken(pair)
+            meeting = Together(pair[0], call, -1) if pair[0].size > 1 else None
+        try:
+            if meeting is not None:
+                pair[1].wait((meeting.ticket,), -1)
+                meeting.check()
+            yield pair
+        except BaseException as error:
+            # An error that all ranks raise alike comes when what they do together is done. All else leaves them apart.
+            if pair[0].under_way or not isinstance(error, Exception):
+                channels.break_off(pair, call, error)
+            raise
+
+
+def _refuse_broken(channel: channels.Channel) -> None:
+    transport, waiter = channel
+    if waiter.broken is not None:
+        raise ClosedError(
+            f"rank {transport.rank}: an earlier call was left half-way ({waiter.broken}), so the ranks no longer agree "
+            "on which call is which. Start again, or go on with another communicator: comm=MPI.COMM_WORLD.Dup()"
+        )
 
 
 def _newest_data_weight(comm: Any) -> float:

@@ -338,7 +338,10 @@ class PushSumOptimizer(torch.optim.Optimizer):
 
         Raises:
             MismatchError: the ranks add different tensors; none of them is exchanged.
+            CallOrderError: inside ``averaged()`` or ``join()``; nothing is added.
         """
+        self.push_sum.refuse_if_on_loan("add_param_group()")  # before the wrapped optimizer has it
+        self.push_sum.refuse_out_of_step("add_param_group()")
         self.optimizer.add_param_group(param_group, *args, **kwargs)
         self._watch.add("add_param_group()")
 

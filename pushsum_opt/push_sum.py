@@ -409,20 +409,20 @@ class PushSum:
     def drain(self, *, call: str = "drain()") -> None:
         """Collective. Wait for and merge every message in flight. When synchronous, all that it does is meet."""
         self.refuse_if_on_loan(call)
-        self._refuse_out_of_step(call)
+        self.refuse_out_of_step(call)
         with self.failing_together(), calling(call):
             self._weight = self.gossip.drain(self._round, self._weight, call)
             self.put_together()
 
     def settle(self, call: str) -> None:
         """Collective. Wait until every message in flight has come, so that it can be counted without merging it."""
-        self._refuse_out_of_step(call)
+        self.refuse_out_of_step(call)
         with self.failing_together(), calling(call):
             self._weight = self.gossip.settle(self._round, self._weight, call)
 
     def meet(self, call: str) -> None:
         """Collective. Make sure that every rank makes this call now, and no other."""
-        self._refuse_out_of_step(call)
+        self.refuse_out_of_step(call)
         with self.failing_together(), calling(call):
             self.gossip.meet(self._round, call)
 
@@ -607,7 +607,8 @@ class PushSum:
         """Raise ClosedError after :meth:`close`, or after an error."""
         self._membership.refuse_if_over(self._round)
 
-    def _refuse_out_of_step(self, call: str) -> None:
+    def refuse_out_of_step(self, call: str) -> None:
+        """Raise CallOrderError inside join()."""
         self.refuse_if_closed()
         if self.out_of_step is not None:
             raise CallOrderError(

@@ -59,6 +59,8 @@ class Waiter:
         """The last notice of every rank that has finished."""
         self.closing = False
         """This rank finishes too: then it is no error that another one has."""
+        self.broken: str | None = None
+        """Why nothing can be waited for any more, once a call has been left half-way."""
 
     def wait(self, tickets: Iterable[Ticket], round: int) -> None:
         """Poll until every ticket is done.

@@ -11,7 +11,15 @@ from optimizer.common import network
 from torch import nn
 
 import pushsum_opt as ps
-from pushsum_opt.errors import ConfigurationError, LayoutError, MismatchError, PeerFailed
+from pushsum_opt.collectives import together
+from pushsum_opt.errors import (
+    CallOrderError,
+    ClosedError,
+    ConfigurationError,
+    LayoutError,
+    MismatchError,
+    PeerFailed,
+)
 
 STALENESS = (0, 1, "unbounded")
 
@@ -220,5 +228,41 @@ def test_a_bad_data_weight_root_or_object_on_one_rank_is_the_same_error_on_all()
         for words, call in calls.items():
             assert words in str(error_on(comm, call))
             assert ps.allgather(comm.rank, comm=comm) == [0, 1], "the ranks are still together"
+
+    ps.testing.run(2, rank)
+
+
+# ---------------------------------------------------------------------- calls that one rank leaves
+
+
+@pytest.mark.parametrize("block", ["averaged", "join"])
+def test_refused_add_param_group_adds_nothing(block):
+    def rank(comm):
+        model = network()
+        optimizer = ps.PushSumOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, comm=comm)
+        with getattr(optimizer, block)(), pytest.raises(CallOrderError):
+            optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+        assert len(optimizer.param_groups) == 1
+        optimizer.step()
+        optimizer.close()
+
+    ps.testing.run(2, rank)
+
+
+def test_a_call_that_one_rank_leaves_by_an_interrupt_does_not_meet_its_next_one():
+    """Rank 1 comes back with another value: rank 0, which still waits for the first, must not get it."""
+
+    def rank(comm):
+        ps.barrier(comm=comm)
+        if comm.rank == 0:
+            with pytest.raises(PeerFailed, match=r"rank 1 stopped: KeyboardInterrupt in ps.average\(\)"):
+                ps.average(1.0, comm=comm)
+            with pytest.raises(ClosedError, match="left half-way"):
+                ps.average(1.0, comm=comm)
+            return
+        with pytest.raises(KeyboardInterrupt), together(comm, "ps.average()"):
+            raise KeyboardInterrupt
+        with pytest.raises(ClosedError, match=r"KeyboardInterrupt in ps.average\(\)"):
+            ps.average(5.0, comm=comm)
 
     ps.testing.run(2, rank)
