@@ -119,7 +119,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         rate_correction: bool = False,
     ) -> None:
         _check_arguments(optimizer, model, within_host, gossip_every, algorithm, buffers, gossip_state)
-        self.optimizer = optimizer
+        self._inner = optimizer
         self.model = model
         _torch_compat.make_hook_tables(self)
         self._buffers = buffers or ("local" if model is None else "average")
@@ -298,6 +298,18 @@ class PushSumOptimizer(torch.optim.Optimizer):
     _step_supports_amp_scaling = True
 
     # ------------------------------------------------------------------ what a torch optimizer has
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The wrapped optimizer. Another one may take its place: what that one steps is exchanged from then on."""
+        return self._inner
+
+    @optimizer.setter
+    def optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        _check_wrappable(optimizer)
+        self._inner = optimizer
+        for part in (self._tensors, self._points, self._watch):
+            part.optimizer = optimizer
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -585,13 +597,17 @@ def _make_hosts(within_host: str, comm: Any, staleness: Any, data_weight: float,
     return hosts, hosts.lane_comm
 
 
-def _check_arguments(
-    optimizer: Any, model: Any, within_host: Any, gossip_every: Any, algorithm: Any, buffers: Any, gossip_state: Any
-) -> None:
+def _check_wrappable(optimizer: Any) -> None:
     if isinstance(optimizer, PushSumOptimizer):
         raise TypeError("optimizer is wrapped already: expected the torch optimizer inside, optimizer.optimizer")
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+
+
+def _check_arguments(
+    optimizer: Any, model: Any, within_host: Any, gossip_every: Any, algorithm: Any, buffers: Any, gossip_state: Any
+) -> None:
+    _check_wrappable(optimizer)
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module or None, got {type(model).__name__}")
     if within_host not in (None, "gradients", "ddp", "fsdp"):

@@ -41,7 +41,7 @@ class Points:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, names: tuple[str, ...]) -> None:
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self.names = names
         self._slots: dict[str, dict[Tensor, Tensor]] = {name: {} for name in names}
         self._called: dict[Tensor, str] = {}
@@ -68,7 +68,7 @@ class Points:
         """
         for name, slots in self._slots.items():
             for parameter, slot in slots.items():
-                entries = _entries(self._optimizer, parameter)
+                entries = _entries(self.optimizer, parameter)
                 entry = entries.get(name)
                 if entry is slot:
                     continue
