@@ -12,7 +12,7 @@ import numpy as np
 
 from .channel import Channel
 from .channel.agreement import agree
-from .collectives import together
+from .collectives import ONE_KIND, describe_value, pickled, together, unpickled
 from .errors import ConfigurationError
 
 __all__ = ["allgather", "barrier", "sum"]
@@ -39,7 +39,8 @@ def allgather(value: Any, *, comm: Any = None) -> list[Any]:
     [[{'rank': 0}, {'rank': 1}], [{'rank': 0}, {'rank': 1}]]
     """
     with together(comm, "ps.allgather()") as channel:
-        return [pickle.loads(data) for data in channel.gather_bytes(pickle.dumps(value), "allgather()")]
+        everyone = channel.gather_bytes(pickled(value), "allgather()")
+        return [unpickled(channel, data, rank) for rank, data in enumerate(everyone)]
 
 
 def sum(value: Any, *, comm: Any = None) -> Any:
@@ -61,12 +62,11 @@ def sum(value: Any, *, comm: Any = None) -> Any:
     """
     with together(comm, "ps.sum()") as channel:
         is_tensor = hasattr(value, "detach")
-        if not is_tensor and not isinstance(value, bool | int | float | complex | np.ndarray | np.generic):
-            raise ConfigurationError(
-                f"rank {channel.rank}: sum() of a {type(value).__name__}: expected a number, a torch tensor or a numpy "
-                "array. allgather() takes anything"
-            )
-        agree(channel, {"the value given to sum()": _described(value)})
+        described, unusable = _described(value)
+        # Compared before anything is refused: so a mistake on one rank is the same error on all.
+        agree(channel, {"the value given to sum()": described}, fix=ONE_KIND)
+        for what in unusable:
+            raise ConfigurationError(f"rank {channel.rank}: sum(): {what}")
         if isinstance(value, bool | int):
             import builtins
 
@@ -107,9 +107,16 @@ def _array(value: Any) -> Any:
     return here.double().numpy() if here.is_floating_point() else here.to(torch.int64).numpy()
 
 
-def _described(value: Any) -> str:
-    if isinstance(value, bool | int | float | complex):
-        kind = "an int" if isinstance(value, int) else f"a {type(value).__name__}"
-        return f"{kind}"
-    holder = "tensor" if hasattr(value, "detach") else "array"
-    return f"a {holder} of {str(value.dtype).removeprefix('torch.')} and shape {list(value.shape)}"
+def _described(value: Any) -> tuple[str, list[str]]:
+    """Return what must be equal on all ranks, and what keeps the value from being summed."""
+    if isinstance(value, int):
+        return "an int", []
+    if isinstance(value, float | complex) and not isinstance(value, np.generic):
+        return f"a {type(value).__name__}", []
+    described, unusable = describe_value(value)
+    if not unusable and not (hasattr(value, "detach") or isinstance(value, np.ndarray | np.generic)):
+        return described, [f"a {type(value).__name__}: expected a number, a torch tensor or a numpy array"]
+    shape = getattr(value, "shape", None)
+    if not unusable and not shape:  # the kind of the result depends on it: exact ints, or floats
+        return f"a {'tensor' if hasattr(value, 'detach') else 'array'} of {value.dtype} and shape []", []
+    return described, unusable

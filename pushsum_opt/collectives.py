@@ -5,6 +5,7 @@ Every function here is collective: all ranks call it, in the same order.
 
 from __future__ import annotations
 
+import numbers
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -52,19 +53,13 @@ def broadcast_parameters(
         tensors = dict([*module.named_parameters(), *module.named_buffers()])
     with together(comm, "ps.broadcast_parameters()") as channel:
         _check_root(channel, root)
-        for name, value in tensors.items():
-            if not hasattr(value, "detach"):
-                raise ConfigurationError(
-                    f"rank {channel.job_rank()}: {name} is a {type(value).__name__}: expected torch tensors only. "
-                    "broadcast_object() takes anything that pickles"
-                )
         broadcast_tensors(channel, tensors, root)
 
 
 def _check_root(channel: Channel, root: Any) -> None:
+    agree(channel, {"root": str(root)}, fix="Pass the same root on every rank")
     if isinstance(root, bool) or not isinstance(root, int) or not 0 <= root < channel.size:
         raise ConfigurationError(f"rank {channel.rank}: root={root!r}: expected a rank, 0 to {channel.size - 1}")
-    agree(channel, {"root": str(root)}, fix="Pass the same root on every rank")
 
 
 def broadcast_object(value: Any, *, root: int = 0, comm: Communicator | None = None) -> Any:
@@ -76,19 +71,44 @@ def broadcast_object(value: Any, *, root: int = 0, comm: Communicator | None = N
     """
     with together(comm, "ps.broadcast_object()") as channel:
         _check_root(channel, root)
-        data = broadcast_bytes(channel, pickle.dumps(value) if channel.rank == root else b"", root)
-    return value if channel.rank == root else pickle.loads(data)
+        data = broadcast_bytes(channel, pickled(value) if channel.rank == root else b"", root)
+        received = unpickled(channel, data, root)
+    return value if channel.rank == root else received
+
+
+def pickled(value: Any) -> bytes:
+    """Return a value as bytes, or why it does not pickle: the other ranks wait for one or the other."""
+    try:
+        return b"+" + pickle.dumps(value)
+    except Exception as error:
+        return b"-" + f"{type(error).__name__}: {error}".encode()
+
+
+def unpickled(channel: Channel, data: bytes, sender: int) -> Any:
+    """Return the value that a rank passed to :func:`pickled`.
+
+    Raises:
+        ConfigurationError: it does not pickle there; the same on every rank.
+    """
+    if data[:1] == b"-":
+        raise ConfigurationError(
+            f"rank {channel.rank}: the value of rank {sender} cannot be pickled, so it cannot travel "
+            f"({data[1:].decode('utf-8', 'replace')}). Pass plain values, or objects of classes at the top of a module"
+        )
+    return pickle.loads(data[1:])
 
 
 def average(value: Any, *, data_weight: float | None = None, comm: Communicator | None = None) -> Any:
     """Collective. Return sum_i v_i x_i / sum_i v_i over ranks, the same on every rank, summed in float64.
 
     Args:
-        value: x_i: a number (a float comes back), a torch tensor or a numpy array (a new one of its shape and dtype).
+        value: x_i: a number (a float comes back), a torch tensor or a numpy array (a new one of its shape and dtype;
+            of float64 where it holds ints or bools).
         data_weight: v_i; None: that of the newest wrapped optimizer on this communicator, or 1 if there is none.
 
     Raises:
         MismatchError: on every rank, where shapes or dtypes differ.
+        ConfigurationError: on every rank, where the values are none of these.
 
     >>> from pushsum_opt import testing
     >>> testing.run(2, lambda comm: average(float(comm.rank), data_weight=1.0 + 2.0 * comm.rank, comm=comm))
@@ -99,10 +119,12 @@ def average(value: Any, *, data_weight: float | None = None, comm: Communicator 
 
 
 def _average(channel: Channel, value: Any, data_weight: float | None, comm: Any) -> Any:
-    weight = _newest_data_weight(comm) if data_weight is None else float(data_weight)
-    if not 0 < weight < float("inf"):
-        raise ConfigurationError(f"rank {channel.rank}: data_weight={weight}: expected a finite number above 0")
-    agree(channel, {"the value given to average()": _described(value)}, fix=ONE_KIND)
+    weight, why_not = _usable_weight(_newest_data_weight(comm) if data_weight is None else data_weight)
+    described, unusable = describe_value(value)
+    # Compared before anything is refused: so a mistake on one rank is the same error on all, and none is left waiting.
+    agree(channel, {"the value given to average()": described, **why_not}, fix=ONE_KIND)
+    for what in (*why_not.values(), *unusable):
+        raise ConfigurationError(f"rank {channel.rank}: average(): {what}")
     is_tensor = hasattr(value, "detach")
     array = np.asarray(value.detach().cpu().to(_wide(value)).numpy() if is_tensor else value)
     array = array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
@@ -112,21 +134,50 @@ def _average(channel: Channel, value: Any, data_weight: float | None, comm: Any)
     if is_tensor:
         import torch
 
-        return torch.from_numpy(mean).to(value)
-    return mean.astype(value.dtype) if isinstance(value, np.ndarray) else mean.item()
+        whole = not (value.is_floating_point() or value.is_complex())
+        return torch.from_numpy(mean).to(value.device) if whole else torch.from_numpy(mean).to(value)
+    if isinstance(value, np.ndarray):
+        return mean if value.dtype.kind in "biu" else mean.astype(value.dtype)
+    return mean.item()
 
 
-def _described(value: Any) -> str:
-    """Return what must be equal on all ranks. Single numbers of any kind may meet: one rank's loss may be plain 0.0."""
-    shape = getattr(value, "shape", ())
-    if isinstance(shape, tuple) and not shape:
-        return "a complex number" if _is_complex(value) else "a number"
-    holder = "tensor" if hasattr(value, "detach") else "array"
-    return f"a {holder} of {str(value.dtype).removeprefix('torch.')} and shape {list(shape)}"
+def _usable_weight(given: Any) -> tuple[float, dict[str, str]]:
+    """Return a data weight, and what is wrong with it, if anything."""
+    try:
+        weight = float(given)
+    except (TypeError, ValueError):
+        weight = float("nan")
+    if 0 < weight < float("inf"):
+        return weight, {}
+    return weight, {"data_weight": f"data_weight={given!r}: expected a finite number above 0"}
 
 
-def _is_complex(value: Any) -> bool:
-    return bool(value.is_complex()) if hasattr(value, "detach") else bool(np.iscomplexobj(value))
+def describe_value(value: Any) -> tuple[str, list[str]]:
+    """Return what must be equal on all ranks of a number, tensor or array; and what keeps it from being summed.
+
+    Single numbers of any kind may meet: one rank's loss may be plain 0.0.
+    """
+    if hasattr(value, "detach"):
+        from . import tensor_kinds
+
+        parts = tensor_kinds.plain_parts(value)
+        kind = tensor_kinds.described(value)
+        if parts is None or len(parts) != 1 or tensor_kinds.is_uninitialized(value):
+            return f"a tensor: {kind}", [f"a tensor of {kind}: expected plain values, as .to_dense() gives them"]
+        if not value.shape:
+            return "a complex number" if value.is_complex() else "a number", []
+        return f"a tensor of {str(value.dtype).removeprefix('torch.')} and shape {list(value.shape)}", []
+    if isinstance(value, np.ndarray | np.generic):
+        kind = f"{value.dtype} and shape {list(value.shape)}"
+        if value.dtype.kind not in "biufc":
+            return f"an array of {kind}", [f"an array of {kind}: expected numbers"]
+        if not value.shape:
+            return "a complex number" if value.dtype.kind == "c" else "a number", []
+        return f"an array of {kind}", []
+    if isinstance(value, numbers.Number):
+        return "a complex number" if isinstance(value, complex) else "a number", []
+    named = "None" if value is None else f"a {type(value).__name__}"
+    return named, [f"{named}: expected a number, a torch tensor or a numpy array. allgather() takes anything"]
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
@@ -233,6 +284,7 @@ def together(comm: Any, call: str) -> Iterator[Channel]:
     Raises:
         MismatchError: the ranks make different calls; the same on every rank.
         PeerFinished: a rank has ended its program.
+        ClosedError: an earlier call was left half-way, as by an interrupt.
     """
     if comm is not None:
         transport.check(comm)
@@ -240,11 +292,14 @@ def together(comm: Any, call: str) -> Iterator[Channel]:
     ending.stop_all_on_error()
     with transport.calling(call):
         channel = by_communicator.found(comm)
+        opened = channel is None
         if channel is None:
             channel = by_communicator.opened(comm)  # which compares the calls
-        elif channel.size > 1:
-            channel.meet(call)
-        yield channel
+        channel.refuse_if_broken()
+        with channel.broken_if_left():
+            if not opened and channel.size > 1:
+                channel.meet(call)
+            yield channel
 
 
 def _newest_data_weight(comm: Any) -> float:

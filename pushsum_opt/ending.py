@@ -17,6 +17,7 @@ from typing import Any, NoReturn, Protocol
 
 from . import settings, world
 from .errors import PeerFailed, PushSumError
+from .forked import INTERRUPTED
 
 __all__ = [
     "THIS",
@@ -29,7 +30,6 @@ __all__ = [
     "when_the_end_begins",
 ]
 
-INTERRUPTED = 130
 FIRST_SPEAKS = 2.0  # seconds that followers leave to the rank that failed first: it normally ends the job
 
 
@@ -109,8 +109,7 @@ def _end() -> None:
 @atexit.register
 def _at_exit() -> None:
     if world.is_forked():
-        _leave_fork()
-        return
+        return  # forked.leave() ends it, when all else is done
     _end()
     if _self_keyval is not None and world.mpi_runs():
         world.finalize_if_nobody_does()
@@ -165,7 +164,6 @@ def stop_all_on_error() -> None:
         return
     _hooked = True
     _end_before_finalize()
-    _watch_forks()
     mpi = sys.modules["mpi4py.MPI"]
     if mpi.COMM_WORLD.Get_size() == 1 or not settings.read().abort_on_error:
         return
@@ -185,47 +183,3 @@ def stop_all_on_error() -> None:
         _end_all(mpi, 1)
 
     sys.excepthook = report_and_abort
-
-
-# ---------------------------------------------------------------------- a child made by a fork
-
-_code = 0
-_watching = False
-
-
-def _watch_forks() -> None:
-    global _watching
-    if not _watching and hasattr(os, "register_at_fork"):
-        _watching = True
-        os.register_at_fork(after_in_child=_note_the_code)
-
-
-def _note_the_code() -> None:
-    """In a child: remember the code that it exits with, which :func:`_leave_fork` could not find out otherwise."""
-    leave, show = sys.exit, sys.excepthook
-
-    def exit_with(status: Any = None, /) -> NoReturn:
-        global _code
-        _code = status if isinstance(status, int) else int(status is not None)
-        leave(status)
-
-    def show_and_fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        global _code
-        _code = INTERRUPTED if issubclass(kind, KeyboardInterrupt) else 1
-        show(kind, error, trace)
-
-    sys.exit = exit_with
-    sys.excepthook = show_and_fail
-
-
-def _leave_fork() -> None:
-    """End a child here, where Python has done its part: mpi4py would go on to MPI_Finalize, which is for ranks only.
-
-    Both Open MPI and MPICH wait for ever there, or end the job.
-    """
-    if not world.mpi_runs():
-        return
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
-    os._exit(_code & 0xFF)

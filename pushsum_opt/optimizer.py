@@ -134,7 +134,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
             buffers=buffers,
             gossip_state=points.check_names(gossip_state),
         )
-        self.optimizer = optimizer
+        self._inner = optimizer
         self.model = model
         _torch_compat.make_hook_tables(self)
         self._buffers = buffers or ("local" if model is None else "average")
@@ -331,6 +331,21 @@ class PushSumOptimizer(torch.optim.Optimizer):
     # ------------------------------------------------------------------ what a torch optimizer has
 
     @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The wrapped optimizer. Another one may take its place: what that one steps is exchanged from then on."""
+        return self._inner
+
+    @optimizer.setter
+    def optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        _check_wrappable(optimizer)
+        if self._corrected is not None:
+            adam.check("corrected", optimizer, self._points.points)
+            self._corrected.follow(optimizer)
+        self._inner = optimizer
+        for part in (self._tensors, self._points, self._watch):
+            part.optimizer = optimizer
+
+    @property
     def param_groups(self) -> list[dict[str, Any]]:
         """Those of the wrapped optimizer."""
         return self.optimizer.param_groups
@@ -372,7 +387,10 @@ class PushSumOptimizer(torch.optim.Optimizer):
 
         Raises:
             MismatchError: the ranks add different tensors; none of them is exchanged.
+            CallOrderError: inside ``averaged()`` or ``join()``; nothing is added.
         """
+        self.push_sum.refuse_if_on_loan("add_param_group()")  # before the wrapped optimizer has it
+        self.push_sum.refuse_out_of_step("add_param_group()")
         self.optimizer.add_param_group(param_group, *args, **kwargs)
         self._watch.add("add_param_group()")
 
@@ -614,13 +632,17 @@ def _make_hosts(within_host: str, comm: Any, data_weight: float, timeout: float)
     return Hosts(comm, data_weight=data_weight, sharded=within_host == "fsdp", timeout=timeout)
 
 
-def _check_arguments(
-    optimizer: Any, model: Any, within_host: Any, gossip_every: Any, algorithm: Any, buffers: Any
-) -> None:
+def _check_wrappable(optimizer: Any) -> None:
     if isinstance(optimizer, PushSumOptimizer):
         raise TypeError("optimizer is wrapped already: expected the torch optimizer inside, optimizer.optimizer")
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+
+
+def _check_arguments(
+    optimizer: Any, model: Any, within_host: Any, gossip_every: Any, algorithm: Any, buffers: Any
+) -> None:
+    _check_wrappable(optimizer)
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module or None, got {type(model).__name__}")
     if within_host not in (None, "gradients", "ddp", "fsdp"):

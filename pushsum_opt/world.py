@@ -32,11 +32,13 @@ SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 _pid: int | None = None  # of the process that is a rank
 _place: tuple[int, int] | None = None  # rank and size, once they are known
 _forks = 0
+_forked = False
 
 
 def _count_fork() -> None:
-    global _forks
+    global _forks, _forked
     _forks += 1
+    _forked = _forked or mpi_runs()  # started by the user's own code, perhaps
 
 
 if hasattr(os, "register_at_fork"):
@@ -84,8 +86,8 @@ def changed_devices() -> tuple[str | None, str | None] | None:
 
 
 def is_forked() -> bool:
-    """Tell whether this process is a child, made by a fork, of the rank that used MPI."""
-    return _pid is not None and os.getpid() != _pid
+    """Tell whether this process is a child, made by a fork, of a rank that had started MPI."""
+    return _forked or (_pid is not None and os.getpid() != _pid)  # a fork in foreign code runs no Python
 
 
 def mpi_runs() -> bool:
@@ -101,10 +103,11 @@ if mpi_runs():  # started before this module was imported
 def refuse_fork() -> None:
     """Raise LaunchError in a child made by a fork."""
     if is_forked():
+        rank = "?" if _place is None else _place[0]
         raise LaunchError(
-            f"process {os.getpid()} was made by a fork of rank {'?' if _place is None else _place[0]} (process "
-            f"{_pid}): MPI and the threads of pushsum_opt belong to the rank alone, so a forked child (os.fork, a "
-            "DataLoader or multiprocessing worker) cannot exchange anything. Make this call in the rank's own process"
+            f"process {os.getpid()} was made by a fork of rank {rank} (process {_pid or os.getppid()}): MPI and the "
+            "threads of pushsum_opt belong to the rank alone, so a forked child (os.fork, a DataLoader or "
+            "multiprocessing worker) cannot exchange anything. Make this call in the rank's own process"
         )
 
 

@@ -43,6 +43,7 @@ ROOMS = (
     "value_digest",
     "tensor_kinds",
     "ending",
+    "forked",
     "world",
     "settings",
     "_torch_compat",

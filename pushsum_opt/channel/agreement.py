@@ -63,8 +63,21 @@ def _differences(everyone: list[dict[str, str]], ranks: list[int], most: int = 5
         if len(holders) > 1:
             parts = [f"{value} on {_ranks(own)}" for value, own in holders.items()]
             lines.append(f"{name} is " + ", ".join(parts[:4]))
+    if not lines:
+        lines = _another_order(everyone, ranks)
     hidden = len(lines) - most
     return [*lines[:most], f"and {hidden} more"] if hidden > 0 else lines
+
+
+def _another_order(everyone: list[dict[str, str]], ranks: list[int]) -> list[str]:
+    """Where all ranks hold the same items: they are exchanged by their place, so the order must be the same as well."""
+    first = list(everyone[0])
+    for rank, items in zip(ranks, everyone, strict=True):
+        place = next((k for k, (one, other) in enumerate(zip(first, items, strict=True)) if one != other), None)
+        if place is not None:
+            other = list(items)[place]
+            return [f"their order: number {place} is {first[place]} on rank {ranks[0]}, {other} on rank {rank}"]
+    return []
 
 
 def _ranks(ranks: list[int]) -> str:

@@ -15,7 +15,7 @@ from ..observe.stall import StallInspector
 from ..transport import LoopbackComm, process
 from .channel import Channel
 
-__all__ = ["abandon_all", "found", "opened", "tell_all"]
+__all__ = ["abandon_all", "found", "opened", "report", "tell_all"]
 
 _loopback: weakref.WeakKeyDictionary[LoopbackComm, Channel] = weakref.WeakKeyDictionary()
 _open: list[tuple[Any, Channel]] = []  # over MPI, with its communicator, oldest first
@@ -51,12 +51,17 @@ def found(comm: Any) -> Channel | None:
     return channel
 
 
-def opened(comm: Any) -> Channel:
-    """Collective. Open the channel of a communicator that has none."""
+def report(comm: Any) -> Events:
+    """Return what waits on a communicator are reported to: the log, and whoever listens to a push-sum over it."""
     events = Events()
     events.subscribe(StallInspector(comm.Get_rank()))
     events.subscribe(_Overheard(comm))
-    channel = Channel.open(comm, events)
+    return events
+
+
+def opened(comm: Any) -> Channel:
+    """Collective. Open the channel of a communicator that has none."""
+    channel = Channel.open(comm, report(comm))
     if isinstance(comm, LoopbackComm):
         _loopback[comm] = channel
     else:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .. import settings
-from ..errors import PeerFailed
+from ..errors import ClosedError, PeerFailed, PushSumError
 from ..memory import Memory
 from ..transport import TIMEOUT, Notice, Ticket, Transport, connect
+from ..transport.calls import current_call
 from ..transport.waiting import Report, Waiter
 from .meeting import Meeting
 
@@ -40,6 +41,7 @@ class Channel:
     def __init__(self, transport: Transport, report: Report, timeout: float) -> None:
         self.transport = transport
         self._waiter = Waiter(transport, report, timeout, settings.read().stall_seconds)
+        self._broken: str | None = None
 
     @classmethod
     def open(
@@ -109,13 +111,16 @@ class Channel:
         """Return once every rank has called this."""
         self.wait((self.transport.barrier(what),), round)
 
-    def meet(self, call: str, *, round: int = -1) -> None:
+    def meet(self, call: str, *, round: int = -1, layout: bytes = bytes(8)) -> None:
         """Make sure that every rank makes the same call, in the same round.
 
+        Args:
+            layout: 8 bytes, of the tensors that the call is about: they must lie alike on all ranks.
+
         Raises:
-            MismatchError: on every rank, where they make different calls.
+            MismatchError: on every rank, where they make different calls, or their tensors lie differently.
         """
-        meeting = Meeting(self.transport, call, round)
+        meeting = Meeting(self.transport, call, round, layout)
         self.wait((meeting.ticket,), round)
         meeting.check()
 
@@ -139,6 +144,37 @@ class Channel:
         self._waiter.begin_round(round)
 
     # ------------------------------------------------------------------ the end
+
+    @contextlib.contextmanager
+    def broken_if_left(self) -> Iterator[None]:
+        """Inside, a call is made. A rank that leaves it half-way makes no further one: it would meet the rest of this.
+
+        An error that all ranks raise alike comes when what they do together is done; any other leaves them apart.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if self.size > 1 and (self.transport.under_way or not isinstance(error, Exception)):
+                self._break_off(error)
+            raise
+
+    def _break_off(self, error: BaseException) -> None:
+        """Note why the channel is broken; tell the others, unless the error is one that they find out by themselves."""
+        if self._broken is not None:
+            return
+        self._broken = f"{type(error).__name__} in {current_call('a collective call')}: {error}"
+        if not isinstance(error, PushSumError):
+            with contextlib.suppress(Exception):  # at best effort: the error at hand is the one to raise
+                self.tell(range(self.size), failed=True, rounds=0, reason=self._broken)
+                self.transport.poll(0.0)
+
+    def refuse_if_broken(self) -> None:
+        """Raise ClosedError where this rank has left an earlier call half-way."""
+        if self._broken is not None:
+            raise ClosedError(
+                f"rank {self.rank}: an earlier call was left half-way ({self._broken}), so the ranks no longer agree "
+                "on which call is which. Start again, or go on with another communicator: comm=MPI.COMM_WORLD.Dup()"
+            )
 
     @property
     def finished(self) -> Mapping[int, Notice]:

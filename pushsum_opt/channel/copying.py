@@ -51,9 +51,16 @@ def broadcast_tensors(channel: Channel, tensors: Mapping[str, Tensor], root: int
     """
     from .. import tensor_kinds
 
+    if channel.size > 1:
+        agree(channel, {name: tensor_kinds.described(t) for name, t in tensors.items()}, fix=ALIKE)
+    for name, value in tensors.items():
+        if not hasattr(value, "detach"):
+            raise ConfigurationError(
+                f"rank {channel.job_rank()}: {name} is a {type(value).__name__}: expected torch tensors only. "
+                "broadcast_object() takes anything that pickles"
+            )
     if channel.size == 1:
         return
-    agree(channel, {name: tensor_kinds.described(t) for name, t in tensors.items()}, fix=ALIKE)
     for name, tensor in tensors.items():
         if tensor_kinds.is_uninitialized(tensor):
             raise ConfigurationError(

@@ -10,7 +10,7 @@ from ..transport import Ticket, Transport
 
 __all__ = ["Meeting"]
 
-_FORMAT = struct.Struct("<128sq")
+_FORMAT = struct.Struct("<128sq8s")
 
 
 class Meeting:
@@ -19,20 +19,26 @@ class Meeting:
     Args:
         call: the name of the call; of longer ones the first 128 bytes count.
         round: the round in which it is made; -1 where rounds may differ.
+        layout: 8 bytes, of what is summed or counted after the meeting: the elements of all ranks must lie alike.
     """
 
-    def __init__(self, transport: Transport, call: str, round: int) -> None:
+    def __init__(self, transport: Transport, call: str, round: int, layout: bytes = bytes(8)) -> None:
         self._transport = transport
         self._call = call
         self._round = round
         self.ticket: Ticket
         self._rows: Any
-        self.ticket, self._rows = transport.gather(_FORMAT.pack(call.encode(), round), call)
+        self.ticket, self._rows = transport.gather(_FORMAT.pack(call.encode(), round, layout), call)
 
     def check(self) -> None:
-        """Once the ticket is done: raise MismatchError, on every rank, unless all made the same call."""
-        calls = [_FORMAT.unpack(row.tobytes()) for row in self._rows]
+        """Once the ticket is done: raise MismatchError, on every rank, unless all made the same call.
+
+        Also where their parameters lie differently: then the sum of what they pass would mix different elements.
+        """
+        rows = [_FORMAT.unpack(row.tobytes()) for row in self._rows]
+        calls = [(call, round) for call, round, _ in rows]
         if len(set(calls)) == 1:
+            self._refuse_other_layouts([layout for _, _, layout in rows])
             return
         texts = [call.rstrip(bytes(1)).decode(errors="replace") for call, _ in calls]
         names = [text + (f" in round {k}" if k >= 0 else "") for text, (_, k) in zip(texts, calls, strict=True)]
@@ -43,3 +49,14 @@ class Meeting:
             f"{names[other]}. "
             "All ranks must make the same collective calls in the same order, after the same number of rounds"
         )
+
+    def _refuse_other_layouts(self, layouts: list[bytes]) -> None:
+        own = self._transport.rank
+        other = next((rank for rank, layout in enumerate(layouts) if layout != layouts[own]), None)
+        if other is not None:
+            in_round = f" in round {self._round}" if self._round >= 0 else ""
+            raise MismatchError(
+                f"rank {self._transport.job_rank()} in {self._call}{in_round}: the parameters of rank "
+                f"{self._transport.job_rank(other)} have other shapes, strides or dtypes than on this rank. Convert "
+                "the model (memory_format, dtype) on every rank at the same step"
+            )

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..channel.meeting import Meeting
-from ..errors import LayoutError
 from ..transport import ANY, Ticket, Transport
 from . import rules
 from .messages import RECEIVED, SENT, Outgoing, Slabs, expect_chunks
@@ -80,7 +79,7 @@ class AsynchronousGossip(Gossip):
     # ------------------------------------------------------------------ a round
 
     def round(self, round: int, push_weight: float) -> float:
-        self._follow_the_plan(round)
+        self._follow(round)
         if self._pace is not None:
             self._pace.step_done(self._exchange.initial_weight / push_weight)
         self._take_in()
@@ -178,15 +177,8 @@ class AsynchronousGossip(Gossip):
         self._received_slabs.put_back(arrival.slabs)
         return weight + arrival.mass
 
-    def _follow_the_plan(self, round: int) -> None:
-        memory = self._exchange.memory
-        before = memory.layout, memory.exchanged
-        memory.refresh()
-        if (memory.layout, memory.exchanged) != before and (self._arriving or self._sending):
-            raise LayoutError(
-                f"rank {self._exchange.transport.job_rank()}, round {round}: the parameters changed their strides "
-                "while messages of the old form are in flight. Call drain() on every rank before module.to(...)"
-            )
+    def _follow(self, round: int) -> None:
+        self._follow_the_plan(round, in_flight=bool(self._arriving or self._sending))
 
     # ------------------------------------------------------------------ what is in flight
 
@@ -197,7 +189,7 @@ class AsynchronousGossip(Gossip):
         barrier; when that is done, everybody's are, and only what is already arriving is left. Until then it merges
         what comes.
         """
-        self._follow_the_plan(round)
+        self._follow(round)
         channel = self._exchange.channel
         everyone: Meeting | None = None
         weight = push_weight
@@ -213,7 +205,7 @@ class AsynchronousGossip(Gossip):
                 if unsent := [ticket for ticket in sent.tickets if not ticket.done]:
                     return unsent
             if everyone is None:
-                everyone = Meeting(channel.transport, call, -1)
+                everyone = Meeting(channel.transport, call, -1, self._layout())
             return [] if all_sent and not self._arriving else [everyone.ticket, *self._arriving_tickets()]
 
         channel.wait_while(left, -1, patient=channel.closing)

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ..errors import LayoutError
 from . import rules
 from .messages import RECEIVED, SENT, Incoming, Outgoing, Restored, Slabs
 from .protocol import Exchange, Gossip, InFlight
@@ -50,7 +49,7 @@ class OverlappedGossip(Gossip):
     # ------------------------------------------------------------------ a round
 
     def round(self, round: int, push_weight: float) -> float:
-        self._follow_the_plan(round)
+        self._follow(round)
         left = self._give(round, push_weight)
         while self._awaited and rules.due(self._tau, round, self._awaited[0][0]):
             left = self._merge_oldest(left, round)
@@ -103,20 +102,13 @@ class OverlappedGossip(Gossip):
         self._exchange.channel.wait(oldest.tickets, round)
         self._sent_slabs.put_back(oldest.slabs)
 
-    def _follow_the_plan(self, round: int) -> None:
-        memory = self._exchange.memory
-        before = memory.layout, memory.exchanged
-        memory.refresh()
-        if (memory.layout, memory.exchanged) != before and (self._awaited or self._sending or self._forgotten):
-            raise LayoutError(
-                f"rank {self._exchange.transport.job_rank()}, round {round}: the parameters changed their strides "
-                "while messages of the old form are in flight. Call drain() on every rank before module.to(...)"
-            )
+    def _follow(self, round: int) -> None:
+        self._follow_the_plan(round, in_flight=bool(self._awaited or self._sending or self._forgotten))
 
     # ------------------------------------------------------------------ what is in flight
 
     def drain(self, round: int, push_weight: float, call: str) -> float:
-        self._follow_the_plan(round)
+        self._follow(round)
         self.meet(round, call)
         for message in self._forgotten:
             self._exchange.channel.wait(message.tickets, message.round)
@@ -129,6 +121,7 @@ class OverlappedGossip(Gossip):
         return push_weight
 
     def settle(self, round: int, push_weight: float, call: str) -> float:
+        self._follow(round)
         self.meet(round, call)
         for sent, messages in self._awaited:
             for message in messages:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..channel import Channel
+from ..errors import LayoutError
 from ..graphs import Graph
+from ..log import log
 from ..memory import Memory
 from ..observe.events import Events
 from ..transport import Transport
@@ -153,12 +155,51 @@ class Gossip(ABC):
     # ------------------------------------------------------------------ meeting, and the end
 
     def meet(self, round: int, call: str) -> None:
-        """Wait until every rank makes the same call in the same round. Collective.
+        """Wait until every rank makes the same call in the same round, on tensors that lie alike. Collective.
 
         Raises:
-            MismatchError: on every rank, when they call different things.
+            MismatchError: on every rank, when they call different things, or their tensors lie differently.
+            LayoutError: a tensor of this rank has another shape or dtype than before.
         """
-        self._exchange.channel.meet(call, round=round)
+        self._exchange.channel.meet(call, round=round, layout=self._layout())
+
+    def _layout(self) -> bytes:
+        """Return what the tensors of all ranks are to have in common now; at the end it matters no more."""
+        if self._exchange.channel.closing:
+            return bytes(8)
+        self._exchange.memory.refresh()
+        return self._exchange.memory.layout
+
+    def _follow_the_plan(self, round: int, in_flight: bool) -> None:
+        """Take the tensors as they lie now.
+
+        At the end they may have another form, as a model has that is converted to be saved. What is in flight is then
+        merged into the memory that they had, which nobody looks at any more.
+
+        Args:
+            in_flight: there are messages of the form that the tensors had before.
+
+        Raises:
+            LayoutError: tensors have another form now.
+        """
+        exchange = self._exchange
+        memory, rank = exchange.memory, exchange.transport.job_rank()
+        if exchange.channel.closing and not memory.keeps_its_form():
+            if in_flight:
+                log.warning(
+                    "rank %d, round %d: the model was converted before close(), so messages that were in flight are "
+                    "not merged into it. To have them in it, call drain() or close() before the conversion",
+                    rank,
+                    round,
+                )
+            return
+        before = memory.layout, memory.exchanged
+        memory.refresh()
+        if (memory.layout, memory.exchanged) != before and in_flight:
+            raise LayoutError(
+                f"rank {rank}, round {round}: the parameters changed their strides while messages of the old form are "
+                "in flight. Call drain() on every rank before module.to(...)"
+            )
 
     def step_scale(self) -> float:
         """Return the factor, beside a_i / w, by which the local step is scaled."""

@@ -79,6 +79,7 @@ class Hosts(Participant):
     def put_together(self, memory: Memory, round: int) -> None:
         if self.sharded or self.lanes == 1:
             return
+        self.channel.meet("putting the lanes together", round=round, layout=memory.layout)
         received = []
         for chunk in memory.chunks:
             mine = memory.owners[chunk.index] == self.lane

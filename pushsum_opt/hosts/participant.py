@@ -59,7 +59,11 @@ class Participant:
         """Report the waits inside the participant to a listener."""
 
     def put_together(self, memory: Memory, round: int) -> None:
-        """Collective over its ranks. Take every part of the parameters from the rank whose lane carries it."""
+        """Collective over its ranks. Take every part of the parameters from the rank whose lane carries it.
+
+        Raises:
+            MismatchError: the parameters of its ranks lie differently.
+        """
 
     def sum(self, values: Any, round: int, what: str) -> None:
         """Collective over its ranks. Replace a flat numpy array by its sum over them, equal bits on each."""

@@ -42,6 +42,9 @@ class Planned(Primitives):
     layout: bytes
     """8 bytes that are equal on two ranks if and only if their messages fit each other."""
 
+    whose: str = ""
+    """Stands in front of errors: the rank that these tensors belong to."""
+
     def __init__(
         self,
         tensors: Sequence[Array],
@@ -73,6 +76,14 @@ class Planned(Primitives):
         if [self._place(tensor) for tensor in self._tensors] != self._places:
             self._rebuild()
 
+    def keeps_its_form(self) -> bool:
+        """Tell whether every tensor still has the shape, dtype, device and strides of the plan, wherever it lies."""
+        try:
+            specs = [self._describe(tensor, name) for tensor, name in zip(self._tensors, self._names, strict=True)]
+        except ConfigurationError:
+            return False
+        return specs == self._specs
+
     def extend(self, tensors: Sequence[Array], names: Sequence[str]) -> None:
         """Add tensors, behind the ones that are there."""
         added = [self._describe(tensor, name) for tensor, name in zip(tensors, names, strict=True)]
@@ -92,7 +103,7 @@ class Planned(Primitives):
         for name, old, new in zip(self._names, self._specs or specs, specs, strict=True):
             if (old.shape, old.dtype) != (new.shape, new.dtype):
                 raise LayoutError(
-                    f"parameter {name} was {old.dtype}{list(old.shape)} at construction and is "
+                    f"{self.whose}parameter {name} was {old.dtype}{list(old.shape)} at construction and is "
                     f"{new.dtype}{list(new.shape)} now. Shapes and dtypes are fixed once the optimizer is wrapped: "
                     "convert the model first, then make a new optimizer"
                 )

@@ -74,11 +74,15 @@ class Events(Listener):
 
     Args:
         name: gives the rank of a peer in the job; None: peers are known by their numbers in the job already.
+        holds_merged: hold back what was merged until :meth:`release`: the ranks of a host merge a part each, and the
+            parameters hold the whole message once these are put together.
     """
 
-    def __init__(self, name: Callable[[int], int] | None = None) -> None:
+    def __init__(self, name: Callable[[int], int] | None = None, *, holds_merged: bool = False) -> None:
         self._listeners: tuple[Listener, ...] = ()
         self._name = (lambda peer: peer) if name is None else name
+        self._holds_merged = holds_merged
+        self._merged: list[tuple[int, int, int]] = []
 
     def subscribe(self, listener: Listener) -> None:
         self._listeners = (*self._listeners, listener)
@@ -107,8 +111,16 @@ class Events(Listener):
             listener.message_arrived(round, self._name(peer), age)
 
     def message_merged(self, round: int, peer: int, age: int) -> None:
-        for listener in self._listeners:
-            listener.message_merged(round, self._name(peer), age)
+        self._merged.append((round, peer, age))
+        if not self._holds_merged:
+            self.release()
+
+    def release(self) -> None:
+        """Pass on what was merged and held back."""
+        merged, self._merged = self._merged, []
+        for round, peer, age in merged:
+            for listener in self._listeners:
+                listener.message_merged(round, self._name(peer), age)
 
     def chunk_skipped(self, round: int, peer: int, what: str) -> None:
         for listener in self._listeners:

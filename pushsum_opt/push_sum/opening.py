@@ -57,7 +57,7 @@ def events(participant: Participant, listeners: Listener, staleness: Staleness) 
         listeners: hears all of them too.
     """
     ranks = participant.gossip_ranks
-    found = Events(None if ranks is None else ranks.__getitem__)
+    found = Events(None if ranks is None else ranks.__getitem__, holds_merged=participant.lanes > 1)
     found.subscribe(listeners)
     found.subscribe(StallInspector(participant.rank))
     if staleness == 0 and participant.rank == 0 and participant.size > participant.lanes:

@@ -18,7 +18,7 @@ from .. import combinations, cuda_aware, ending, graphs, settings, world
 from .. import memory as memories
 from .. import transport as transports
 from ..arguments import Communicator, DType, GraphLike, Nonfinite, Staleness
-from ..channel import Channel
+from ..channel import Channel, by_communicator
 from ..channel.agreement import agree, normalised_data_weight
 from ..errors import NonFiniteError
 from ..gossip.merging import Merger
@@ -126,6 +126,7 @@ class PushSum:
             who=f"rank {self.rank}",
         )
         self.graph: graphs.Graph = graphs.resolve(graph, comm.Get_size(), warn=self.first)
+        self.memory.whose = f"rank {self.rank}: "
         self._statistics = Statistics()
         self.listeners = Events()
         """Who follows what this rank does; other channels of this rank report their waits here too."""
@@ -134,7 +135,12 @@ class PushSum:
         self._events = opening.events(host, self.listeners, staleness)
         with calling("PushSum(...)"):
             self.transport = transports.connect(
-                comm, background=staleness != 0, memory=self.memory, timeout=timeout, ranks=host.gossip_ranks
+                comm,
+                background=staleness != 0,
+                memory=self.memory,
+                timeout=timeout,
+                ranks=host.gossip_ranks,
+                report=by_communicator.report(host.comm),
             )
         self.channel = Channel(self.transport, self._events, timeout)
         """Over all participants of the gossip."""
@@ -299,18 +305,19 @@ class PushSum:
             MismatchError: a peer's parameters, or its count of rounds, differ.
             ClosedError: after :meth:`close`, or after any of these errors.
         """
-        self._begin_round("mix()")
-        self.channel.begin_round(self.round)
+        self._before_round("mix()")
         with self.failing_together(), calling("mix()"):
+            # Listeners too fail together: a rank that left a round half-way would be out of step.
+            self._events.round_begins(self.round)
+            self.channel.begin_round(self.round)
             weight = self.gossip.round(self.round, self.push_weight)
             self.put_together()
-        self._end_round(weight)
+            self._end_round(weight)
 
-    def _begin_round(self, call: str) -> None:
+    def _before_round(self, call: str) -> None:
         self.refuse_if_on_loan(call)
         if self._first_step is not None:
             self._first_step.taken()
-        self._events.round_begins(self.round)
 
     def _end_round(self, weight: float) -> None:
         self._events.round_ends(self.round, weight)
@@ -325,19 +332,21 @@ class PushSum:
             As :meth:`mix` does.
         """
         call = "an exact average"
-        self._begin_round(call)
+        self._before_round(call)
         with self.collective(call):
+            self._events.round_begins(self.round)
             held = self.gossip.drain(self.round, self.push_weight, call)
             self.memory.refresh()
             for chunk, mean in exact_average(self.channel, self.memory, held, (), call, self.round):
                 self._take_average(chunk, mean)
             self.put_together()
-        self.channel.begin_round(self.round)  # only now: nothing was posted for those who wait for its messages
-        self._end_round(self.initial_weight)
+            self.channel.begin_round(self.round)  # only now: nothing was posted for those who wait for its messages
+            self._end_round(self.initial_weight)
 
     def put_together(self) -> None:
         """Collective over a host. Give its ranks the same parameters again; nothing to do for a rank alone."""
         self.host.put_together(self.memory, self.round)
+        self._events.release()
 
     def _take_average(self, chunk: Chunk, values: Any) -> None:
         if np.isfinite(values).all():
@@ -380,7 +389,7 @@ class PushSum:
     def drain(self, *, call: str = "drain()") -> None:
         """Collective. Wait for and merge every message in flight. When synchronous, all that it does is meet."""
         self.refuse_if_on_loan(call)
-        self._refuse_out_of_step(call)
+        self.refuse_out_of_step(call)
         with self.collective(call):
             self._drain_in_flight(call)
             self.put_together()
@@ -390,13 +399,13 @@ class PushSum:
 
     def settle(self, call: str) -> None:
         """Collective. Wait until every message in flight has come, so that it can be counted without merging it."""
-        self._refuse_out_of_step(call)
+        self.refuse_out_of_step(call)
         with self.collective(call):
             self.mass = self.mass.with_weight(self.gossip.settle(self.round, self.push_weight, call))
 
     def meet(self, call: str) -> None:
         """Collective. Make sure that every rank makes this call now, and no other."""
-        self._refuse_out_of_step(call)
+        self.refuse_out_of_step(call)
         with self.collective(call):
             self.gossip.meet(self.round, call)
 
@@ -507,7 +516,8 @@ class PushSum:
 
     def _bring_home(self, *, unchanged: bool = False) -> None:
         kept = []
-        if unchanged and (self._staleness != 0 or self.host.lanes > 1):
+        # A model that was converted is not merged into in any case.
+        if unchanged and (self._staleness != 0 or self.host.lanes > 1) and self.memory.keeps_its_form():
             self.memory.refresh()
             kept = [(chunk, self.memory.raw(chunk)) for chunk in self.memory.chunks]
         try:
@@ -553,20 +563,22 @@ class PushSum:
     @contextmanager
     def during(self, call: str) -> Iterator[None]:
         """Tell listeners when a collective call begins and ends."""
-        self._events.call_begins(call, self.round)
+        round = self.round
+        self._events.call_begins(call, round)
         try:
             yield
         finally:
-            self._events.call_ends(call, self.round)
+            self._events.call_ends(call, round)
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
         """Tell listeners when a local step begins and ends."""
-        self._events.local_step_begins(self.round)
+        round = self.round
+        self._events.local_step_begins(round)
         try:
             yield
         finally:
-            self._events.local_step_ends(self.round)
+            self._events.local_step_ends(round)
 
     def failing_together(self) -> AbstractContextManager[None]:
         """Return a context that tells the other ranks when this one fails in it, and refuses to go on afterwards."""
@@ -576,7 +588,8 @@ class PushSum:
         """Raise ClosedError after :meth:`close`, or after an error."""
         self._lifetime.refuse_if_over(self.round)
 
-    def _refuse_out_of_step(self, call: str) -> None:
+    def refuse_out_of_step(self, call: str) -> None:
+        """Raise CallOrderError inside join()."""
         self._lifetime.refuse_out_of_step(call, self.round)
 
     def refuse_if_on_loan(self, call: str) -> None:

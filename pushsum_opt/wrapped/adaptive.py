@@ -128,6 +128,10 @@ class Corrected:
         push_sum.channel.sum(squares, "adaptive='corrected'", round=push_sum.round)
         self._theta = float(squares[0])
 
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make the steps of another optimizer from now on, over the same parameters."""
+        self._optimizer = self.ageing.optimizer = optimizer
+
     @property
     def active(self) -> bool:
         """Whether there is anything to correct: not on one rank."""

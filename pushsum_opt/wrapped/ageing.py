@@ -34,7 +34,7 @@ class Ageing:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, points: Points, name: str) -> None:
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self._points = points
         self._name = name
         self._steps = 0
@@ -83,7 +83,7 @@ class Ageing:
 
     @torch.no_grad()
     def _scale(self, steps: int, *, backwards: bool) -> None:
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             factor = max(float(group["betas"][0]) ** steps, LEAST)
             slots = [self._points.slot(parameter, self._name) for parameter in group["params"]]
             local = [tensor_kinds.local_part(slot) for slot in slots if slot is not None]

@@ -46,7 +46,7 @@ class Points:
     def __init__(
         self, optimizer: torch.optim.Optimizer, names: tuple[str, ...], moments: tuple[str, ...] = ()
     ) -> None:
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self.points = names
         self.moments = moments
         self.names = (*names, *moments)
@@ -100,7 +100,7 @@ class Points:
         """
         for name, slots in self._slots.items():
             for parameter, slot in slots.items():
-                entries = entries_of(self._optimizer, parameter)
+                entries = entries_of(self.optimizer, parameter)
                 entry = entries.get(name)
                 if entry is slot:
                     continue

@@ -29,7 +29,7 @@ class Tensors:
         with_buffers: bool,
         points: Points | None = None,
     ) -> None:
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self._model = model
         self._with_buffers = with_buffers
         self.points = Points(optimizer, ()) if points is None else points
@@ -49,7 +49,7 @@ class Tensors:
     @property
     def parameters(self) -> list[Tensor]:
         """Every parameter of the optimizer, once, in the order of its groups."""
-        seen = {id(p): p for group in self._optimizer.param_groups for p in group["params"]}
+        seen = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
         return list(seen.values())
 
     @property
@@ -95,7 +95,7 @@ class Tensors:
         """The optimizer's parameters, by name."""
         names = {id(p): name for p, (_, _, name) in self._homes.items()}
         named: dict[str, Tensor] = {}
-        for g, group in enumerate(self._optimizer.param_groups):
+        for g, group in enumerate(self.optimizer.param_groups):
             given = group.get("param_names", ())
             for index, parameter in enumerate(group["params"]):
                 spare = given[index] if index < len(given) else f"group {g} parameter {index}"

@@ -39,7 +39,7 @@ class Watch:
     def __init__(
         self, optimizer: torch.optim.Optimizer, tensors: Tensors, push_sum: PushSum, taken_in: Callable[[], None]
     ) -> None:
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self._tensors = tensors
         self._push_sum = push_sum
         self._taken_in = taken_in
@@ -66,7 +66,7 @@ class Watch:
     def _ids(self) -> list[int]:
         # Parameters that are exchanged are held, so that no other tensor gets the id of one.
         ids: list[int] = []
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             ids += map(id, group["params"])
         return ids
 

@@ -42,6 +42,50 @@ def test_a_message_is_merged_when_the_event_says_so(staleness):
     assert (merged[0] > 0).all()
 
 
+def test_a_message_is_merged_whole_when_the_event_says_so_also_where_the_ranks_of_a_host_merge_a_part_each():
+    torch = pytest.importorskip("torch")
+
+    def rank(comm):
+        z = torch.zeros(300_000, requires_grad=True)
+        inner = torch.optim.SGD([z], lr=0.0)
+        with ps.PushSumOptimizer(inner, within_host="gradients", comm=comm) as optimizer:
+            with torch.no_grad():
+                z.fill_(float(comm.rank // 2))
+            recorder = Recorder(z.detach().numpy())
+            optimizer.push_sum.subscribe(recorder)
+            z.sum().backward()
+            optimizer.step()
+        return recorder.at_merge
+
+    for merged in ps.testing.run(4, rank, local_size=2):
+        assert [(z.min(), z.max()) for z in merged] == [(0.5, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("point", "average"),
+    [
+        *((point, False) for point in ("round_begins", "message_posted", "message_merged", "round_ends")),
+        *((point, True) for point in ("round_begins", "round_ends")),
+    ],
+)
+def test_a_listener_that_raises_fails_its_rank_and_the_others_learn_why_at_once(point, average):
+    def rank(comm):
+        def raises(*_):
+            raise ValueError("this listener is broken")
+
+        push_sum = ps.PushSum([np.zeros(1)], graph=ps.graphs.Ring(), comm=comm)
+        if comm.rank == 1:
+            listener = ps.Listener()
+            setattr(listener, point, raises)
+            push_sum.subscribe(listener)
+        with pytest.raises(ValueError if comm.rank == 1 else ps.errors.PeerFailed, match="this listener is broken"):
+            for _ in range(3):
+                push_sum.average() if average else push_sum.mix()
+        push_sum.close()
+
+    ps.testing.run(2, rank)
+
+
 def test_a_listener_that_left_hears_nothing():
     def rank(comm):
         with ps.PushSum([np.zeros(1)], graph=ps.graphs.Ring(), comm=comm) as push_sum:
@@ -60,6 +104,7 @@ CALLS = {
     "broadcast": lambda push_sum, comm: ps.broadcast_object(1, comm=comm),
     "drain": lambda push_sum, comm: push_sum.drain(),
     "mix": lambda push_sum, comm: push_sum.mix(),
+    "making another": lambda push_sum, comm: ps.PushSum([np.zeros(1)], comm=comm).close(),
 }
 
 

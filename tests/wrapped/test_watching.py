@@ -21,6 +21,9 @@ WAYS = {
     "a group's list replaced": lambda opt, new: opt.param_groups[0].update(
         params=[*opt.param_groups[0]["params"], *new]
     ),
+    "another optimizer in the place of the inner one": lambda opt, new: setattr(
+        opt, "optimizer", torch.optim.SGD([*opt.param_groups[0]["params"], *new], lr=opt.param_groups[0]["lr"])
+    ),
     "the groups of a copy": lambda opt, new: opt.optimizer.__setstate__(
         {"param_groups": [*opt.param_groups, {**opt.param_groups[0], "params": new}]}
     ),

@@ -77,6 +77,16 @@ def finalizes():
         assert "MPI.Finalize() was called" in str(error)
 
 
+def forks_first():
+    """MPI has started, and nothing here was called yet."""
+    child = os.fork()
+    if child == 0:
+        exit(5)
+    assert end_of(child) == 5
+
+
+if how == "forks":
+    forks_first()
 place = ps.rank(), ps.size()
 if how == "forks":
     forks(sys.argv[2])
