@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NoReturn, Protocol
 
-from . import settings, world
+from . import forked_end, settings, world
 from .errors import PeerFailed, PushSumError
 
 __all__ = [
@@ -108,10 +108,9 @@ def _end() -> None:
 
 @atexit.register
 def _at_exit() -> None:
-    if world.is_forked():
-        _leave_fork()
-        return
     _end()
+    if world.is_forked():
+        return
     if _self_keyval is not None and world.mpi_runs():
         world.finalize_if_nobody_does()
 
@@ -165,7 +164,7 @@ def stop_all_on_error() -> None:
         return
     _hooked = True
     _end_before_finalize()
-    _watch_forks()
+    forked_end.watch()
     mpi = sys.modules["mpi4py.MPI"]
     if mpi.COMM_WORLD.Get_size() == 1 or not settings.read().abort_on_error:
         return
@@ -185,47 +184,3 @@ def stop_all_on_error() -> None:
         _end_all(mpi, 1)
 
     sys.excepthook = report_and_abort
-
-
-# ---------------------------------------------------------------------- a child made by a fork
-
-_code = 0
-_watching = False
-
-
-def _watch_forks() -> None:
-    global _watching
-    if not _watching and hasattr(os, "register_at_fork"):
-        _watching = True
-        os.register_at_fork(after_in_child=_note_the_code)
-
-
-def _note_the_code() -> None:
-    """In a child: remember the code that it exits with, which :func:`_leave_fork` could not find out otherwise."""
-    leave, show = sys.exit, sys.excepthook
-
-    def exit_with(status: Any = None, /) -> NoReturn:
-        global _code
-        _code = status if isinstance(status, int) else int(status is not None)
-        leave(status)
-
-    def show_and_fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        global _code
-        _code = INTERRUPTED if issubclass(kind, KeyboardInterrupt) else 1
-        show(kind, error, trace)
-
-    sys.exit = exit_with
-    sys.excepthook = show_and_fail
-
-
-def _leave_fork() -> None:
-    """End a child here, where Python has done its part: mpi4py would go on to MPI_Finalize, which is for ranks only.
-
-    Both Open MPI and MPICH wait for ever there, or end the job.
-    """
-    if not world.mpi_runs():
-        return
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
-    os._exit(_code & 0xFF)
