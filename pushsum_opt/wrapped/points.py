@@ -59,6 +59,11 @@ class Points:
                 found[f"{called} (state {name!r})"] = slots[parameter]
         return found
 
+    def among(self, exchanged: Mapping[str, Tensor]) -> list[str]:
+        """Return the names of those tensors that are slots."""
+        own = {id(slot) for slots in self._slots.values() for slot in slots.values()}
+        return [name for name, tensor in exchanged.items() if id(tensor) in own]
+
     @torch.no_grad()
     def adopt(self) -> None:
         """Take over what the optimizer has made or replaced since the last call. Local.
