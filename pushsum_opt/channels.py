@@ -6,16 +6,21 @@ the same handle finds none.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from . import ending, settings
+from .errors import PeerFailed
 from .events import Events, Listener
+from .interrupts import is_interrupt
 from .observe.stall import StallInspector
 from .transport import TIMEOUT, LoopbackComm, Notice, Transport, connect, process
 from .transport.waiting import Waiter
 
-__all__ = ["abandon_all", "found", "opened", "tell_all"]
+__all__ = ["abandon_all", "broken_off_together", "found", "opened", "tell_all"]
 
 Channel = tuple[Transport, Waiter]
 
@@ -65,6 +70,36 @@ def opened(comm: Any) -> Channel:
     return channel
 
 
+@contextmanager
+def broken_off_together(comm: Any, channel: Channel) -> Iterator[None]:
+    """Inside, an interrupt on one rank ends what all do together on all of them; the next call opens a new channel.
+
+    Errors are another matter: they are the same on every rank, or end the program.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if is_interrupt(error):
+            _tell(channel, f"{type(error).__name__}: interrupted in a call that all ranks make together")
+        if is_interrupt(error) or isinstance(error, PeerFailed):
+            _give_up(comm, channel)
+        raise
+
+
+def _tell(channel: Channel, reason: str) -> None:
+    transport = channel[0]
+    with contextlib.suppress(Exception):  # at best effort: the error at hand is the one to raise
+        transport.tell(range(transport.size), Notice(transport.rank, True, 0, transport.collectives, reason))
+        transport.poll(0.0)
+
+
+def _give_up(comm: Any, channel: Channel) -> None:
+    if not isinstance(comm, LoopbackComm):
+        comm.Delete_attr(_mpi_key())
+    elif _loopback.pop(comm, None) is not None:
+        channel[0].close()
+
+
 def _mpi_key() -> int:
     global _keyval
     if _keyval is None:
@@ -87,6 +122,5 @@ def abandon_all() -> None:
 
 def tell_all(reason: str) -> None:
     """Tell all ranks that wait in a channel over MPI that this one has failed."""
-    for _, (transport, _) in _open:
-        transport.tell(range(transport.size), Notice(transport.rank, True, 0, transport.collectives, reason))
-        transport.poll(0.0)
+    for _, channel in _open:
+        _tell(channel, reason)

@@ -18,6 +18,7 @@ from .arguments import Communicator
 from .copying import broadcast_bytes, broadcast_tensors
 from .errors import ConfigurationError
 from .gossip.together import Together
+from .interrupts import held_back
 from .push_sum import PushSum
 from .transport import Transport
 from .transport.waiting import Waiter
@@ -39,6 +40,9 @@ def broadcast_parameters(
     module: nn.Module | Mapping[str, Tensor], *, root: int = 0, comm: Communicator | None = None
 ) -> None:
     """Collective. Copy rank ``root``'s parameters and buffers to every rank, bit for bit, in place.
+
+    Where an interrupt on any rank ends it early, each tensor is whole, root's or what it was; call it again on every
+    rank.
 
     Args:
         module: a torch module, or a mapping from names to tensors such as ``module.state_dict()``.
@@ -183,15 +187,16 @@ def averaged(push_sum: PushSum, buffers: Mapping[str, Tensor] | None = None) -> 
     """
     push_sum.settle("averaged()")
     memory = push_sum.memory
-    memory.refresh()
-    tensors = [tensor for tensor in memory.tensors.values() if hasattr(tensor, "detach")]
-    places, lent = [], None
-    if tensors or buffers is not None:  # a push-sum over numpy arrays works without torch
-        from .lending import LentBuffers, Place
+    with push_sum.failing_together(), transport.calling("averaged()"):
+        memory.refresh()
+        tensors = [tensor for tensor in memory.tensors.values() if hasattr(tensor, "detach")]
+        places, lent = [], None
+        if tensors or buffers is not None:  # a push-sum over numpy arrays works without torch
+            from .lending import LentBuffers, Place
 
-        places = [Place(tensor) for tensor in tensors]
-        lent = LentBuffers(push_sum, buffers)
-    kept = [memory.raw(chunk) for chunk in memory.chunks]
+            places = [Place(tensor) for tensor in tensors]
+            lent = LentBuffers(push_sum, buffers)
+        kept = [memory.raw(chunk) for chunk in memory.chunks]
     lent_before, push_sum.on_loan = push_sum.on_loan, "averaged()"
     try:
         with push_sum.failing_together(), transport.calling("averaged()"):
@@ -200,14 +205,15 @@ def averaged(push_sum: PushSum, buffers: Mapping[str, Tensor] | None = None) -> 
                 lent.average()
         yield
     finally:
-        push_sum.on_loan = lent_before
-        for place in places:
-            place.restore()
-        memory.refresh()
-        for chunk, flat in zip(memory.chunks, kept, strict=True):
-            memory.put_raw(chunk, flat)
-        if lent is not None:
-            lent.put_back()
+        with held_back():  # a second Ctrl-C waits until the tensors are what they were
+            push_sum.on_loan = lent_before
+            for place in places:
+                place.restore()
+            memory.refresh()
+            for chunk, flat in zip(memory.chunks, kept, strict=True):
+                memory.put_raw(chunk, flat)
+            if lent is not None:
+                lent.put_back()
 
 
 def _assign_average(push_sum: PushSum) -> None:
@@ -240,6 +246,7 @@ def together(comm: Any, call: str) -> Iterator[tuple[Transport, Waiter]]:
     Raises:
         MismatchError: the ranks make different calls; the same on every rank.
         PeerFinished: a rank has ended its program.
+        PeerFailed: a rank was interrupted in the call.
     """
     if comm is not None:
         transport.check(comm)
@@ -249,11 +256,15 @@ def together(comm: Any, call: str) -> Iterator[tuple[Transport, Waiter]]:
         pair = channels.found(comm)
         if pair is None:
             pair = channels.opened(comm)  # which compares the calls
-        elif pair[0].size > 1:
-            meeting = Together(pair[0], call, -1)
-            pair[1].wait((meeting.ticket,), -1)
-            meeting.check()
-        yield pair
+            with channels.broken_off_together(comm, pair):
+                yield pair
+            return
+        with channels.broken_off_together(comm, pair):
+            if pair[0].size > 1:
+                meeting = Together(pair[0], call, -1)
+                pair[1].wait((meeting.ticket,), -1)
+                meeting.check()
+            yield pair
 
 
 def _newest_data_weight(comm: Any) -> float:

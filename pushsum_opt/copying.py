@@ -90,8 +90,10 @@ def _broadcast_plain(channel: Transport, waiter: Waiter, tensors: list[Tensor], 
             if not held.numel():
                 continue
             flat = held.cpu().resolve_conj().resolve_neg().contiguous()
+            if channel.rank != root and flat.data_ptr() == held.data_ptr():
+                flat = flat.clone()  # an interrupt leaves each tensor whole, and nothing that could write to it later
             _broadcast(channel, waiter, flat.reshape(-1).view(torch.uint8).numpy(), root, "broadcast_parameters")
-            if channel.rank != root and (flat.data_ptr() != held.data_ptr() or flat.device != held.device):
+            if channel.rank != root:
                 write(tensor, held, flat)
 
 

@@ -10,10 +10,18 @@ from contextlib import contextmanager
 from . import world
 from .errors import ClosedError
 from .hosts import Hosts
+from .interrupts import is_interrupt
 from .transport import Notice, Transport
 from .transport.waiting import Waiter
 
-__all__ = ["Membership"]
+__all__ = ["JOINING", "MERGING", "WHOLE", "Membership"]
+
+WHOLE = "Its own tensors are whole: what they were before that call or, if it was nearly over, what they are after it"
+MERGING = (
+    "Of its own tensors some parts may hold what was merged in that call and others not yet: a model that works, and "
+    "no mean"
+)
+JOINING = "Of the tensors that were added some may hold rank 0's values and others not yet; all others are whole"
 
 
 class Membership:
@@ -36,6 +44,7 @@ class Membership:
         self._hosts = hosts
         self.failure: str | None = None
         """The error that ended the exchange, if one has."""
+        self._left = WHOLE
         self.interrupted = False
         """Whether that error was no fault of anything here: Ctrl-C, or sys.exit() in a signal handler."""
         self.successor = False
@@ -54,23 +63,29 @@ class Membership:
         return world.forks() != self._forks
 
     @contextmanager
-    def failing_together(self, round: int) -> Iterator[None]:
+    def failing_together(self, round: int, left: str = WHOLE, *, only_interrupts: bool = False) -> Iterator[None]:
         """Tell the other ranks when this one fails, and refuse to go on afterwards.
 
         One rank alone goes on after an interrupt: there is nobody with whom it could be out of step.
+
+        Args:
+            left: what an interrupt inside leaves of the tensors.
+            only_interrupts: errors are none of this context's business: all ranks raise them alike.
         """
         try:
             yield
         except BaseException as error:
-            if not (self.alone and _is_interrupt(error)):
-                self.fail(error, round)
+            interrupt = is_interrupt(error)
+            if not (self.alone and interrupt) and (interrupt or not only_interrupts):
+                self.fail(error, round, left)
             raise
 
-    def fail(self, error: BaseException, round: int) -> None:
+    def fail(self, error: BaseException, round: int, left: str = WHOLE) -> None:
         if self.failure is not None or self.forked:
             return
         self.failure = _reason(error)
-        self.interrupted = _is_interrupt(error)
+        self._left = left
+        self.interrupted = is_interrupt(error)
         notice = Notice(self._transport.rank, True, round, self._transport.collectives, self.failure)
         with contextlib.suppress(Exception):  # at best effort: the error at hand is the one to raise
             self._transport.tell(self._partners, notice)
@@ -97,9 +112,9 @@ class Membership:
         if self.failure is not None and self.interrupted:
             raise ClosedError(
                 f"rank {rank}: an interrupt ended the exchange in round {round} ({self.failure}): this rank left what "
-                "all ranks do together half-way, and the others have stopped. Its own tensors are whole and "
-                "state_dict() works. Make a new optimizer on every rank, which starts from rank 0's parameters, or "
-                "restart from a checkpoint. To stop a run so that it can go on, use checkpoint.Saver and SIGUSR1"
+                f"all ranks do together half-way, and the others have stopped. {self._left}. state_dict() works. Make "
+                "a new optimizer on every rank, which starts from rank 0's parameters, or restart from a checkpoint. "
+                "To stop a run so that it can go on, use checkpoint.Saver and SIGUSR1"
             )
         if self.failure is not None:
             raise ClosedError(
@@ -127,10 +142,6 @@ class Membership:
         if self._hosts is not None:
             self._hosts.tell(mine)
             self._hosts.leave(round)
-
-
-def _is_interrupt(error: BaseException) -> bool:
-    return not isinstance(error, Exception)
 
 
 def _reason(error: BaseException) -> str:

@@ -29,7 +29,8 @@ from .gossip.protocol import Exchange, Gossip
 from .gossip.synchronous import SynchronousGossip
 from .gossip.wire import HEADER_BYTES, VERSION, Header
 from .hosts import Hosts
-from .membership import Membership
+from .interrupts import held_back
+from .membership import JOINING, MERGING, WHOLE, Membership
 from .memory import Chunk
 from .observe.advice import OverlapAdvice
 from .observe.first_step import NOTHING, FirstStep
@@ -325,16 +326,18 @@ class PushSum:
             self._first_step.taken()
         self._events.round_begins(self._round)
         self.waiter.begin_round(self._round)
-        with self.failing_together(), calling("mix()"):
-            self._weight = self.gossip.round(self._round, self._weight)
+        round = self._round
+        with self.failing_together(MERGING), calling("mix()"):
+            self._weight = self.gossip.round(round, self._weight)
             self.put_together()
-        self._events.round_ends(self._round, self._weight)
-        self._round += 1
+            self._round = round + 1
+        self._events.round_ends(round, self._weight)
 
     def average(self) -> None:
         """Collective. In place of a round: give every rank the exact average sum_i x_i / n, and w = a_i; k <- k + 1.
 
         It costs an all-reduce of the tensors in float64, and waits for every rank; what is in flight is merged before.
+        While it lasts, a copy of the tensors is held: where it ends by an error or an interrupt, they are put back.
 
         Raises:
             As :meth:`mix` does.
@@ -342,21 +345,37 @@ class PushSum:
         self.refuse_if_on_loan("an exact average")
         if self._first_step is not None:
             self._first_step.taken()
-        self._events.round_begins(self._round)
-        with self.failing_together(), calling("an exact average"):
-            held = self.gossip.drain(self._round, self._weight, "an exact average")
-            self.memory.refresh()
+        round = self._round
+        self._events.round_begins(round)
+        with self.failing_together(), calling("an exact average"), self._all_or_nothing():
+            held = self.gossip.drain(round, self._weight, "an exact average")
             weight = np.array([held])
-            self.waiter.wait((self.transport.sum(weight, "an exact average"),), self._round)
+            self.waiter.wait((self.transport.sum(weight, "an exact average"),), round)
             for chunk in self.memory.exchanged:
                 total = self.memory.numerator(chunk, held)
-                self.waiter.wait((self.transport.sum(total, "an exact average"),), self._round)
+                self.waiter.wait((self.transport.sum(total, "an exact average"),), round)
                 self._take_average(chunk, total / weight[0])
-            self._weight = self._initial_weight
             self.put_together()
-        self.waiter.begin_round(self._round)  # only now: nothing was posted for those who wait for its messages
-        self._events.round_ends(self._round, self._weight)
-        self._round += 1
+            self._weight, self._round = self._initial_weight, round + 1  # no interrupt comes between these two
+        self.waiter.begin_round(round)  # only now: nothing was posted for those who wait for its messages
+        self._events.round_ends(round, self._weight)
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Put the tensors back where what is done to them inside ends by an error or an interrupt."""
+        memory, round = self.memory, self._round
+        memory.refresh()
+        kept = [(chunk, memory.raw(chunk)) for chunk in memory.chunks]
+        residuals = memory.residual_state()
+        try:
+            yield
+        except BaseException:
+            if self._round == round:
+                with held_back():
+                    for chunk, flat in kept:
+                        memory.put_raw(chunk, flat)
+                    memory.load_residual_state(residuals)
+            raise
 
     def put_together(self) -> None:
         """Give the ranks of a host the same parameters again; without ``hosts`` there is nothing to do."""
@@ -406,14 +425,15 @@ class PushSum:
         """Collective. Wait for and merge every message in flight. When synchronous, all that it does is meet."""
         self.refuse_if_on_loan(call)
         self._refuse_out_of_step(call)
-        with self.failing_together(), calling(call):
+        with self.failing_together(MERGING), calling(call):
             self._weight = self.gossip.drain(self._round, self._weight, call)
             self.put_together()
 
     def settle(self, call: str) -> None:
         """Collective. Wait until every message in flight has come, so that it can be counted without merging it."""
         self._refuse_out_of_step(call)
-        with self.failing_together(), calling(call):
+        left = MERGING if self._staleness == "unbounded" else WHOLE
+        with self.failing_together(left), calling(call):
             self._weight = self.gossip.settle(self._round, self._weight, call)
 
     def meet(self, call: str) -> None:
@@ -429,7 +449,7 @@ class PushSum:
             call: the name of the call that all ranks make together.
         """
         self.drain(call=call)
-        with self.failing_together(), calling(call):
+        with self.failing_together(JOINING), calling(call):
             self.memory.extend(list(tensors.values()), list(tensors))
             self._held = [*self._held, *tensors.values()]
             agreement.agree(self.transport, self.waiter, self._fingerprint(), {})
@@ -533,7 +553,7 @@ class PushSum:
             if member.failure is None:
                 for callback in self._before_close:
                     callback()
-                with self.failing_together(), calling("close()"):
+                with self.failing_together(MERGING), calling("close()"):
                     member.leave(self._round, bring_home)
         finally:
             member.closed = True
@@ -571,8 +591,9 @@ class PushSum:
             self._weight = self.gossip.drain(self._round, self._weight, "close()")
             self.put_together()
         finally:
-            for chunk, flat in kept:
-                self.memory.put_raw(chunk, flat)
+            with held_back():
+                for chunk, flat in kept:
+                    self.memory.put_raw(chunk, flat)
 
     def before_close(self, callback: Callable[[], None]) -> None:
         """Have something done first when this is closed; all ranks must close together what they made together."""
@@ -594,9 +615,17 @@ class PushSum:
             f"round={self._round}, push_weight={self._weight:.6g})"
         )
 
-    def failing_together(self) -> AbstractContextManager[None]:
-        """Return a context that tells the other ranks when this one fails in it, and refuses to go on afterwards."""
-        return self._membership.failing_together(self._round)
+    def failing_together(self, left: str = WHOLE) -> AbstractContextManager[None]:
+        """Return a context that tells the other ranks when this one fails in it, and refuses to go on afterwards.
+
+        Args:
+            left: what an interrupt inside leaves of the tensors.
+        """
+        return self._membership.failing_together(self._round, left)
+
+    def ending_together(self) -> AbstractContextManager[None]:
+        """Return a context as :meth:`failing_together`, for interrupts only: all ranks have the same errors."""
+        return self._membership.failing_together(self._round, only_interrupts=True)
 
     def refuse_if_closed(self) -> None:
         """Raise ClosedError after :meth:`close`, or after an error."""

@@ -122,10 +122,11 @@ class Saver:
         Raises:
             CheckpointError: see :func:`~pushsum_opt.checkpoint.load`.
         """
-        found = find(self._push_sum, self._directory)
-        if found is None:
-            return None
-        resumed = load_from(found, self._optimizer, Companions(**self._beside))
+        with self._push_sum.ending_together():
+            found = find(self._push_sum, self._directory)
+            if found is None:
+                return None
+            resumed = load_from(found, self._optimizer, Companions(**self._beside))
         self._saved_round = self._push_sum.round
         extra = dict(resumed.extra or {})
         ratio = found[1].size / job_size(self._push_sum)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import CheckpointError, ConfigurationError
+from ..push_sum import PushSum
 from . import directory as directories
 from .directory import Manifest, file_of
 from .files import save_tensors
@@ -63,6 +64,12 @@ def save(
     root = Path(directory)
     companions = Companions(scaler, scheduler, also)
     push_sum.refuse_if_on_loan("checkpoint.save()")
+    with push_sum.ending_together():  # a rank that is interrupted while it writes is waited for by the others
+        return _save(root, optimizer, companions, extra, keep)
+
+
+def _save(root: Path, optimizer: Any, companions: Companions, extra: Any, keep: int | None) -> Path:
+    push_sum: PushSum = optimizer.push_sum
     push_sum.settle("checkpoint.save()")
     first = push_sum.first
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import collectives
 from ..errors import ConfigurationError
+from ..interrupts import held_back
 from ..push_sum import PushSum
 
 __all__ = ["Points", "averaged", "check_names"]
@@ -133,13 +134,14 @@ def averaged(
                 optimizer.eval()
             yield
     finally:
-        _put_flags(inside)
-        if evaluating and push_sum.staleness == "unbounded":
-            optimizer.eval()  # what asynchronous ranks have merged before the average must stay
-        elif evaluating:
-            _put_flags(outside)
-            for chunk, flat in zip(push_sum.memory.chunks, kept, strict=True):
-                push_sum.memory.put_raw(chunk, flat)
+        with held_back():
+            _put_flags(inside)
+            if evaluating and push_sum.staleness == "unbounded":
+                optimizer.eval()  # what asynchronous ranks have merged before the average must stay
+            elif evaluating:
+                _put_flags(outside)
+                for chunk, flat in zip(push_sum.memory.chunks, kept, strict=True):
+                    push_sum.memory.put_raw(chunk, flat)
 
 
 Flags = list[tuple[dict[str, Any], str, bool]]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import agreement, copying, tensor_kinds
 from ..errors import LayoutError, PushSumError
+from ..membership import JOINING
 from ..observe.log import log
 from ..push_sum import PushSum
 from ..transport import calling
@@ -135,7 +136,7 @@ class Watch:
 
     def _start_alike(self, new: Mapping[str, Tensor], call: str) -> None:
         push_sum = self._push_sum
-        with push_sum.failing_together(), calling(call):
+        with push_sum.failing_together(JOINING), calling(call):
             # First inside every host, then between hosts: rank 0's values reach all.
             if push_sum.hosts is not None and not push_sum.hosts.sharded:
                 copying.broadcast_tensors(push_sum.hosts.transport, push_sum.hosts.waiter, new, 0)
