@@ -116,6 +116,10 @@ class Saver:
     def resume(self) -> dict[str, Any] | None:
         """Collective. Load the newest checkpoint, if there is one.
 
+        The random generators are put back here; whatever draws from them between this and the first new step, such as
+        making an iterator of a DataLoader or reading batches to skip them, then moves them on. :meth:`batches` does
+        not: a loop over it is exact, and one that skips by ``continue`` is not.
+
         Returns:
             What :meth:`after_step` was last called with before it was saved; None at the very beginning.
 
