@@ -16,7 +16,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import forked
+from . import forked_end
 
 if TYPE_CHECKING:
     from . import algorithms, checkpoint, errors, graphs, mixing, observe, testing
@@ -84,13 +84,13 @@ __all__ = [
 ]
 
 
+forked_end.watch()
 _process = os.getpid()
 
 
 @atexit.register
 def _leave_the_job() -> None:
     """The last thing that a rank does, whatever it used of this library: others may wait for it."""
-    forked.leave()
     if "mpi4py.MPI" in sys.modules and os.getpid() == _process:
         import_module(".transport.mpi_post", __name__).leave()
 

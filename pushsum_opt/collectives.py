@@ -19,6 +19,7 @@ from .channel import Channel, by_communicator
 from .channel.agreement import agree
 from .channel.copying import broadcast_bytes, broadcast_tensors
 from .errors import ConfigurationError
+from .interrupts import held_back
 from .push_sum import PushSum
 from .push_sum.averaging import exact_average
 
@@ -38,6 +39,9 @@ def broadcast_parameters(
     module: nn.Module | Mapping[str, Tensor], *, root: int = 0, comm: Communicator | None = None
 ) -> None:
     """Collective. Copy rank ``root``'s parameters and buffers to every rank, bit for bit, in place.
+
+    Where an interrupt on any rank ends it early, each tensor is whole, root's or what it was; call it again on every
+    rank.
 
     Args:
         module: a torch module, or a mapping from names to tensors such as ``module.state_dict()``.
@@ -233,15 +237,16 @@ def averaged(push_sum: PushSum, buffers: Mapping[str, Tensor] | None = None) -> 
     """
     push_sum.settle("averaged()")
     memory = push_sum.memory
-    memory.refresh()
-    tensors = [tensor for tensor in memory.tensors.values() if hasattr(tensor, "detach")]
-    places, lent = [], None
-    if tensors or buffers is not None:  # a push-sum over numpy arrays works without torch
-        from .lending import LentBuffers, Place
+    with push_sum.failing_together(), transport.calling("averaged()"):
+        memory.refresh()
+        tensors = [tensor for tensor in memory.tensors.values() if hasattr(tensor, "detach")]
+        places, lent = [], None
+        if tensors or buffers is not None:  # a push-sum over numpy arrays works without torch
+            from .lending import LentBuffers, Place
 
-        places = [Place(tensor) for tensor in tensors]
-        lent = LentBuffers(push_sum, buffers)
-    kept = [memory.raw(chunk) for chunk in memory.chunks]
+            places = [Place(tensor) for tensor in tensors]
+            lent = LentBuffers(push_sum, buffers)
+        kept = [memory.raw(chunk) for chunk in memory.chunks]
     try:
         with push_sum.lent("averaged()"):
             with push_sum.collective("averaged()"):
@@ -250,13 +255,14 @@ def averaged(push_sum: PushSum, buffers: Mapping[str, Tensor] | None = None) -> 
                     lent.average()
             yield
     finally:
-        for place in places:
-            place.restore()
-        memory.refresh()
-        for chunk, flat in zip(memory.chunks, kept, strict=True):
-            memory.put_raw(chunk, flat)
-        if lent is not None:
-            lent.put_back()
+        with held_back():  # a second Ctrl-C waits until the tensors are what they were
+            for place in places:
+                place.restore()
+            memory.refresh()
+            for chunk, flat in zip(memory.chunks, kept, strict=True):
+                memory.put_raw(chunk, flat)
+            if lent is not None:
+                lent.put_back()
 
 
 def _assign_average(push_sum: PushSum) -> None:
@@ -285,6 +291,7 @@ def together(comm: Any, call: str) -> Iterator[Channel]:
         MismatchError: the ranks make different calls; the same on every rank.
         PeerFinished: a rank has ended its program.
         ClosedError: an earlier call was left half-way, as by an interrupt.
+        PeerFailed: a rank was interrupted in the call.
     """
     if comm is not None:
         transport.check(comm)
@@ -296,7 +303,7 @@ def together(comm: Any, call: str) -> Iterator[Channel]:
         if channel is None:
             channel = by_communicator.opened(comm)  # which compares the calls
         channel.refuse_if_broken()
-        with channel.broken_if_left():
+        with by_communicator.leaving_together(comm, channel):
             if not opened and channel.size > 1:
                 channel.meet(call)
             yield channel

@@ -17,7 +17,6 @@ from typing import Any, NoReturn, Protocol
 
 from . import settings, world
 from .errors import PeerFailed, PushSumError
-from .forked import INTERRUPTED
 
 __all__ = [
     "THIS",
@@ -30,6 +29,7 @@ __all__ = [
     "when_the_end_begins",
 ]
 
+INTERRUPTED = 130
 FIRST_SPEAKS = 2.0  # seconds that followers leave to the rank that failed first: it normally ends the job
 
 
@@ -108,9 +108,9 @@ def _end() -> None:
 
 @atexit.register
 def _at_exit() -> None:
-    if world.is_forked():
-        return  # forked.leave() ends it, when all else is done
     _end()
+    if world.is_forked():
+        return
     if _self_keyval is not None and world.mpi_runs():
         world.finalize_if_nobody_does()
 

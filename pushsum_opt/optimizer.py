@@ -485,6 +485,11 @@ class PushSumOptimizer(torch.optim.Optimizer):
         """What happens to floating buffers: "local", "average" or "gossip"."""
         return self._buffers
 
+    @property
+    def points(self) -> list[str]:
+        """Names of the exchanged tensors that are optimizer state, as ``gossip_state`` asks for, and no parameters."""
+        return self._points.among(self.push_sum.memory.tensors)
+
     def stats(self) -> dict[str, float]:
         """Return plain floats to log; local and cheap. See :meth:`PushSum.stats`."""
         return self.push_sum.stats()

@@ -47,6 +47,43 @@ def added(launcher, options, environ=None, cores=4, is_root=False):
     return dict(planned.variables), list(words[1 : len(words) - len(options) - len(PROGRAM)])
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["-np", "4", "-H", "a:2,b:2"], ["-np", "4", "-hosts", "a:2,b:2"]),
+        (["--host=a,b", "-n", "4"], ["-hosts", "a,b", "-n", "4"]),
+        (["-np", "4", "--hostfile", "none"], ["-np", "4", "-f", "none"]),
+        (["-np", "4", "-x", "A", "-x", "B=1=2"], ["-np", "4", "-genv", "B", "1=2"]),
+        (["-np", "4", "-N", "2", "--oversubscribe"], ["-np", "4", "-ppn", "2"]),
+        (["-np", "4", "--map-by", "ppr:2:node"], ["-np", "4", "-ppn", "2"]),
+        (["-np", "4", "--map-by", "core"], ["-np", "4", "--map-by", "core"]),
+        (["-np", "4", "--output", "tag"], ["-np", "4", "-prepend-rank"]),
+        (["-genv", "A", "-1", "-np", "4", "-iface", "lo"], ["-genv", "A", "-1", "-np", "4", "-iface", "lo"]),
+    ],
+)
+def test_options_of_open_mpi_that_mpich_has_too_are_put_into_its_words(options, expected):
+    assert list(plan(HYDRA, options, PROGRAM, {}, 4, True).command) == [HYDRA.path, *expected, *PROGRAM]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--mca", "pml", "ob1"], ["--timeout", "5"], ["--tune", "file"], ["--rank-by", "node"], ["-q"], ["--mca=a"]],
+)
+def test_option_that_mpich_does_not_have_is_refused_by_name(words):
+    option = words[0].partition("=")[0]
+    with pytest.raises(ConfigurationError, match=f"^{option}.*: an option that the mpirun of MPICH"):
+        plan(HYDRA, ["-np", "4", *words], PROGRAM, {}, 4, True)
+
+
+def test_host_file_in_the_form_of_open_mpi_is_refused_for_mpich(tmp_path):
+    file = tmp_path / "hosts"
+    file.write_text("# slots=1\nnode1 slots=4\n")
+    with pytest.raises(ConfigurationError, match="expected lines `node1:4`"):
+        plan(HYDRA, ["-np", "4", "--hostfile", str(file)], PROGRAM, {}, 4, True)
+    file.write_text("node1:4  # slots = cores\n")
+    assert plan(HYDRA, ["-np", "4", "--hostfile", str(file)], PROGRAM, {}, 4, True).command[3:5] == ("-f", str(file))
+
+
 # The command line
 
 

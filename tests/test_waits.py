@@ -145,6 +145,25 @@ def test_ranks_of_a_host_that_wait_elsewhere_are_named_by_their_rank_in_the_job(
     assert any("rank 2 calls averaged() in round 0" in text and "calls step() in round 0" in text for text in texts)
 
 
+@pytest.mark.parametrize("before", [0, 4])
+def test_averaged_on_rank_0_alone_is_refused_also_where_not_every_step_gossips(before):
+    torch = pytest.importorskip("torch")
+
+    def rank(comm):
+        z = torch.zeros(3, requires_grad=True)
+        optimizer = ps.PushSumOptimizer(torch.optim.SGD([z], lr=0.1), gossip_every=3, staleness=2, comm=comm)
+        for _ in range(before):
+            optimizer.step()
+        if comm.rank == 0:
+            with optimizer.averaged():
+                pass
+        for _ in range(100):
+            optimizer.step()
+
+    texts = [str(error) for error in errors_of(3, rank).values() if isinstance(error, MismatchError)]
+    assert any("calls averaged() in round" in text and "calls step() in round" in text for text in texts)
+
+
 @pytest.mark.parametrize("make", ["null", "freed"])
 def test_a_communicator_without_this_rank_is_refused(make):
     from mpi4py import MPI

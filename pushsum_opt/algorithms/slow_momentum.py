@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError
+from ..interrupts import held_back
 from ..push_sum import PushSum
 from .base import Algorithm, count
 
@@ -64,7 +65,8 @@ class SlowMomentum(Algorithm):
             push_sum.mix()
             return
         push_sum.average()
-        self._slow_step(param_groups)
+        with held_back():  # y, u and the parameters belong together
+            self._slow_step(param_groups)
 
     @torch.inference_mode(False)  # y and u are written to outside of it
     @torch.no_grad()

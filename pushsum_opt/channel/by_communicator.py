@@ -7,15 +7,19 @@ the same handle finds none.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from .. import ending
+from ..errors import PeerFailed
+from ..interrupts import is_interrupt
 from ..observe.events import Events, Listener
 from ..observe.stall import StallInspector
 from ..transport import LoopbackComm, process
 from .channel import Channel
 
-__all__ = ["abandon_all", "found", "opened", "report", "tell_all"]
+__all__ = ["abandon_all", "found", "leaving_together", "opened", "report", "tell_all"]
 
 _loopback: weakref.WeakKeyDictionary[LoopbackComm, Channel] = weakref.WeakKeyDictionary()
 _open: list[tuple[Any, Channel]] = []  # over MPI, with its communicator, oldest first
@@ -71,6 +75,32 @@ def opened(comm: Any) -> Channel:
     return channel
 
 
+@contextmanager
+def leaving_together(comm: Any, channel: Channel) -> Iterator[None]:
+    """Inside, all ranks make a call. A rank that leaves it half-way does not meet the rest of it in its next one.
+
+    An interrupt on one rank ends the call on all of them, and the next call opens a new channel. After an error that
+    leaves this rank apart, there is no next call. Errors that all ranks raise alike come when all is done.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if is_interrupt(error):
+            channel.stop_others(f"{type(error).__name__}: interrupted in a call that all ranks make together")
+        if is_interrupt(error) or isinstance(error, PeerFailed):
+            _give_up(comm, channel)
+        elif channel.transport.under_way:
+            channel.break_off(error)
+        raise
+
+
+def _give_up(comm: Any, channel: Channel) -> None:
+    if not isinstance(comm, LoopbackComm):
+        comm.Delete_attr(_mpi_key())
+    elif _loopback.pop(comm, None) is not None:
+        channel.close()
+
+
 def _mpi_key() -> int:
     global _keyval
     if _keyval is None:
@@ -94,5 +124,4 @@ def abandon_all() -> None:
 def tell_all(reason: str) -> None:
     """Tell all ranks that wait in a channel over MPI that this one has failed."""
     for _, channel in _open:
-        channel.tell(range(channel.size), failed=True, rounds=0, reason=reason)
-        channel.transport.poll(0.0)
+        channel.stop_others(reason)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from .. import settings
@@ -145,28 +145,22 @@ class Channel:
 
     # ------------------------------------------------------------------ the end
 
-    @contextlib.contextmanager
-    def broken_if_left(self) -> Iterator[None]:
-        """Inside, a call is made. A rank that leaves it half-way makes no further one: it would meet the rest of this.
+    def stop_others(self, reason: str) -> None:
+        """Tell all ranks that this one stops, at best effort: the error at hand is the one to raise. Local."""
+        with contextlib.suppress(Exception):
+            self.tell(range(self.size), failed=True, rounds=0, reason=reason)
+            self.transport.poll(0.0)
 
-        An error that all ranks raise alike comes when what they do together is done; any other leaves them apart.
+    def break_off(self, error: BaseException) -> None:
+        """Note that this rank has left a call half-way by an error. Local.
+
+        The others are told, unless it is an error that those who wait find out by themselves.
         """
-        try:
-            yield
-        except BaseException as error:
-            if self.size > 1 and (self.transport.under_way or not isinstance(error, Exception)):
-                self._break_off(error)
-            raise
-
-    def _break_off(self, error: BaseException) -> None:
-        """Note why the channel is broken; tell the others, unless the error is one that they find out by themselves."""
-        if self._broken is not None:
+        if self.size == 1 or self._broken is not None:
             return
         self._broken = f"{type(error).__name__} in {current_call('a collective call')}: {error}"
         if not isinstance(error, PushSumError):
-            with contextlib.suppress(Exception):  # at best effort: the error at hand is the one to raise
-                self.tell(range(self.size), failed=True, rounds=0, reason=self._broken)
-                self.transport.poll(0.0)
+            self.stop_others(self._broken)
 
     def refuse_if_broken(self) -> None:
         """Raise ClosedError where this rank has left an earlier call half-way."""

@@ -92,8 +92,10 @@ def _broadcast_plain(channel: Channel, tensors: list[Tensor], root: int) -> None
             if not held.numel():
                 continue
             flat = held.cpu().resolve_conj().resolve_neg().contiguous()
+            if channel.rank != root and flat.data_ptr() == held.data_ptr():
+                flat = flat.clone()  # an interrupt leaves each tensor whole, and nothing that could write to it later
             channel.broadcast(tensor_kinds.host_bytes(flat), root, "broadcast_parameters")
-            if channel.rank != root and (flat.data_ptr() != held.data_ptr() or flat.device != held.device):
+            if channel.rank != root:
                 write(tensor, held, flat)
 
 

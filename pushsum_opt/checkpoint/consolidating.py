@@ -40,4 +40,6 @@ def consolidate(directory: str | os.PathLike[str]) -> dict[str, Any]:
     total.add(first)
     for rank in range(1, manifest.size):
         total.add(read_part(path, manifest, rank))
-    return total.model(first) or dict(total.parameters(first))
+    points = first.get("points", ())  # optimizer state, which no model takes
+    parameters = {name: value for name, value in total.parameters(first).items() if name not in points}
+    return total.model(first) or parameters

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..interrupts import held_back
 from ..log import log
 from ..push_sum import PushSum
 from . import directory as directories
@@ -70,7 +71,7 @@ def load(
     """
     push_sum = push_sum_of(optimizer)
     root = Path(directory)
-    with push_sum.during("checkpoint.load()"):
+    with push_sum.ending_together(), push_sum.during("checkpoint.load()"):
         found = find(push_sum, root)
         if found is None:
             raise_alike(push_sum, "loading", {0: str(directories.missing(root))})
@@ -108,7 +109,12 @@ def load_from(found: tuple[Path, Manifest], optimizer: Any, companions: Companio
         _check_mass(push_sum, path, manifest, sum(masses))
     else:
         part = _average(push_sum, path, manifest, part)
-    try_together(push_sum, "loading", lambda: restore(part, optimizer, companions, random=exact))
+
+    def put_back() -> None:
+        with held_back():  # all of a run's state is of one round
+            restore(part, optimizer, companions, random=exact)
+
+    try_together(push_sum, "loading", put_back)
     if push_sum.first:
         how = "exactly" if exact else f"on {push_sum.size} ranks, each from the average of {manifest.size}"
         log.info("resumed %s from %s in round %d", how, path, push_sum.round)

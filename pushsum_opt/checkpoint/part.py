@@ -61,7 +61,7 @@ def capture(optimizer: Any, companions: Companions, extra: Any) -> dict[str, Any
     """Return everything that this rank needs to go on. Local; tensors are shared, not copied.
 
     ``model`` is its state_dict. ``names`` says which of its entries are exchanged, and under what name; ``parameters``
-    has what is exchanged and not in the model.
+    has what is exchanged and not in the model; ``points`` names what of that is optimizer state.
     """
     push_sum = optimizer.push_sum
     if push_sum.on_loan is not None:
@@ -88,6 +88,7 @@ def capture(optimizer: Any, companions: Companions, extra: Any) -> dict[str, Any
         "layout": push_sum.memory.layout.hex(),
         "model": {} if optimizer.model is None else optimizer.model.state_dict(),
         "names": names,
+        "points": optimizer.points,
         "parameters": {name: tensor.detach() for name, tensor in exchanged.items() if name not in names.values()},
         "optimizer": without_code(optimizer.state_dict()),
         "groups": _groups(optimizer),

@@ -116,16 +116,21 @@ class Saver:
     def resume(self) -> dict[str, Any] | None:
         """Collective. Load the newest checkpoint, if there is one.
 
+        The random generators are put back here; whatever draws from them between this and the first new step, such as
+        making an iterator of a DataLoader or reading batches to skip them, then moves them on. :meth:`batches` does
+        not: a loop over it is exact, and one that skips by ``continue`` is not.
+
         Returns:
             What :meth:`after_step` was last called with before it was saved; None at the very beginning.
 
         Raises:
             CheckpointError: see :func:`~pushsum_opt.checkpoint.load`.
         """
-        found = find(self._push_sum, self._directory)
-        if found is None:
-            return None
-        resumed = load_from(found, self._optimizer, Companions(**self._beside))
+        with self._push_sum.ending_together():
+            found = find(self._push_sum, self._directory)
+            if found is None:
+                return None
+            resumed = load_from(found, self._optimizer, Companions(**self._beside))
         self._saved_round = self._push_sum.round
         extra = dict(resumed.extra or {})
         if resumed.exact and PLACES not in extra and self._push_sum.first:

@@ -66,7 +66,8 @@ def save(
     root = Path(directory)
     companions = Companions(scaler, scheduler, also)
     push_sum.refuse_if_on_loan(CALL)
-    with push_sum.during(CALL):
+    # A rank that is interrupted while it writes is waited for by the others.
+    with push_sum.ending_together(), push_sum.during(CALL):
         push_sum.settle(CALL)
         return _save(push_sum, root, optimizer, companions, extra, keep)
 

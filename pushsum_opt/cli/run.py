@@ -16,10 +16,11 @@ from ..environment import missing_variables
 from ..errors import ConfigurationError, LaunchError
 from ..installed import install_command
 from ..processes import user_is_root
+from . import hydra
 from . import ucx as ucx_on_pypi
 from .command_line import split
 from .cores import usable_cores
-from .launcher import OPEN_MPI, Launcher, find_launcher
+from .launcher import MPICH, OPEN_MPI, Launcher, find_launcher
 from .supervise import supervise
 
 __all__ = ["HELP", "NAME", "Plan", "count_hosts", "main", "parse_arguments", "plan"]
@@ -55,6 +56,9 @@ Added, unless you say otherwise:
                           (not with your own pml, --with-ft, or PUSHSUM_CUDA_AWARE=0; and not for several hosts that
                           have InfiniBand, RoCE or EFA, which that UCX cannot use)
 
+For MPICH, these options of Open MPI are put into its words: -H and --host, --hostfile, -x, -N, --map-by ppr:N:node,
+-wd, --output tag. Others that it does not have are refused.
+
 The exact command is printed first; --dry-run prints it and stops. The exit code is the script's (the launcher's, when
 ranks differ), 130 after Ctrl-C and 128 + n after another signal n; 0 and 75 ("saved, to be requeued") stay as they are.
 """
@@ -65,7 +69,7 @@ _BINDINGS = tuple(
 )
 _SENT = ("OMP_NUM_THREADS", "PYTHONPATH")
 _SENT_BY_PREFIX = ("PUSHSUM_", "NCCL_", "UCX_", "GLOO_")
-_HOSTS = ("-host", "--host", "-H", "-hosts", "--hosts")
+_HOSTS = ("-host", "--host", "-H", "--H", "-hosts", "--hosts")
 _HOST_FILES = ("-hostfile", "--hostfile", "-machinefile", "--machinefile", "-f", "--default-hostfile")
 _ALLOCATIONS = ("SLURM_JOB_ID", "PBS_JOBID", "PBS_NODEFILE", "LSB_JOBID", "LSB_HOSTS", "PE_HOSTFILE")
 
@@ -141,7 +145,8 @@ def plan(
         ucx: the folder of a UCX with CUDA that Open MPI is to use; None: it keeps its own.
 
     Raises:
-        ConfigurationError: the number of ranks is not a whole number of at least 1, or nothing says how many.
+        ConfigurationError: the number of ranks is not a whole number of at least 1, or nothing says how many; or an
+            option is one of another MPI.
     """
     ranks = _ranks(options)
     elsewhere = _elsewhere(options, environ)
@@ -154,6 +159,8 @@ def plan(
         threads = str(max(1, cores // -(-ranks // hosts)))
         variables["OMP_NUM_THREADS"] = threads
     added = []
+    if launcher.vendor == MPICH:
+        options = hydra.translate(options)
     if launcher.vendor == OPEN_MPI:
         if is_root and not _root_is_allowed(options, environ):
             added.append("--allow-run-as-root")

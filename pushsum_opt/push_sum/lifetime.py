@@ -11,9 +11,17 @@ from .. import world
 from ..channel import Channel
 from ..errors import CallOrderError, ClosedError
 from ..hosts import Participant
+from ..interrupts import is_interrupt
 from ..transport.calls import current_call
 
-__all__ = ["Lifetime"]
+__all__ = ["JOINING", "MERGING", "WHOLE", "Lifetime"]
+
+WHOLE = "Its own tensors are whole: what they were before that call or, if it was nearly over, what they are after it"
+MERGING = (
+    "Of its own tensors some parts may hold what was merged in that call and others not yet: a model that works, and "
+    "no mean"
+)
+JOINING = "Of the tensors that were added some may hold rank 0's values and others not yet; all others are whole"
 
 
 class Lifetime:
@@ -38,6 +46,7 @@ class Lifetime:
         """The block in which ranks take different numbers of steps, such as "join()"; None outside of one."""
         self.failure: str | None = None
         """The error that ended the exchange, if one has."""
+        self._left = WHOLE
         self.interrupted = False
         """Whether that error was no fault of anything here: Ctrl-C, or sys.exit() in a signal handler."""
         self.successor = False
@@ -56,23 +65,29 @@ class Lifetime:
         return world.forks() != self._forks
 
     @contextmanager
-    def failing_together(self, round: int) -> Iterator[None]:
+    def failing_together(self, round: int, left: str = WHOLE, *, only_interrupts: bool = False) -> Iterator[None]:
         """Tell the other ranks when this one fails, and refuse to go on afterwards.
 
         One rank alone goes on after an interrupt: there is nobody with whom it could be out of step.
+
+        Args:
+            left: what an interrupt inside leaves of the tensors.
+            only_interrupts: errors are none of this context's business: all ranks raise them alike.
         """
         try:
             yield
         except BaseException as error:
-            if not (self.alone and _is_interrupt(error)):
-                self.fail(error, round)
+            interrupt = is_interrupt(error)
+            if not (self.alone and interrupt) and (interrupt or not only_interrupts):
+                self.fail(error, round, left)
             raise
 
-    def fail(self, error: BaseException, round: int) -> None:
+    def fail(self, error: BaseException, round: int, left: str = WHOLE) -> None:
         if self.failure is not None or self.forked:
             return
         self.failure = _reason(error)
-        self.interrupted = _is_interrupt(error)
+        self._left = left
+        self.interrupted = is_interrupt(error)
         with contextlib.suppress(Exception):  # at best effort: the error at hand is the one to raise
             self._channel.tell(self._partners, failed=True, rounds=round, reason=self.failure)
             self._channel.transport.poll(0.0)
@@ -97,9 +112,9 @@ class Lifetime:
         if self.failure is not None and self.interrupted:
             raise ClosedError(
                 f"rank {rank}: an interrupt ended the exchange in round {round} ({self.failure}): this rank left what "
-                "all ranks do together half-way, and the others have stopped. Its own tensors are whole and "
-                "state_dict() works. Make a new optimizer on every rank, which starts from rank 0's parameters, or "
-                "restart from a checkpoint. To stop a run so that it can go on, use checkpoint.Saver and SIGUSR1"
+                f"all ranks do together half-way, and the others have stopped. {self._left}. state_dict() works. Make "
+                "a new optimizer on every rank, which starts from rank 0's parameters, or restart from a checkpoint. "
+                "To stop a run so that it can go on, use checkpoint.Saver and SIGUSR1"
             )
         if self.failure is not None:
             raise ClosedError(
@@ -165,10 +180,6 @@ class Lifetime:
                 f"rank {self._participant.rank}, round {round}: {call} inside {self.out_of_step}: a collective call, "
                 "and ranks are in different steps there. Make it after the block, on every rank"
             )
-
-
-def _is_interrupt(error: BaseException) -> bool:
-    return not isinstance(error, Exception)
 
 
 def _reason(error: BaseException) -> str:

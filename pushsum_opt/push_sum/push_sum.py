@@ -25,6 +25,7 @@ from ..gossip.merging import Merger
 from ..gossip.protocol import Exchange
 from ..gossip.wire import HEADER_BYTES, Header
 from ..hosts import Participant
+from ..interrupts import held_back
 from ..memory import Chunk
 from ..observe.events import Events, Listener
 from ..observe.statistics import Statistics
@@ -32,7 +33,7 @@ from ..start.first_step import NOTHING, FirstStep
 from ..transport.calls import calling
 from . import opening, saving, succession
 from .averaging import exact_average
-from .lifetime import Lifetime
+from .lifetime import JOINING, MERGING, WHOLE, Lifetime
 from .mass import Mass
 
 __all__ = ["PushSum"]
@@ -306,7 +307,7 @@ class PushSum:
             ClosedError: after :meth:`close`, or after any of these errors.
         """
         self._before_round("mix()")
-        with self.failing_together(), calling("mix()"):
+        with self.failing_together(MERGING), calling("mix()"):
             # Listeners too fail together: a rank that left a round half-way would be out of step.
             self._events.round_begins(self.round)
             self.channel.begin_round(self.round)
@@ -327,21 +328,38 @@ class PushSum:
         """Collective. In place of a round: give every rank the exact average sum_i x_i / n, and w = a_i; k <- k + 1.
 
         It costs an all-reduce of the tensors in float64, and waits for every rank; what is in flight is merged before.
+        While it lasts, a copy of the tensors is held: where it ends by an error or an interrupt, they are put back.
 
         Raises:
             As :meth:`mix` does.
         """
         call = "an exact average"
         self._before_round(call)
-        with self.collective(call):
+        with self.collective(call), self._all_or_nothing():
             self._events.round_begins(self.round)
             held = self.gossip.drain(self.round, self.push_weight, call)
-            self.memory.refresh()
             for chunk, mean in exact_average(self.channel, self.memory, held, (), call, self.round):
                 self._take_average(chunk, mean)
             self.put_together()
             self.channel.begin_round(self.round)  # only now: nothing was posted for those who wait for its messages
             self._end_round(self.initial_weight)
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Put the tensors back where what is done to them inside ends early, by an error or an interrupt."""
+        memory, mass = self.memory, self.mass
+        memory.refresh()
+        kept = [(chunk, memory.raw(chunk)) for chunk in memory.chunks]
+        residuals = memory.residual_state()
+        try:
+            yield
+        except BaseException:
+            if self.mass is mass:
+                with held_back():
+                    for chunk, flat in kept:
+                        memory.put_raw(chunk, flat)
+                    memory.load_residual_state(residuals)
+            raise
 
     def put_together(self) -> None:
         """Collective over a host. Give its ranks the same parameters again; nothing to do for a rank alone."""
@@ -390,7 +408,7 @@ class PushSum:
         """Collective. Wait for and merge every message in flight. When synchronous, all that it does is meet."""
         self.refuse_if_on_loan(call)
         self.refuse_out_of_step(call)
-        with self.collective(call):
+        with self.collective(call, MERGING):
             self._drain_in_flight(call)
             self.put_together()
 
@@ -400,7 +418,7 @@ class PushSum:
     def settle(self, call: str) -> None:
         """Collective. Wait until every message in flight has come, so that it can be counted without merging it."""
         self.refuse_out_of_step(call)
-        with self.collective(call):
+        with self.collective(call, MERGING if self._staleness == "unbounded" else WHOLE):
             self.mass = self.mass.with_weight(self.gossip.settle(self.round, self.push_weight, call))
 
     def meet(self, call: str) -> None:
@@ -416,7 +434,7 @@ class PushSum:
             call: the name of the call that all ranks make together.
         """
         self.drain(call=call)
-        with self.collective(call):
+        with self.collective(call, JOINING):
             self.memory.extend(list(tensors.values()), list(tensors))
             self._held = [*self._held, *tensors.values()]
             self._agree()
@@ -487,7 +505,7 @@ class PushSum:
             if member.failure is None:
                 for callback in self._before_close:
                     callback()
-                with self.collective("close()"):
+                with self.collective("close()", MERGING):
                     member.leave(self.round, bring_home)
         finally:
             member.closed = True
@@ -524,8 +542,9 @@ class PushSum:
             self._drain_in_flight("close()")
             self.put_together()
         finally:
-            for chunk, flat in kept:
-                self.memory.put_raw(chunk, flat)
+            with held_back():
+                for chunk, flat in kept:
+                    self.memory.put_raw(chunk, flat)
 
     def around_merges(self, context: Callable[[int], AbstractContextManager[None]]) -> None:
         """Have late messages merged inside a context, made from the round in which they were sent.
@@ -555,9 +574,13 @@ class PushSum:
         )
 
     @contextmanager
-    def collective(self, call: str) -> Iterator[None]:
-        """Inside, this rank makes a collective call: listeners and errors name it; the others hear of failures."""
-        with self.failing_together(), calling(call), self.during(call):
+    def collective(self, call: str, left: str = WHOLE) -> Iterator[None]:
+        """Inside, this rank makes a collective call: listeners and errors name it; the others hear of failures.
+
+        Args:
+            left: what an interrupt inside leaves of the tensors.
+        """
+        with self.failing_together(left), calling(call), self.during(call):
             yield
 
     @contextmanager
@@ -580,9 +603,17 @@ class PushSum:
         finally:
             self._events.local_step_ends(round)
 
-    def failing_together(self) -> AbstractContextManager[None]:
-        """Return a context that tells the other ranks when this one fails in it, and refuses to go on afterwards."""
-        return self._lifetime.failing_together(self.round)
+    def failing_together(self, left: str = WHOLE) -> AbstractContextManager[None]:
+        """Return a context that tells the other ranks when this one fails in it, and refuses to go on afterwards.
+
+        Args:
+            left: what an interrupt inside leaves of the tensors.
+        """
+        return self._lifetime.failing_together(self.round, left)
+
+    def ending_together(self) -> AbstractContextManager[None]:
+        """Return a context as :meth:`failing_together`, for interrupts only: all ranks have the same errors."""
+        return self._lifetime.failing_together(self.round, only_interrupts=True)
 
     def refuse_if_closed(self) -> None:
         """Raise ClosedError after :meth:`close`, or after an error."""

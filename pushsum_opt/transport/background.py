@@ -7,12 +7,15 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from .base import Notice, Ticket, Transport
 from .naps import rest
 
 __all__ = ["Background"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 IDLE = 20e-3  # seconds between polls while there is nothing but a peer's notice that could come
 
@@ -42,6 +45,7 @@ class Background(Transport):
         self.place = inner.place
         self.ranks = inner.ranks
         self.threaded = True
+        # Taken by `with` on the lock itself: an interrupt between two lines of Python's would leave it taken for ever.
         self._lock = threading.Lock()
         self._nudge = threading.Lock()  # held, but to wake the thread, which sleeps in acquire()
         self._nudge.acquire()
@@ -62,59 +66,59 @@ class Background(Transport):
         return self._inner.under_way
 
     def post(self, buffer: Any, peer: int, tag: int, what: str, matched: bool = False) -> Ticket:
-        with self._turn():
-            return self._inner.post(buffer, peer, tag, what, matched)
+        return self._in_turn(self._inner.post, buffer, peer, tag, what, matched)
 
     def expect(self, buffer: Any, peer: int, tag: int, what: str) -> Ticket:
-        with self._turn():
-            return self._inner.expect(buffer, peer, tag, what)
+        return self._in_turn(self._inner.expect, buffer, peer, tag, what)
 
     def cancel(self, ticket: Ticket) -> None:
-        with self._turn():
-            self._inner.cancel(ticket)
+        self._in_turn(self._inner.cancel, ticket)
 
     def broadcast(self, buffer: Any, root: int, what: str) -> Ticket:
-        with self._turn():
-            return self._inner.broadcast(buffer, root, what)
+        return self._in_turn(self._inner.broadcast, buffer, root, what)
 
     def sum(self, values: Any, what: str) -> Ticket:
-        with self._turn():
-            return self._inner.sum(values, what)
+        return self._in_turn(self._inner.sum, values, what)
 
     def gather(self, mine: bytes, what: str) -> tuple[Ticket, Any]:
-        with self._turn():
-            return self._inner.gather(mine, what)
+        return self._in_turn(self._inner.gather, mine, what)
 
     def barrier(self, what: str) -> Ticket:
-        with self._turn():
-            return self._inner.barrier(what)
+        return self._in_turn(self._inner.barrier, what)
 
     def tell(self, peers: Iterable[int], notice: Notice) -> None:
         with self._lock:  # also when the thread has failed: that is what the notice is about
             self._inner.tell(peers, notice)
 
     def notices(self) -> list[Notice]:
-        with self._turn():
-            inbox, self._inbox = self._inbox, []
-            return inbox
+        return self._in_turn(self._take_notices)
+
+    def _take_notices(self) -> list[Notice]:
+        inbox, self._inbox = self._inbox, []
+        return inbox
 
     def poll(self, seconds: float) -> bool:
         begin = time.monotonic()
         while True:
-            with self._turn():
-                self._look()
-                moved = self._completions != self._seen
-                self._seen = self._completions
-                waited = time.monotonic() - begin
-                if moved or self._inbox or waited >= seconds:
-                    return moved
+            moved = self._in_turn(self._see)
+            waited = time.monotonic() - begin
+            if moved or self._inbox or waited >= seconds:
+                return moved
             rest(waited)
 
+    def _see(self) -> bool:
+        self._look()
+        moved = self._completions != self._seen
+        self._seen = self._completions
+        return moved
+
     def serve(self, work: Callable[[Transport], None] | None) -> bool:
-        with self._turn():
-            self._work_beside = None if work is None else weakref.WeakMethod(work)
-            self._look()
+        self._in_turn(self._serve, work)
         return True
+
+    def _serve(self, work: Callable[[Transport], None] | None) -> None:
+        self._work_beside = None if work is None else weakref.WeakMethod(work)
+        self._look()
 
     def refuse_if_stopped(self) -> None:
         self._inner.refuse_if_stopped()
@@ -136,11 +140,16 @@ class Background(Transport):
             work(self._inner)
         return moved
 
-    def alone(self) -> AbstractContextManager[None]:
-        return self._turn()
+    def alone(self) -> AbstractContextManager[Any]:
+        return self._lock
 
-    def _turn(self) -> _Turn:
-        return _Turn(self)
+    def _in_turn(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Do something while the thread does nothing; raise its earlier error; have it look if there is work for it."""
+        with self._lock:
+            self._raise()
+            result = work(*args, **kwargs)
+            self._wake()
+            return result
 
     def _raise(self) -> None:
         if self._error is not None:
@@ -171,24 +180,3 @@ class Background(Transport):
         except BaseException as error:
             with self._lock:
                 self._error = error
-
-
-class _Turn:
-    """The lock, an earlier error, and a nudge for the thread where there is something to move."""
-
-    __slots__ = ("_owner",)
-
-    def __init__(self, owner: Background) -> None:
-        self._owner = owner
-
-    def __enter__(self) -> None:
-        self._owner._lock.acquire()
-        try:
-            self._owner._raise()
-        except BaseException:
-            self._owner._lock.release()
-            raise
-
-    def __exit__(self, *exc: object) -> None:
-        self._owner._wake()
-        self._owner._lock.release()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import collectives
 from ..errors import ConfigurationError
+from ..interrupts import held_back
 from ..push_sum import PushSum
 
 __all__ = ["HALF", "Points", "averaged", "check_names", "entries_of"]
@@ -90,6 +91,10 @@ class Points:
     def slot(self, parameter: Tensor, name: str) -> Tensor | None:
         """Return the slot of one parameter, if there is one."""
         return self._slots[name].get(parameter)
+    def among(self, exchanged: Mapping[str, Tensor]) -> list[str]:
+        """Return the names of those tensors that are slots."""
+        own = {id(slot) for slots in self._slots.values() for slot in slots.values()}
+        return [name for name, tensor in exchanged.items() if id(tensor) in own]
 
     @torch.no_grad()
     def adopt(self) -> None:
@@ -172,13 +177,14 @@ def averaged(
                 optimizer.eval()
             yield
     finally:
-        _put_flags(inside)
-        if evaluating and push_sum.staleness == "unbounded":
-            optimizer.eval()  # what asynchronous ranks have merged before the average must stay
-        elif evaluating:
-            _put_flags(outside)
-            for chunk, flat in zip(push_sum.memory.chunks, kept, strict=True):
-                push_sum.memory.put_raw(chunk, flat)
+        with held_back():
+            _put_flags(inside)
+            if evaluating and push_sum.staleness == "unbounded":
+                optimizer.eval()  # what asynchronous ranks have merged before the average must stay
+            elif evaluating:
+                _put_flags(outside)
+                for chunk, flat in zip(push_sum.memory.chunks, kept, strict=True):
+                    push_sum.memory.put_raw(chunk, flat)
 
 
 Flags = list[tuple[dict[str, Any], str, bool]]

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from .. import _torch_compat
+from ..interrupts import held_back
 from ..lending import Place
 
 __all__ = ["put_back"]
@@ -28,7 +29,8 @@ def put_back(model: nn.Module | None, *, buffers: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, own in tables:
-            _torch_compat.put_tables(module, own)
-        for place in places:
-            place.restore()
+        with held_back():
+            for module, own in tables:
+                _torch_compat.put_tables(module, own)
+            for place in places:
+                place.restore()

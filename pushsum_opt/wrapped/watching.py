@@ -19,6 +19,7 @@ from ..channel.agreement import agree
 from ..errors import LayoutError, PushSumError
 from ..log import log
 from ..push_sum import PushSum
+from ..push_sum.lifetime import JOINING
 from ..transport import calling
 from .tensors import Tensors
 
@@ -136,7 +137,7 @@ class Watch:
 
     def _start_alike(self, new: Mapping[str, Tensor], call: str) -> None:
         push_sum = self._push_sum
-        with push_sum.failing_together(), calling(call):
+        with push_sum.failing_together(JOINING), calling(call):
             # First inside every host, then between hosts: rank 0's values reach all.
             for channel in (*push_sum.host.replicas, push_sum.channel):
                 copying.broadcast_tensors(channel, new, 0)

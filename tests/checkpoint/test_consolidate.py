@@ -40,6 +40,33 @@ def test_it_is_what_another_number_of_ranks_starts_from(tmp_path):
     assert flat(model) == loaded
 
 
+class KeepsItsStart(torch.optim.SGD):
+    """SGD whose state has a point in parameter space, as some optimizers' has."""
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p].setdefault("z", p.detach().clone())
+        return loss
+
+
+def test_without_a_model_it_has_the_parameters_that_averaged_shows_and_no_optimizer_state(tmp_path):
+    def rank(comm):
+        p = torch.nn.Parameter(torch.full((3,), float(comm.rank)))
+        with ps.PushSumOptimizer(KeepsItsStart([p], lr=0.1), comm=comm, gossip_state=("z",)) as optimizer:
+            p.grad = torch.ones(3)
+            optimizer.step()
+            assert optimizer.points == ["group 0 parameter 0 (state 'z')"]
+            ps.checkpoint.save(tmp_path, optimizer)
+            return optimizer.averaged_state_dict(rank=None)
+
+    shown = ps.testing.run(2, rank)[0]
+    model = ps.checkpoint.consolidate(tmp_path)
+    assert list(model) == list(shown) == ["group 0 parameter 0"]
+    torch.testing.assert_close(model, shown)
+
+
 def test_half_parameters_and_their_residuals(tmp_path):
     train_and_save(tmp_path, 3, dtype=torch.bfloat16, kind=lambda p: torch.optim.SGD(p, lr=0.05))
     parts = [torch.load(path, weights_only=True) for path in sorted(tmp_path.glob("*/rank-*.pt"))]

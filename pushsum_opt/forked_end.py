@@ -1,0 +1,119 @@
+"""How a child made by a fork of a rank ends: as any Python process does, except that MPI is left alone.
+
+mpi4py ends MPI with the last of Python's own steps, and in a child both Open MPI and MPICH wait there for ever, or end
+the job. So a child leaves just before that step, when Python has done all else: exit handlers have run, files are
+written and closed. The exit code, which Python does not tell, is found out on the way.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+import signal
+import sys
+from typing import Any, NoReturn
+
+from . import world
+
+__all__ = ["watch"]
+
+INTERRUPTED = 130
+UNSIGNED_BYTE = 0xFF
+LAST = "pushsum_opt_leaves_before_mpi_ends"
+
+_watching = False
+_error_before: Any = None  # what had not been caught when the child was made
+_found: dict[str, int] = {}  # the exit code, and a signal to end by
+_code: Any = SystemExit.__dict__["code"]  # what holds the code of a SystemExit
+_set_code, _delete_code = _code.__set__, _code.__delete__
+
+
+def watch() -> None:
+    """Have children that are forked from now on end so. Idempotent."""
+    global _watching
+    if not _watching and hasattr(os, "register_at_fork"):
+        _watching = True
+        os.register_at_fork(after_in_child=_begin)
+
+
+def _begin() -> None:
+    """In a new child: prepare its end."""
+    global _error_before
+    if not world.mpi_runs():
+        return
+    _error_before = _uncaught()
+    if hasattr(sys, LAST):  # a child's child
+        return
+    _watch_exit_codes()
+    atexit.register(_note_the_error)
+    setattr(sys, LAST, _Leaves())  # what sys holds goes last of all
+
+
+class _Leaves:
+    """Ends the process when it is collected."""
+
+    def __del__(
+        self, found: dict[str, int] = _found, end: Any = os._exit, kill: Any = os.kill, pid: Any = os.getpid
+    ) -> None:
+        # Modules are empty by now, so all that is used here is held by the function itself.
+        if "signal" in found:
+            kill(pid(), found["signal"])
+        end(found.get("code", 0))
+
+
+# ---------------------------------------------------------------------- which code
+
+
+def _watch_exit_codes() -> None:
+    """Notice where Python itself, when all frames are gone, asks a SystemExit for its code.
+
+    There is no hook for it. A call of ``sys.exit()`` says nothing: it may be caught, and ``raise SystemExit`` does
+    without it.
+    """
+    import ctypes  # only here: importing the package stays cheap
+
+    names = gc.get_referents(SystemExit.__dict__)[0]
+    if isinstance(names, dict) and names.get("code") is _code:
+        names["code"] = property(_asked_for_code, _set_code, _delete_code)
+        ctypes.pythonapi.PyType_Modified(ctypes.py_object(SystemExit))
+    if sys.version_info < (3, 12):  # there sys.exit() makes no SystemExit that could be asked, unless it is caught
+        plain = sys.exit
+        for module in tuple(sys.modules.values()):  # sys, and who has imported it from there
+            if getattr(module, "__dict__", {}).get("exit") is plain:
+                module.exit = _exit  # type: ignore[attr-defined]
+
+
+def _exit(status: Any = None, /) -> NoReturn:
+    raise SystemExit(status)
+
+
+def _asked_for_code(error: SystemExit) -> Any:
+    value = _code.__get__(error)
+    if sys._getframe().f_back is None:
+        _found["code"] = _as_exit_code(value)
+    return value
+
+
+def _as_exit_code(value: Any) -> int:
+    if value is None:
+        return 0
+    if not isinstance(value, int):
+        return 1  # Python prints it
+    fits = -(1 << 63) <= value < 1 << 63
+    return value & UNSIGNED_BYTE if fits else UNSIGNED_BYTE
+
+
+def _uncaught() -> Any:
+    """Return the last exception that reached the end of the program, or was shown at a prompt."""
+    return getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+
+
+def _note_the_error() -> None:
+    error = _uncaught()
+    if "code" in _found or error is None or error is _error_before:
+        return
+    _found["code"] = 1
+    if isinstance(error, KeyboardInterrupt):  # Python ends by the signal, so that a shell sees what it was
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        _found.update(code=INTERRUPTED, signal=int(signal.SIGINT))
