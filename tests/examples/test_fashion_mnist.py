@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from warm.python import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "fashion_mnist.py"
@@ -38,7 +39,7 @@ def start(*command: str, limit: float = 240.0) -> subprocess.CompletedProcess[st
 
 def train(result: Path, *options: str, ranks: int = 4) -> list[dict]:
     words = [str(EXAMPLE), "--json", str(result), *options]
-    done = start(sys.executable, "-m", "pushsum_opt", "run", "-np", str(ranks), *words)
+    done = start(sys.executable, "-m", "pushsum_opt", "run", "-np", str(ranks), *warm_python(), *words)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return [json.loads(line) for line in result.read_text().splitlines()]
 
@@ -94,7 +95,7 @@ def test_four_ranks_learn_in_every_mode(mode, options, data, tmp_path):
 def test_one_rank_reads_idx_files_of_any_size_and_needs_no_launcher(tmp_path):
     write_stand_in(tmp_path, train=300, test=77)
     result = tmp_path / "lines.json"
-    done = start(sys.executable, str(EXAMPLE), "--data", str(tmp_path), "--epochs", "1", "--json", str(result))
+    done = start(*warm_python(), str(EXAMPLE), "--data", str(tmp_path), "--epochs", "1", "--json", str(result))
     assert done.returncode == 0, done.stderr[-4000:]
     assert "epoch 1:" in done.stderr, "the bar"
     (line,) = [json.loads(text) for text in result.read_text().splitlines()]
@@ -104,7 +105,7 @@ def test_one_rank_reads_idx_files_of_any_size_and_needs_no_launcher(tmp_path):
 
 
 def test_missing_data_is_an_error_that_names_the_file_and_the_package(tmp_path):
-    done = start(sys.executable, str(EXAMPLE), "--data", str(tmp_path))
+    done = start(*warm_python(), str(EXAMPLE), "--data", str(tmp_path))
     assert done.returncode == 1
     assert f"there is no {tmp_path / 'train-images-idx3-ubyte.gz'}" in done.stderr
     assert "apt-get install dataset-fashion-mnist" in done.stderr

@@ -13,12 +13,15 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from warm.python import warm_python
 
 pytestmark = [pytest.mark.slow, pytest.mark.mpi]
 
 ROOT = Path(__file__).resolve().parents[2]
 SPY = Path(__file__).with_name("programs") / "spy.py"
 SIZE, EPOCHS, ACCUMULATE = 4, 12, 2
+HEAVY = ("sklearn.datasets", "torchmetrics")
+"""What the frameworks import, which looks at no rank then. They themselves are imported on every rank: they may."""
 EXAMPLES = {  # name: what it needs, what it resumes from
     "plain_loop": ("torch", "last.pt"),
     "lightning_fabric": ("lightning", "last.ckpt"),
@@ -46,7 +49,8 @@ class Run:
 
 
 def run(name: str, folder: Path, *arguments: str, hostile: str = "no") -> Run:
-    words = [str(SPY), str(ROOT / "examples" / "frameworks" / f"{name}.py"), str(folder), hostile, *arguments]
+    example = ROOT / "examples" / "frameworks" / f"{name}.py"
+    words = [*warm_python(*HEAVY), str(SPY), str(example), str(folder), hostile, *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     for variable in ("LOCAL_RANK", "RANK", "WORLD_SIZE"):
         environment.pop(variable, None)

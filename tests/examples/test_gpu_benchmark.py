@@ -10,20 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from warm.python import warm_python
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = "examples/benchmarks/gpu.py"
+START = [sys.executable, "-m", "pushsum_opt", "run", "-np", "2"]
 
 
 def run(*command):
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *command]
     return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=400)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so_and_ends():
-    done = run(SCRIPT)
+    done = run(*warm_python(), SCRIPT)
     assert done.returncode == 1
     assert "needs a GPU" in done.stderr
     assert "Traceback" not in done.stderr
@@ -33,6 +34,6 @@ def test_without_a_gpu_it_says_so_and_ends():
 @pytest.mark.mpi
 def test_script_runs_to_its_end(tmp_path):
     figures = tmp_path / "figures.json"
-    done = run("-m", "pushsum_opt", "run", "-np", "2", SCRIPT, "--anyway", "--repeat", "1", "--json", str(figures))
+    done = run(*START, *warm_python(), SCRIPT, "--anyway", "--repeat", "1", "--json", str(figures))
     assert done.returncode == 0, done.stderr[-3000:]
     assert {"copy", "pack", "merge", "gossip", "bare", "wrapped"} <= set(json.loads(figures.read_text())["median_ms"])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from oracle import irregular_column_stochastic
 from test_oracle import Irregular, problem
+from warm.python import warm_python
 
 import pushsum_opt as ps
 
@@ -103,14 +104,16 @@ def test_the_shards_are_uneven_and_hold_everything(example):
 
 def run(*words: str) -> str:
     environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
-    command = [sys.executable, "-m", "pushsum_opt", "run", *words]
+    ranks, *words = words
+    start = [sys.executable, "-m", "pushsum_opt", "run", "-np", ranks]
+    command = [*start, *warm_python("sklearn.datasets"), *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 
 
 def test_under_mpi_rank_0_shows_the_stall_and_the_convergence():
-    shown = re.findall(r"round (\d+): .* SGP (\S+), Push-DIGing (\S+)", run("-np", "4", str(EXAMPLE)))
+    shown = re.findall(r"round (\d+): .* SGP (\S+), Push-DIGing (\S+)", run("4", str(EXAMPLE)))
     assert [int(k) for k, _, _ in shown] == [100, 200, 300, 400, 500, 600]
     assert float(shown[-1][1]) > 0.03
     assert float(shown[-1][2]) < 1e-8
@@ -124,7 +127,7 @@ def test_real_ranks_have_the_bits_of_loopback_ranks(example, tmp_path):
         f"found = push_diging.distances(push_diging.push_diging, {RATE}, 60, 1)\n"
         f"numpy.save({str(tmp_path)!r} + f'/{{ps.rank()}}.npy', found)\n"
     )
-    run("-np", "3", str(program))
+    run("3", str(program))
     expected = on_loopback(example, example.push_diging, 3, 60, 1)
     for rank in range(3):
         np.testing.assert_array_equal(np.load(tmp_path / f"{rank}.npy"), expected)

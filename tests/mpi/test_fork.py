@@ -19,7 +19,7 @@ def warnings(ways, folder, size=2, device=True):
     devices.mkdir()
     if device:
         (devices / "uverbs0").touch()
-    succeeds(size, "forks.py", str(folder), str(devices / "uverbs*"), *ways)
+    succeeds(size, "forks.py", str(folder), str(devices / "uverbs*"), *ways, limit=300)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
 
 
