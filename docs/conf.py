@@ -65,6 +65,7 @@ ENTRY = re.compile(r"^- `(ps\.[\w.]+|PUSHSUM_\w+|pushsum \w+)`$", re.MULTILINE)
 def setup(app: Any) -> None:
     app.connect("source-read", add_what_only_a_site_needs)
     app.connect("autodoc-process-docstring", list_references, priority=400)  # before napoleon, which has 500
+    app.connect("autodoc-process-docstring", leave_colons_alone, priority=400)
     app.connect("missing-reference", find_where_a_name_is_documented)
     app.connect("build-finished", name_the_first_page_index)
 
@@ -129,6 +130,12 @@ def directive(name: str) -> list[str]:
 def list_references(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """Turn footnotes into a list: several docstrings stand on one page, and each counts its papers from 1."""
     lines[:] = [re.sub(r"(\[\d\])_", r"\1", line.replace(".. [", "*  [", 1)) for line in lines]
+
+
+def leave_colons_alone(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Keep napoleon from taking the words before a colon, in the first line about an attribute, as its type."""
+    if what in ("attribute", "data", "property"):
+        lines[:0] = ["..", ""]  # an empty comment
 
 
 def find_where_a_name_is_documented(app: Any, environment: Any, node: Any, content: Any) -> Any:

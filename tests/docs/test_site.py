@@ -62,6 +62,14 @@ def test_a_name_is_found_under_every_address_that_it_has():
     assert conf.named("torch.Tensor") is None
 
 
+@pytest.mark.parametrize(("what", "first"), [("attribute", ".."), ("property", ".."), ("method", "k: the round.")])
+def test_words_before_a_colon_are_no_type(what, first):
+    lines = ["k: the round."]
+    conf.leave_colons_alone(None, what, "name", None, None, lines)
+    assert lines[0] == first
+    assert lines[-1] == "k: the round."
+
+
 def test_papers_are_listed_and_not_linked():
     lines = ["Exact [1]_ [2]_.", "", ".. [1] Ying (2021).", "   NeurIPS."]
     conf.list_references(None, "class", "name", None, None, lines)
