@@ -79,6 +79,13 @@ def test_memory_is_back_where_it_was_after_close(tmp_path, way):
         assert found["free"][-1] >= found["free"][0] - (2 << 20), found
 
 
+@WAYS
+def test_rounds_find_their_memory_when_the_pool_has_all_of_it(tmp_path, way):
+    found = ranks(2, "full_pool.py", tmp_path=tmp_path, way=way)
+    for staleness in ("0", "1"):
+        assert sum(one["weights"][staleness] for one in found) == pytest.approx(2, abs=1e-12)
+
+
 def test_ranks_of_one_process_go_through_the_host():
     def rank(comm):
         z = torch.full((100_000,), float(comm.rank), device="cuda")

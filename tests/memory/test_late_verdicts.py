@@ -53,14 +53,29 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("end", ENDS)
-@WAYS
-def test_calls_that_need_to_know_wait_and_name_sender_round_and_tensor(emulate, answers_come_last, direct, end):
+@pytest.mark.parametrize(
+    ("end", "staleness", "direct"),
+    [
+        ("drain", 0, True),
+        ("settle", 0, False),
+        ("average", 0, True),
+        ("close", 0, False),
+        ("drain", 2, False),
+        ("settle", 2, True),
+        ("average", 2, False),
+        ("close", 2, True),
+        ("drain", "unbounded", True),
+        ("settle", "unbounded", False),
+    ],
+)
+def test_calls_that_need_to_know_wait_and_name_sender_round_and_tensor(
+    emulate, answers_come_last, direct, end, staleness
+):
     emulate(direct=direct)
     found = {}
 
     def rank(comm):
-        found[comm.rank] = poisoned(comm, ENDS[end])
+        found[comm.rank] = poisoned(comm, ENDS[end], staleness=staleness, rounds=3 if staleness else 1)
         if found[comm.rank][0]:
             raise RuntimeError("the end of this rank")
 
@@ -69,7 +84,7 @@ def test_calls_that_need_to_know_wait_and_name_sender_round_and_tensor(emulate, 
     told, weight, finite = found[2]
     for part in ("rank 2: the message of rank 1 in round 0 holds inf or nan in", "scale", "it was not merged"):
         assert part in told
-    assert weight == pytest.approx(1.0), "its mass is counted"
+    assert staleness or weight == pytest.approx(1.0), "its mass is counted"
     assert finite == {"bias": True, "scale": True, "weight": True}, "nothing of the chunk was merged"
 
 
@@ -133,6 +148,8 @@ def test_a_flag_that_was_raised_is_down_when_it_is_taken_again(monkeypatch):
     flags, device = flags_of(eager=0.0)
     for bad in (True, False, True, True, False):
         flag = flags.take(device.own)
+        device.finish(device.own)
+        assert not flag.raised[0]
         device.check(torch.tensor([float("inf") if bad else 1.0]).view(torch.uint8), "float32", flag, device.own)
         outcome = LateVerdict(flags, flag, device.record(device.own)).outcome()
         assert outcome.finite == (not bad)

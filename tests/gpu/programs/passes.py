@@ -29,5 +29,11 @@ for direct in (True, False):
             for heal in (False, True):
                 outcome = memory.merge_if_finite(chunk, slab, 0.5, 0.5, heal=heal).outcome()
                 assert (outcome.finite, outcome.healed) == (True, False)
+        tensors[2][17] = float("inf")
+        for chunk in memory.chunks:
+            slab = memory.new_slab(chunk.nbytes, chunk.device)
+            memory.pack(chunk, slab)
+            bad = any(piece.tensor == 2 and piece.start <= 17 < piece.stop for piece in chunk.pieces)
+            assert memory.merge_if_finite(chunk, slab, 0.5, 0.5).outcome().finite != bad
         memory.close()
 print("ok")
