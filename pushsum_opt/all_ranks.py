@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from . import world
 from .agreement import agree, gather_objects
-from .collectives import SPAN, together
+from .collectives import SPAN, pickled, together
 from .errors import ConfigurationError
 from .transport import Transport
 from .transport.waiting import Waiter
@@ -39,8 +40,10 @@ def allgather(value: Any, *, comm: Any = None) -> list[Any]:
     >>> testing.run(2, lambda comm: allgather({"rank": comm.rank}, comm=comm))
     [[{'rank': 0}, {'rank': 1}], [{'rank': 0}, {'rank': 1}]]
     """
+    mine = pickled(value, comm, "allgather()")
     with together(comm, "ps.allgather()") as (channel, waiter):
-        return [pickle.loads(data) for data in gather_objects(channel, waiter, pickle.dumps(value), "allgather()")]
+        everyone = gather_objects(channel, waiter, mine, "allgather()")
+    return [pickle.loads(data) for data in everyone]
 
 
 def sum(value: Any, *, comm: Any = None) -> Any:
@@ -60,13 +63,14 @@ def sum(value: Any, *, comm: Any = None) -> Any:
     >>> testing.run(2, lambda comm: (sum(comm.rank + 1, comm=comm), sum(0.5, comm=comm)))
     [(3, 1.0), (3, 1.0)]
     """
+    is_tensor = hasattr(value, "detach")
+    if not is_tensor and not isinstance(value, bool | int | float | complex | np.ndarray | np.generic):
+        # Before anything is said to the others: whoever catches this is found in another call at once.
+        raise ConfigurationError(
+            f"rank {world.communicator(comm).Get_rank()}: sum() of a {type(value).__name__}: expected a number, a "
+            "torch tensor or a numpy array. allgather() takes anything"
+        )
     with together(comm, "ps.sum()") as (channel, waiter):
-        is_tensor = hasattr(value, "detach")
-        if not is_tensor and not isinstance(value, bool | int | float | complex | np.ndarray | np.generic):
-            raise ConfigurationError(
-                f"rank {channel.rank}: sum() of a {type(value).__name__}: expected a number, a torch tensor or a numpy "
-                "array. allgather() takes anything"
-            )
         agree(channel, waiter, {"the value given to sum()": _described(value)}, {})
         if isinstance(value, bool | int):
             import builtins

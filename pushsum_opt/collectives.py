@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["average", "averaged", "broadcast_object", "broadcast_parameters", "consensus_distance"]
+__all__ = ["average", "averaged", "broadcast_object", "broadcast_parameters", "consensus_distance", "pickled"]
 
 ONE_KIND = "Pass a value of one shape and dtype on every rank; ps.Metric and ps.allgather() take what differs"
 SPAN = 1 << 22  # elements that are summed in float64 at a time: 32 MiB
@@ -76,10 +76,27 @@ def broadcast_object(value: Any, *, root: int = 0, comm: Communicator | None = N
     >>> testing.run(2, lambda comm: broadcast_object({"seed": comm.rank + 7}, comm=comm))
     [{'seed': 7}, {'seed': 7}]
     """
+    is_root = world.communicator(comm).Get_rank() == root
+    mine = pickled(value, comm, "broadcast_object()") if is_root else b""
     with together(comm, "ps.broadcast_object()") as (channel, waiter):
         _check_root(channel, waiter, root)
-        data = broadcast_bytes(channel, waiter, pickle.dumps(value) if channel.rank == root else b"", root)
-    return value if channel.rank == root else pickle.loads(data)
+        data = broadcast_bytes(channel, waiter, mine, root)
+    return value if is_root else pickle.loads(data)
+
+
+def pickled(value: Any, comm: Any, call: str) -> bytes:
+    """Return a value as bytes, before anything is said to the others: then they find this rank in another call.
+
+    Raises:
+        ConfigurationError: it does not pickle.
+    """
+    try:
+        return pickle.dumps(value)
+    except Exception as error:  # whatever a class does when it is pickled
+        raise ConfigurationError(
+            f"rank {world.communicator(comm).Get_rank()}: {call} of a {type(value).__name__}, which does not pickle "
+            f"({type(error).__name__}: {error}). Send plain values, and functions by their name"
+        ) from error
 
 
 def average(value: Any, *, data_weight: float | None = None, comm: Communicator | None = None) -> Any:
@@ -96,6 +113,7 @@ def average(value: Any, *, data_weight: float | None = None, comm: Communicator 
     >>> testing.run(2, lambda comm: average(float(comm.rank), data_weight=1.0 + 2.0 * comm.rank, comm=comm))
     [0.75, 0.75]
     """
+    _check_number(value, comm)
     with together(comm, "ps.average()") as (channel, waiter):
         return _average(channel, waiter, value, data_weight, comm)
 
@@ -117,6 +135,14 @@ def _average(channel: Transport, waiter: Waiter, value: Any, data_weight: float 
 
         return torch.from_numpy(mean).to(value)
     return mean.astype(value.dtype) if isinstance(value, np.ndarray) else mean.item()
+
+
+def _check_number(value: Any, comm: Any) -> None:
+    if not hasattr(value, "detach") and np.asarray(value).dtype.kind not in "biufc":
+        raise ConfigurationError(
+            f"rank {world.communicator(comm).Get_rank()}: average() of a {type(value).__name__}: expected a number, a "
+            "torch tensor or a numpy array"
+        )
 
 
 def _described(value: Any) -> str:

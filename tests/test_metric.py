@@ -147,3 +147,37 @@ def test_allgather_keeps_the_order_of_ranks_and_barrier_waits_for_all():
         return ps.allgather((comm.rank, "x" * comm.rank), comm=comm)
 
     assert ps.testing.run(3, rank) == [[(0, ""), (1, "x"), (2, "xx")]] * 3
+
+
+@pytest.mark.parametrize("n", [0, torch.tensor(0), np.int64(0)])
+def test_the_mean_of_no_samples_counts_nothing_though_it_is_nan(n):
+    metric = ps.Metric()
+    metric.update(torch.tensor(math.nan), n=n)
+    metric.update(2.0, n=3)
+    metric.update(math.nan, n=n)
+    assert metric.local == 2.0
+    for wrong in (-1, math.nan):
+        with pytest.raises(ConfigurationError, match="expected the number of samples"):
+            metric.update(1.0, n=wrong)
+
+
+@pytest.mark.parametrize(
+    ("call", "value", "said"),
+    [
+        (ps.allgather, lambda: None, r"rank 0: allgather\(\) of a function, which does not pickle"),
+        (ps.broadcast_object, lambda: None, r"rank 0: broadcast_object\(\) of a function, which does not pickle"),
+        (ps.sum, "x", r"rank 0: sum\(\) of a str"),
+        (ps.average, "x", r"rank 0: average\(\) of a str"),
+    ],
+)
+def test_a_rank_that_goes_on_after_a_wrong_value_is_found_in_another_call(call, value, said):
+    """It has said nothing to the others yet, so both know at its next call, whatever it is."""
+
+    def rank(comm):
+        if comm.rank == 0:
+            with pytest.raises(ConfigurationError, match=said):
+                call(value, comm=comm)
+        with pytest.raises(MismatchError, match=r"ps\.barrier\(\)"):
+            ps.barrier(comm=comm) if comm.rank == 0 else call(1, comm=comm)
+
+    ps.testing.run(2, rank, timeout=30)
