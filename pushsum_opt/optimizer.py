@@ -596,7 +596,11 @@ def _check_arguments(
     if isinstance(optimizer, PushSumOptimizer):
         raise TypeError("optimizer is wrapped already: expected the torch optimizer inside, optimizer.optimizer")
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        kind = type(optimizer).__name__
+        raise TypeError(
+            f"optimizer: expected a torch.optim.Optimizer, got {kind}. If it wraps an optimizer, make its class a "
+            "subclass of torch.optim.Optimizer"
+        )
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module or None, got {type(model).__name__}")
     if within_host not in (None, "gradients", "ddp", "fsdp"):
