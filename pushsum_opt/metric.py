@@ -45,10 +45,11 @@ class Metric:
 
         Args:
             value: v: a number, a torch tensor or a numpy array; always of one shape.
-            n: how many samples it is the mean of, >= 0; a number, or a tensor of one element.
+            n: how many samples it is the mean of, >= 0; a number, or a tensor of one element. With n = 0 nothing is
+                counted, whatever the value is: the mean of no samples is nan.
 
         Raises:
-            ConfigurationError: a value has another shape than those before, or is complex.
+            ConfigurationError: a value has another shape than those before, or is complex; n is negative or nan.
         """
         value, n = _wide(value), _wide(n)
         if _shape(n) not in ((), (1,)):
@@ -59,7 +60,9 @@ class Metric:
                 f"a metric got a value of shape {list(_shape(value))} after values of shape "
                 f"{list(_shape(self._total))}. Use a metric for each, or reset() in between"
             )
-        total = value * _beside(n, value)
+        if isinstance(n, float) and not n >= 0:
+            raise ConfigurationError(f"n={n:g}: expected the number of samples that the value is the mean of, >= 0")
+        total = _times(value, _beside(n, value))
         self._total = total if self._total is None else _plus(self._total, total)
         self._count = _plus(self._count, n)
 
@@ -153,6 +156,14 @@ def _beside(value: Any, other: Any) -> Any:
 
         return torch.from_numpy(value).to(other)
     return value
+
+
+def _times(value: Any, n: Any) -> Any:
+    """Return v n, and 0 where n is 0, also for a v of inf or nan."""
+    product = value * n
+    if hasattr(product, "detach"):
+        return product.masked_fill(product.new_zeros(()) == n, 0.0)
+    return np.where(n == 0, 0.0, product)[()]
 
 
 def _plus(total: Any, value: Any) -> Any:

@@ -641,7 +641,11 @@ def _check_wrappable(optimizer: Any) -> None:
     if isinstance(optimizer, PushSumOptimizer):
         raise TypeError("optimizer is wrapped already: expected the torch optimizer inside, optimizer.optimizer")
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        kind = type(optimizer).__name__
+        raise TypeError(
+            f"optimizer: expected a torch.optim.Optimizer, got {kind}. If it wraps an optimizer, make its class a "
+            "subclass of torch.optim.Optimizer"
+        )
 
 
 def _check_arguments(

@@ -147,3 +147,15 @@ def test_allgather_keeps_the_order_of_ranks_and_barrier_waits_for_all():
         return ps.allgather((comm.rank, "x" * comm.rank), comm=comm)
 
     assert ps.testing.run(3, rank) == [[(0, ""), (1, "x"), (2, "xx")]] * 3
+
+
+@pytest.mark.parametrize("n", [0, torch.tensor(0), np.int64(0)])
+def test_the_mean_of_no_samples_counts_nothing_though_it_is_nan(n):
+    metric = ps.Metric()
+    metric.update(torch.tensor(math.nan), n=n)
+    metric.update(2.0, n=3)
+    metric.update(math.nan, n=n)
+    assert metric.local == 2.0
+    for wrong in (-1, math.nan):
+        with pytest.raises(ConfigurationError, match="expected the number of samples"):
+            metric.update(1.0, n=wrong)

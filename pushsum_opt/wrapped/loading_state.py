@@ -28,7 +28,8 @@ class _Box:
 def load_state(optimizer: Any, state: dict[str, Any]) -> None:
     """Call ``optimizer.load_state_dict``; a method or a hook of the user's own gets the values as they are."""
     own = type(optimizer).load_state_dict is not torch.optim.Optimizer.load_state_dict
-    if own or optimizer._optimizer_load_state_dict_pre_hooks or not isinstance(state.get("state"), Mapping):
+    hooked = getattr(optimizer, "_optimizer_load_state_dict_pre_hooks", None)
+    if own or hooked or not isinstance(state.get("state"), Mapping):
         optimizer.load_state_dict(state)
         return
     boxed = {key: _boxed(entries, top=True) for key, entries in state["state"].items()}

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from torch import nn
 
 from .. import _torch_compat
+from ..channel.copying import write
 from ..interrupts import held_back
 from ..lending import Place
+from ..tensor_kinds import is_averageable, plain_parts
 
 __all__ = ["put_back"]
 
@@ -18,7 +20,8 @@ __all__ = ["put_back"]
 def put_back(model: nn.Module | None, *, buffers: bool) -> Iterator[None]:
     """After the block, names of the model stand for the tensor objects that they stood for before, in their memory.
 
-    Values are not kept here. A name that is new inside stays.
+    A name that is new inside stays. Of values, those of buffers that have no average are kept here, such as BatchNorm's
+    counter of batches; what is averaged is kept by whoever averages it.
 
     Args:
         buffers: do it for buffers too, not only for parameters.
@@ -26,6 +29,8 @@ def put_back(model: nn.Module | None, *, buffers: bool) -> Iterator[None]:
     tables = [] if model is None else [(m, _torch_compat.own_tables(m, buffers=buffers)) for m in model.modules()]
     held = {id(t): t for _, own in tables for table in own.tensors for t in table.values() if t is not None}
     places = [Place(tensor) for tensor in held.values()]
+    counters = [b for b in model.buffers() if not is_averageable(b)] if model is not None and buffers else []
+    kept = [(part, part.clone()) for counter in counters for part in plain_parts(counter) or ()]
     try:
         yield
     finally:
@@ -34,3 +39,5 @@ def put_back(model: nn.Module | None, *, buffers: bool) -> Iterator[None]:
                 _torch_compat.put_tables(module, own)
             for place in places:
                 place.restore()
+            for part, values in kept:
+                write(part, part, values)

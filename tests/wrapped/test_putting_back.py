@@ -54,6 +54,11 @@ def make_it_none(model):
     model.nothing = torch.ones(1)
 
 
+def count_in_place(model):
+    model.count.add_(3)  # as BatchNorm does in train mode
+    torch.optim.swa_utils.update_bn([torch.randn(4, 3)], model.body)
+
+
 def move_memory(model):
     model.scale.data = torch.full((7,), 9.0)
     model.body[0].weight.data = torch.zeros(9)
@@ -73,7 +78,7 @@ CHANGES = {
     function.__name__: function
     for function in (
         assign, register_anew, set_deep_inside, delete, make_it_an_attribute, make_it_a_parameter, make_it_none,
-        move_memory, new_parameters, load_by_assignment,
+        count_in_place, move_memory, new_parameters, load_by_assignment,
     )
 } | {
     "to float64": lambda model: model.to(torch.float64),
