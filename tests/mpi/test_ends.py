@@ -11,10 +11,15 @@ from warm.python import warm_python
 pytestmark = pytest.mark.mpi
 
 
-def test_forked_child_ends_as_it_would_in_plain_python_and_training_goes_on(tmp_path):
-    said = succeeds(2, "ends.py", "forks", str(tmp_path))
+def test_forked_child_ends_as_it_would_in_plain_python_and_the_exchange_goes_on(tmp_path):
+    said = succeeds(2, "forked.py", str(tmp_path))
     assert said.count("RuntimeError: only in the child") == 2
     assert said.count("a text") == 4
+
+
+def test_forked_child_of_a_rank_that_trains_ends_by_itself_and_training_goes_on(tmp_path):
+    said = succeeds(2, "ends.py", "forks", str(tmp_path))
+    assert said.count("RuntimeError: only in the child") == 2
     assert "ending all ranks" not in said
 
 
