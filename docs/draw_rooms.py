@@ -23,9 +23,6 @@ PACKAGE = ROOT / "pushsum_opt"
 PICTURE = ROOT / "docs" / "images" / "rooms.svg"
 PAGE = ROOT / "docs" / "architecture.md"
 
-APART = ("observe.log",)
-"""Modules that are rooms of their own, though a folder holds them."""
-
 SEAMS = ("gossip", "graphs", "memory", "transport")
 """Rooms with one protocol and several implementations of it: drawn in another colour."""
 
@@ -49,7 +46,7 @@ def read_imports(package: Path = PACKAGE) -> Rooms:
 
 
 def room(module: str) -> str:
-    return module if module in APART else module.split(".")[0]
+    return module.split(".")[0]
 
 
 def imported(path: Path, name: str, known: set[str], package: str) -> Iterator[str]:
