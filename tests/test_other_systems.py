@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
+
+from warm.python import warm_python
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,7 +64,7 @@ assert main(["doctor"]) == 1
 
 def succeeds(code: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
+        [*warm_python(), "-c", code],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -6,7 +6,6 @@ import os
 import random
 import re
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
+from warm.python import warm_python
 
 import pushsum_opt as ps
 from pushsum_opt.checkpoint.batches import Places
@@ -182,7 +182,7 @@ def test_the_pages_loop_has_the_same_bits_when_it_is_stopped_and_resumed(tmp_pat
         folder.mkdir(exist_ok=True)
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         return subprocess.run(
-            [sys.executable, str(program), str(stop), options],
+            [*warm_python(), str(program), str(stop), options],
             cwd=folder, env=environment, capture_output=True, text=True, timeout=120,
         )  # fmt: skip
 
