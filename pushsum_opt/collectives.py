@@ -290,8 +290,7 @@ def together(comm: Any, call: str) -> Iterator[Channel]:
     Raises:
         MismatchError: the ranks make different calls; the same on every rank.
         PeerFinished: a rank has ended its program.
-        ClosedError: an earlier call was left half-way, as by an interrupt.
-        PeerFailed: a rank was interrupted in the call.
+        PeerFailed: a rank has left the call half-way, by an interrupt or an error of its own.
     """
     if comm is not None:
         transport.check(comm)
@@ -302,7 +301,6 @@ def together(comm: Any, call: str) -> Iterator[Channel]:
         opened = channel is None
         if channel is None:
             channel = by_communicator.opened(comm)  # which compares the calls
-        channel.refuse_if_broken()
         with by_communicator.leaving_together(comm, channel):
             if not opened and channel.size > 1:
                 channel.meet(call)

@@ -12,14 +12,18 @@ from contextlib import contextmanager
 from typing import Any
 
 from .. import ending
-from ..errors import PeerFailed
+from ..errors import MismatchError, PeerFailed, PeerFinished
 from ..interrupts import is_interrupt
 from ..observe.events import Events, Listener
 from ..observe.stall import StallInspector
 from ..transport import LoopbackComm, process
+from ..transport.calls import current_call
 from .channel import Channel
 
 __all__ = ["abandon_all", "found", "leaving_together", "opened", "report", "tell_all"]
+
+FOUND_BY_ALL = (MismatchError, PeerFailed, PeerFinished)
+"""Errors that each rank that waits finds out by itself: nobody need be told."""
 
 _loopback: weakref.WeakKeyDictionary[LoopbackComm, Channel] = weakref.WeakKeyDictionary()
 _open: list[tuple[Any, Channel]] = []  # over MPI, with its communicator, oldest first
@@ -77,20 +81,20 @@ def opened(comm: Any) -> Channel:
 
 @contextmanager
 def leaving_together(comm: Any, channel: Channel) -> Iterator[None]:
-    """Inside, all ranks make a call. A rank that leaves it half-way does not meet the rest of it in its next one.
+    """Inside, all ranks make a call. A rank that leaves it half-way ends it on all; the next call opens a new channel.
 
-    An interrupt on one rank ends the call on all of them, and the next call opens a new channel. After an error that
-    leaves this rank apart, there is no next call. Errors that all ranks raise alike come when all is done.
+    Half-way is where it is interrupted, or raises an error while something is still under way: an error that all ranks
+    raise alike comes when what they do together is done.
     """
     try:
         yield
     except BaseException as error:
-        if is_interrupt(error):
-            channel.stop_others(f"{type(error).__name__}: interrupted in a call that all ranks make together")
-        if is_interrupt(error) or isinstance(error, PeerFailed):
+        left = is_interrupt(error) or channel.transport.under_way
+        if left and not isinstance(error, FOUND_BY_ALL):
+            why = f": {error}" if str(error) else ""
+            channel.stop_others(f"{type(error).__name__} in {current_call('a call that all ranks make')}{why}")
+        if left or isinstance(error, PeerFailed):
             _give_up(comm, channel)
-        elif channel.transport.under_way:
-            channel.break_off(error)
         raise
 
 

@@ -9,10 +9,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from .. import settings
-from ..errors import ClosedError, PeerFailed, PushSumError
+from ..errors import PeerFailed
 from ..memory import Memory
 from ..transport import TIMEOUT, Notice, Ticket, Transport, connect
-from ..transport.calls import current_call
 from ..transport.waiting import Report, Waiter
 from .meeting import Meeting
 
@@ -41,7 +40,6 @@ class Channel:
     def __init__(self, transport: Transport, report: Report, timeout: float) -> None:
         self.transport = transport
         self._waiter = Waiter(transport, report, timeout, settings.read().stall_seconds)
-        self._broken: str | None = None
 
     @classmethod
     def open(
@@ -150,25 +148,6 @@ class Channel:
         with contextlib.suppress(Exception):
             self.tell(range(self.size), failed=True, rounds=0, reason=reason)
             self.transport.poll(0.0)
-
-    def break_off(self, error: BaseException) -> None:
-        """Note that this rank has left a call half-way by an error. Local.
-
-        The others are told, unless it is an error that those who wait find out by themselves.
-        """
-        if self.size == 1 or self._broken is not None:
-            return
-        self._broken = f"{type(error).__name__} in {current_call('a collective call')}: {error}"
-        if not isinstance(error, PushSumError):
-            self.stop_others(self._broken)
-
-    def refuse_if_broken(self) -> None:
-        """Raise ClosedError where this rank has left an earlier call half-way."""
-        if self._broken is not None:
-            raise ClosedError(
-                f"rank {self.rank}: an earlier call was left half-way ({self._broken}), so the ranks no longer agree "
-                "on which call is which. Start again, or go on with another communicator: comm=MPI.COMM_WORLD.Dup()"
-            )
 
     @property
     def finished(self) -> Mapping[int, Notice]:
