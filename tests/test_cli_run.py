@@ -334,12 +334,12 @@ def test_settings_and_a_given_thread_count_reach_other_hosts(options):
     own = ["-x", "OMP_NUM_THREADS=4", *options]
     assert "-x OMP_NUM_THREADS" not in " ".join(added(OPEN, ["-np", "2", *own], environ)[1])
     assert "-x" not in added(OPEN, ["-np", "2"], environ)[1]
-    assert "-x" not in added(HYDRA, ["-np", "2", *options], environ)[1]
+    assert "-x" not in added(HYDRA, ["-np", "2", "-hosts", "a,b"], environ)[1]
 
 
 def test_hosts_are_counted_in_a_host_file(tmp_path):
     file = tmp_path / "hosts"
-    file.write_text("# two hosts\n\na slots=2\nb:2\na slots=2\n")
+    file.write_text("# two hosts\n\na:2\nb:2\na:2\n")
     assert added(HYDRA, ["-np", "4", "-f", str(file)], cores=8) == ({"OMP_NUM_THREADS": "4"}, [])
 
 
