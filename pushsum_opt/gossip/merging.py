@@ -92,8 +92,11 @@ class Merger:
         elif self._nonfinite == "skip":
             self._events.chunk_skipped(round, peer, self._memory.describe(chunk))
         else:
+            named = self._memory.name_nonfinite(chunk, self._memory.received_values(chunk, slab))
             raise NonFiniteError(
                 f"rank {self._name(None)}: the message of rank {self._name(peer)} in round {round} holds inf or nan in "
-                f"{self._memory.describe(chunk)}; it was not merged. That rank's parameters have diverged: look at its "
-                "loss and gradients (learning rate, loss scaling). nonfinite='skip' trains on through such messages"
+                f"{named}; it was not merged. Where that is a parameter, that rank has diverged: look at its loss and "
+                "gradients (learning rate, loss scaling). nonfinite='skip' trains on through such messages. A buffer "
+                "that holds inf on purpose stays on each rank if it does so when the optimizer is wrapped, or with "
+                "buffers='average'"
             )
