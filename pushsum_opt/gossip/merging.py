@@ -24,6 +24,8 @@ class _Asked:
     chunk: Chunk
     peer: int
     round: int
+    slab: Any
+    """What holds the chunk, where nothing else has been received there before it is known whether it is finite."""
 
 
 class Merger:
@@ -112,7 +114,7 @@ class Merger:
         """
         heal = self._nonfinite == "skip"
         verdict = self._memory.merge_if_finite(chunk, slab, weight, mass, heal=heal)
-        self._asked.append(_Asked(verdict, chunk, peer, round))
+        self._asked.append(_Asked(verdict, chunk, peer, round, None if self._memory.late else slab))
         self.report()
 
     def report(self, *, wait: bool = False) -> None:
@@ -137,8 +139,13 @@ class Merger:
         elif self._nonfinite == "skip":
             self._events.chunk_skipped(asked.round, asked.peer, what)
         else:
+            named = what
+            if asked.slab is not None:
+                named = self._memory.name_nonfinite(asked.chunk, self._memory.received_values(asked.chunk, asked.slab))
             raise NonFiniteError(
                 f"rank {self._name(None)}: the message of rank {self._name(asked.peer)} in round {asked.round} holds "
-                f"inf or nan in {what}; it was not merged. That rank's parameters have diverged: look at its loss and "
-                "gradients (learning rate, loss scaling). nonfinite='skip' trains on through such messages"
+                f"inf or nan in {named}; it was not merged. Where that is a parameter, that rank has diverged: look at "
+                "its loss and gradients (learning rate, loss scaling). nonfinite='skip' trains on through such "
+                "messages. A buffer that holds inf on purpose stays on each rank if it does so when the optimizer is "
+                "wrapped, or with buffers='average'"
             )

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
+
 from ..errors import ConfigurationError, LayoutError
 from .plan import Chunk, TensorSpec, WireFormat, assign_lanes, layout_hash, plan_chunks
-from .primitives import Array, Primitives
+from .primitives import Array, Primitives, Values
 
 __all__ = ["HALF", "WIDTH", "Planned"]
 
@@ -187,6 +189,17 @@ class Planned(Primitives):
                 found.append(slice(start, start + piece.numel))
             start += piece.numel
         return found
+
+    def name_nonfinite(self, chunk: Chunk, values: Values) -> str:
+        """Name the tensors of a chunk of whose values some are inf or nan, for messages.
+
+        Args:
+            values: of shape (chunk.numel,), on the host.
+        """
+        ends = np.cumsum([piece.numel for piece in chunk.pieces])[:-1]
+        parts = zip(chunk.pieces, np.split(values, ends), strict=True)
+        names = [self._names[piece.tensor] for piece, part in parts if not np.isfinite(part).all()]
+        return f"{', '.join(names[:3])}, ... ({len(names)} in all)" if len(names) > 3 else ", ".join(names)
 
     # ------------------------------------------------------------------ what travels
 

@@ -374,8 +374,9 @@ class PushSum:
         else:
             raise NonFiniteError(
                 f"rank {self.rank}: the exact average of round {self.round} holds inf or nan in "
-                f"{self.memory.describe(chunk)}: some rank's parameters have diverged. Look at losses and gradients "
-                "(learning rate, loss scaling). nonfinite='skip' leaves such parts as they are on each rank"
+                f"{self.memory.name_nonfinite(chunk, values)}: some rank's parameters have diverged. Look at losses "
+                "and gradients (learning rate, loss scaling). nonfinite='skip' leaves such parts as they are on each "
+                "rank"
             )
 
     def step_factor(self, scale: float = 1.0) -> float:
