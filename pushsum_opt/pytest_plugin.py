@@ -31,13 +31,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if _several_ranks(os.environ):
+    is_worker = hasattr(config, "workerinput")  # of xdist; not by its variable, which what a worker starts inherits
+    if _several_ranks(os.environ) and not is_worker:
         config.pluginmanager.register(Ranks(float(config.getini("pushsum_grace_seconds"))), "pushsum_opt_ranks")
 
 
 def _several_ranks(environ: Mapping[str, str]) -> bool:
-    if "PYTEST_XDIST_WORKER" in environ:
-        return False
     return any(environ.get(name, "").isdigit() and int(environ[name]) > 1 for name in LAUNCHED)
 
 
