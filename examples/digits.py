@@ -1,9 +1,9 @@
 """Train a small network on handwritten digits, each rank on its own shard, by push-sum gossip.
 
-    pushsum run -np 4 examples/digits.py
-    pushsum run -np 4 examples/digits.py --epochs 30 --staleness 1
-    mpirun -np 256 python examples/digits.py
-    python examples/digits.py                               # one rank: the plain optimizer
+pushsum run -np 4 examples/digits.py
+pushsum run -np 4 examples/digits.py --epochs 30 --staleness 1
+mpirun -np 256 python examples/digits.py
+python examples/digits.py                               # one rank: the plain optimizer
 """
 
 import argparse

@@ -62,9 +62,7 @@ class Ranks:
         self._compare("collection", "\n".join(item.nodeid for item in session.items), b"")
 
     @pytest.hookimpl(hookwrapper=True)
-    def pytest_runtest_makereport(
-        self, item: pytest.Item, call: pytest.CallInfo[None]
-    ) -> Generator[None, Any, None]:
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
         outcome = yield
         if self._channel is None:
             return
@@ -131,4 +129,3 @@ class Ranks:
         from .errors import PushSumError
 
         ending.abort(PushSumError(f"rank {self._channel.rank}: {why}"))
-

@@ -82,9 +82,7 @@ def test_wrapped_sgd_follows_algorithm_1(size):
         parameter = torch.nn.Parameter(torch.from_numpy(z0[0].copy()))
         sgd = torch.optim.SGD([parameter], lr=0.05)
         path = []
-        with ps.PushSumOptimizer(
-            sgd, graph=Irregular(5), data_weight=data_weights[comm.rank], comm=comm
-        ) as optimizer:
+        with ps.PushSumOptimizer(sgd, graph=Irregular(5), data_weight=data_weights[comm.rank], comm=comm) as optimizer:
             for k in range(ROUNDS):
                 parameter.grad = torch.from_numpy(gradient(comm.rank, k, parameter.detach().numpy()))
                 optimizer.step()
@@ -139,9 +137,7 @@ def test_rounding_on_the_wire_keeps_the_mean_exact(size, dtype):
     def rank(comm):
         z = torch.from_numpy(start[comm.rank].copy()).to(getattr(torch, dtype))
         totals = []
-        with ps.PushSum(
-            [z], graph=Irregular(7), wire_dtype=torch.bfloat16, comm=comm
-        ) as push_sum:
+        with ps.PushSum([z], graph=Irregular(7), wire_dtype=torch.bfloat16, comm=comm) as push_sum:
             for _ in range(40):
                 push_sum.mix()
                 totals.append((push_sum.push_weight, push_sum.push_weight * z.double().numpy()))

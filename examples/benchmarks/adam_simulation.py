@@ -332,7 +332,9 @@ class Result:
     norms: float  # norm of a rank's gradient over that of the mean gradient, mean over the run
 
 
-def simulate(rule: Rule, text: tuple[Tensor, Tensor], *, n: int, sequences: int, steps: int, rate: float, seed: int) -> Result:  # noqa: E501
+def simulate(
+    rule: Rule, text: tuple[Tensor, Tensor], *, n: int, sequences: int, steps: int, rate: float, seed: int
+) -> Result:  # noqa: E501
     """Train on n ranks and return what came of it."""
     z = start(seed).repeat(n, 1)
     gradients = torch.zeros_like(z)
@@ -381,7 +383,9 @@ def main() -> None:
     print(f"{'variant':40} {'rate':>7} {'seed':>4} {'loss':>7} {'distance':>8} {'norms':>6} {'seconds':>7}")
     for variant, rule, rate, seed in every(rules, arguments.rates, arguments.seeds):
         begin = time.perf_counter()
-        found = simulate(rule, text, n=arguments.ranks, sequences=arguments.sequences, steps=arguments.steps, rate=rate, seed=seed)  # noqa: E501
+        found = simulate(
+            rule, text, n=arguments.ranks, sequences=arguments.sequences, steps=arguments.steps, rate=rate, seed=seed
+        )  # noqa: E501
         row = f"{variant:40} {rate:7g} {seed:4} {found.loss:7.4f} {found.distance:8.3f} {found.norms:6.2f}"
         print(f"{row} {time.perf_counter() - begin:7.1f}", flush=True)
 

@@ -1,6 +1,6 @@
 """Digits with Hugging Face Accelerate; every rank is a run of one process to it.
 
-    pushsum run -np 4 examples/frameworks/accelerate_loop.py
+pushsum run -np 4 examples/frameworks/accelerate_loop.py
 """
 
 import argparse

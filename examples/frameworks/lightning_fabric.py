@@ -1,6 +1,6 @@
 """Digits with Lightning Fabric; every rank is a run of one process to it.
 
-    pushsum run -np 4 examples/frameworks/lightning_fabric.py
+pushsum run -np 4 examples/frameworks/lightning_fabric.py
 """
 
 import argparse

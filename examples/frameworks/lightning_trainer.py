@@ -1,6 +1,6 @@
 """Digits with the Lightning Trainer; every rank is a run of one process to it.
 
-    pushsum run -np 4 examples/frameworks/lightning_trainer.py
+pushsum run -np 4 examples/frameworks/lightning_trainer.py
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Digits in a plain PyTorch loop; rank 0's checkpoint, and going on from it.
 
-    pushsum run -np 4 examples/frameworks/plain_loop.py
-    pushsum run -np 4 examples/frameworks/plain_loop.py --epochs 20 --resume out/last.pt
+pushsum run -np 4 examples/frameworks/plain_loop.py
+pushsum run -np 4 examples/frameworks/plain_loop.py --epochs 20 --resume out/last.pt
 """
 
 import argparse

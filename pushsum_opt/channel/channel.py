@@ -53,9 +53,7 @@ class Channel:
         memory: Memory | None = None,
     ) -> Channel:
         """Open a channel over a communicator; see :func:`pushsum_opt.transport.connect`."""
-        transport = connect(
-            comm, background=background, memory=memory, timeout=timeout, ranks=ranks, report=report
-        )
+        transport = connect(comm, background=background, memory=memory, timeout=timeout, ranks=ranks, report=report)
         return cls(transport, report, timeout)
 
     @property

@@ -72,9 +72,7 @@ def save(
         return _save(push_sum, root, optimizer, companions, extra, keep)
 
 
-def _save(
-    push_sum: PushSum, root: Path, optimizer: Any, companions: Companions, extra: Any, keep: int | None
-) -> Path:
+def _save(push_sum: PushSum, root: Path, optimizer: Any, companions: Companions, extra: Any, keep: int | None) -> Path:
     first = push_sum.first
 
     def begin() -> list[str] | None:

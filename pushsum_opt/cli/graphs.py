@@ -55,9 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-weights", metavar="V,V,...", help="the data weight of every rank, by commas (default: all equal)"
     )
-    parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw mixing curves, and the rounds of each --graph"
-    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw mixing curves, and the rounds of each --graph")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.epilog = "docs/graphs.md explains the columns and says which graph to choose."
 

@@ -24,6 +24,7 @@ _VERSIONS = (  # what `mpirun --version` says; PRRTE is the launcher inside Open
     (MPICH, re.compile(r"HYDRA build details:.*?Version:\s+([\d.]+)", re.DOTALL)),
 )
 
+
 @dataclass(frozen=True)
 class Launcher:
     """One ``mpirun``: its path, whose it is ("unknown" when its ``--version`` says nothing known) and its version."""

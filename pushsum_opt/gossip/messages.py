@@ -189,9 +189,7 @@ class Restored:
         return weight + self._mass
 
 
-def expect_chunks(
-    memory: Memory, transport: Transport, slabs: dict[int, Any], peer: int, round: int
-) -> list[Ticket]:
+def expect_chunks(memory: Memory, transport: Transport, slabs: dict[int, Any], peer: int, round: int) -> list[Ticket]:
     """Begin to receive the chunks of a message, each into its slab."""
 
     def expect(chunk: Chunk) -> Ticket:

@@ -157,9 +157,7 @@ class OverlappedGossip(Gossip):
             messages = []
             for saved in item["messages"]:
                 slabs = self._received_slabs.take()
-                one = Restored(
-                    self._exchange, slabs, saved["sender"], item["round"], saved["mass"], saved["tensors"]
-                )
+                one = Restored(self._exchange, slabs, saved["sender"], item["round"], saved["mass"], saved["tensors"])
                 messages.append(one)
             self._awaited.append((item["round"], messages))
         return push_weight

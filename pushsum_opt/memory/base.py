@@ -107,9 +107,7 @@ class Memory(Planned):
         else:
             self._scatter(chunk, z + (given / weight) * (z - sent))
 
-    def merge_if_finite(
-        self, chunk: Chunk, slab: Array, weight: float, mass: float, *, heal: bool = False
-    ) -> Verdict:
+    def merge_if_finite(self, chunk: Chunk, slab: Array, weight: float, mass: float, *, heal: bool = False) -> Verdict:
         """:meth:`merge` a received chunk unless it holds inf or nan: nothing is changed then.
 
         Args:

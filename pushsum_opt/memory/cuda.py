@@ -68,7 +68,7 @@ class CudaDevice(Device):
             major = str(torch.version.cuda or "13").split(".")[0]
             raise ConfigurationError(
                 f"parameters are on {self.name}, and cupy, which makes the buffers there, cannot be imported "
-                f'({why_not}). `{install_command(f"cuda{major}")}` installs it; `pushsum doctor` says more'
+                f"({why_not}). `{install_command(f'cuda{major}')}` installs it; `pushsum doctor` says more"
             )
         try:
             count = cupy.cuda.runtime.getDeviceCount()

@@ -194,5 +194,3 @@ class DeviceMemory(HostMemory):
     def _to_numpy(self, array: Tensor) -> Values:
         values: Values = array.cpu().numpy()
         return values
-
-

@@ -33,9 +33,7 @@ class Background(Transport):
             the sockets of a 10 Gbit/s link hold data for.
     """
 
-    def __init__(
-        self, inner: Transport, prepare: Callable[[], None] = lambda: None, *, period: float = 2e-3
-    ) -> None:
+    def __init__(self, inner: Transport, prepare: Callable[[], None] = lambda: None, *, period: float = 2e-3) -> None:
         self._inner = inner
         self._prepare = prepare
         self._period = period

@@ -102,5 +102,3 @@ def compare_calls(transport: Transport, timeout: float, report: Report) -> None:
             f"rank {transport.job_rank()} calls {calls[transport.rank]} while rank {transport.job_rank(other)} calls "
             f"{calls[other]}. All ranks must make the same collective calls in the same order"
         )
-
-

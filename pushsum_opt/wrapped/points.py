@@ -44,9 +44,7 @@ class Points:
         moments: which entries are moving averages of gradients, which start from 0.
     """
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, names: tuple[str, ...], moments: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, names: tuple[str, ...], moments: tuple[str, ...] = ()) -> None:
         self.optimizer = optimizer
         self.points = names
         self.moments = moments
@@ -91,6 +89,7 @@ class Points:
     def slot(self, parameter: Tensor, name: str) -> Tensor | None:
         """Return the slot of one parameter, if there is one."""
         return self._slots[name].get(parameter)
+
     def among(self, exchanged: Mapping[str, Tensor]) -> list[str]:
         """Return the names of those tensors that are slots."""
         own = {id(slot) for slots in self._slots.values() for slot in slots.values()}
@@ -153,9 +152,7 @@ def entries_of(optimizer: Any, parameter: Tensor) -> dict[str, Any]:
 
 
 @contextmanager
-def averaged(
-    optimizer: Any, push_sum: PushSum, buffers: Mapping[str, Tensor] | None, points: Points
-) -> Iterator[None]:
+def averaged(optimizer: Any, push_sum: PushSum, buffers: Mapping[str, Tensor] | None, points: Points) -> Iterator[None]:
     """Collective. As :func:`collectives.averaged`, for an optimizer that may have ``train()`` and ``eval()``.
 
     Its mode is put back at the end, whatever was called inside. Messages in flight hold what the parameters are in

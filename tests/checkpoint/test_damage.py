@@ -191,10 +191,13 @@ def test_directory_without_a_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize(("make", "said"), [
-    (lambda: torch.nn.Linear(6, 5), "alias: expected float32[2, 5], got nothing"),
-    (lambda: network().double(), "expected"),
-])
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: torch.nn.Linear(6, 5), "alias: expected float32[2, 5], got nothing"),
+        (lambda: network().double(), "expected"),
+    ],
+)
 def test_another_model_is_refused_by_name(saved, size, make, said):
     def rank(comm):
         model = make()

@@ -184,6 +184,7 @@ def test_signal_stops_the_run_with_75_after_saving_and_handlers_are_put_back(tmp
     before = signal.signal(number, lambda *arguments: called.append(arguments[0]))
     mine = signal.getsignal(number)
     try:
+
         def rank(comm):
             with Run(comm).optimizer as optimizer, Saver(tmp_path, optimizer, check_every=1) as saver:
                 assert signal.getsignal(number) is not mine

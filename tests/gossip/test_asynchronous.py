@@ -357,9 +357,7 @@ def test_rate_correction_removes_the_bias_towards_fast_ranks(corrects):
     def rank(comm):
         z = np.zeros(1)
         values = []
-        with ps.PushSum(
-            [z], graph=Complete(), staleness="unbounded", rate_correction=corrects, comm=comm
-        ) as push_sum:
+        with ps.PushSum([z], graph=Complete(), staleness="unbounded", rate_correction=corrects, comm=comm) as push_sum:
             end = time.monotonic() + 4.0
             while time.monotonic() < end:
                 time.sleep(0.004 if comm.rank == 0 else 0.016)

@@ -25,9 +25,7 @@ def trajectory(size, tau, graph, z0, data_weights, gradient, rate=0.1, rounds=RO
     def rank(comm):
         z = z0[comm.rank].copy()
         path = [(z.copy(), data_weights[comm.rank] * size / data_weights.sum())]
-        with ps.PushSum(
-            [z], graph=graph, staleness=tau, data_weight=data_weights[comm.rank], comm=comm
-        ) as push_sum:
+        with ps.PushSum([z], graph=graph, staleness=tau, data_weight=data_weights[comm.rank], comm=comm) as push_sum:
             for k in range(rounds):
                 with push_sum.local_step():
                     z -= rate * gradient(comm.rank, k, z)

@@ -212,9 +212,7 @@ def test_check_accepts_exactly_the_strongly_connected(drawn):
 def test_the_same_edges_as_a_function_are_the_same_graph(drawn):
     size, lists = drawn
     graph = from_edges(*lists)
-    function = from_function(
-        lambda rank, size, round: dict(graph.gives(rank, size, round)), period=graph.period(size)
-    )
+    function = from_function(lambda rank, size, round: dict(graph.gives(rank, size, round)), period=graph.period(size))
     for round in range(len(lists) + 2):
         for rank in range(size):
             assert function.gives(rank, size, round) == graph.gives(rank, size, round)

@@ -143,9 +143,7 @@ def test_an_inf_on_one_rank_skips_the_update_of_its_whole_host_and_no_round():
         model = nn.Linear(3, 1)
         scaler = torch.amp.GradScaler("cpu", init_scale=4.0 * (1 + comm.rank // 2))
         inner = torch.optim.SGD(model.parameters(), lr=0.1)
-        with ps.PushSumOptimizer(
-            inner, model, graph=ps.graphs.Ring(), within_host="gradients", comm=comm
-        ) as optimizer:
+        with ps.PushSumOptimizer(inner, model, graph=ps.graphs.Ring(), within_host="gradients", comm=comm) as optimizer:
             start = copy.deepcopy(values(model))
             loss = model(torch.full((2, 3), 1.0 + comm.rank)).sum()
             scaler.scale(loss).backward()

@@ -98,9 +98,7 @@ def test_masses_posted_and_merged_account_for_the_push_weight(staleness):
     found = diaries(3, staleness, 6)
     for rank, (diary, weight) in enumerate(found):
         given = sum(line["mass"] for line in diary.named("posted"))
-        taken = sum(
-            line["mass"] for other, _ in found for line in other.named("posted") if line["peer"] == rank
-        )
+        taken = sum(line["mass"] for other, _ in found for line in other.named("posted") if line["peer"] == rank)
         assert weight == pytest.approx(1.0 - given + taken, rel=1e-12)
         assert all(line["nbytes"] == HEADER_BYTES + 800_000 for line in diary.named("posted"))
 

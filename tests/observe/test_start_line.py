@@ -41,8 +41,6 @@ def test_ranks_that_each_send_a_model_through_one_card_are_told_what_else_there_
     assert "within_host='gradients'" in warning
 
 
-@pytest.mark.parametrize(
-    ("ranks", "transport"), [((1, 1, 1), "mpi"), ((8,), "mpi"), ((4, 4), "loopback")], ids=str
-)
+@pytest.mark.parametrize(("ranks", "transport"), [((1, 1, 1), "mpi"), ((8,), "mpi"), ((4, 4), "loopback")], ids=str)
 def test_nothing_is_said_where_no_card_is_crowded(ranks, transport):
     assert crowded_links(exchange(sum(ranks), 2**20, transport), hosts(*ranks)) is None

@@ -107,9 +107,7 @@ def test_mass_of_travelling_buffers_is_conserved():
 def test_a_travelling_buffer_that_was_replaced_is_named():
     def rank(comm):
         model = normalised()
-        optimizer = ps.PushSumOptimizer(
-            torch.optim.SGD(model.parameters(), lr=0.1), model, buffers="gossip", comm=comm
-        )
+        optimizer = ps.PushSumOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, buffers="gossip", comm=comm)
         forward_and_step(model, optimizer, comm.rank, 0)
         model[1].running_mean = torch.zeros(4)
         with pytest.raises(LayoutError, match=r"1\.running_mean"):

@@ -127,6 +127,7 @@ def test_a_saved_state_continues_the_plain_optimizer(kind):
 @pytest.mark.parametrize("make", [network, lambda: halves(network())], ids=["float32", "bfloat16"])
 def test_a_run_on_a_regular_graph_that_every_rank_saved_continues_with_the_same_bits(kind, make):
     """A synchronous run stopped after 4 of 8 steps and resumed in a new wrapper; w is a_i between its rounds."""
+
     def step(wrapped, model, k, rank):
         def closure():
             wrapped.zero_grad()

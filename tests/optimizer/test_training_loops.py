@@ -117,8 +117,7 @@ IMPLEMENTATIONS = {
     for way in ("foreach", "fused")
 }
 RECIPES = {
-    recipe.__name__: recipe
-    for recipe in (plain, accumulation, clipping, grad_scaler, closure, lbfgs, groups, skipping)
+    recipe.__name__: recipe for recipe in (plain, accumulation, clipping, grad_scaler, closure, lbfgs, groups, skipping)
 } | IMPLEMENTATIONS
 
 

@@ -165,8 +165,6 @@ def test_a_compiled_step_is_compiled_and_stops_compiling(staleness):
         graphs.append(graph)
         return graph.forward
 
-    ps.testing.run(
-        SIZE, lambda comm: run_steps(comm, staleness, backend, 40, lambda: history.append(len(graphs)))
-    )
+    ps.testing.run(SIZE, lambda comm: run_steps(comm, staleness, backend, 40, lambda: history.append(len(graphs))))
     assert history[0] > 0
     assert history[20] == history[39]
