@@ -334,7 +334,7 @@ class Result:
 
 def simulate(
     rule: Rule, text: tuple[Tensor, Tensor], *, n: int, sequences: int, steps: int, rate: float, seed: int
-) -> Result:  # noqa: E501
+) -> Result:
     """Train on n ranks and return what came of it."""
     z = start(seed).repeat(n, 1)
     gradients = torch.zeros_like(z)
@@ -385,7 +385,7 @@ def main() -> None:
         begin = time.perf_counter()
         found = simulate(
             rule, text, n=arguments.ranks, sequences=arguments.sequences, steps=arguments.steps, rate=rate, seed=seed
-        )  # noqa: E501
+        )
         row = f"{variant:40} {rate:7g} {seed:4} {found.loss:7.4f} {found.distance:8.3f} {found.norms:6.2f}"
         print(f"{row} {time.perf_counter() - begin:7.1f}", flush=True)
 
