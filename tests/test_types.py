@@ -38,6 +38,7 @@ ps.PushSumOptimizer(inner, model, buffers="mean")  # wrong
 ps.PushSumOptimizer(inner, model, nonfinite="ignore")  # wrong
 ps.PushSumOptimizer(inner, model, comm=0)  # wrong
 ps.PushSumOptimizer(inner, model, wire_dtype="bf16")  # wrong
+ps.PushSumOptimizer(inner, model, adaptive="correct")  # wrong
 ps.PushSumOptimizer(model, inner)  # wrong
 ps.PushSum([np.zeros(3)], staleness="unbound")  # wrong
 ps.PushSum([np.zeros(3)], graph=ring(0, 1, 2))  # wrong
