@@ -78,10 +78,10 @@ def asynchronous_gives(shares: Shares, weight: float, initial: float, unable: Co
     Args:
         unable: peers that cannot be given to now.
 
-    >>> asynchronous_gives([(1, 0.5)], weight=1.2, initial=1.0)
-    [(1, 0.4)]
-    >>> asynchronous_gives([(1, 0.5)], weight=0.6, initial=1.0)
-    [(1, 0.09999999999999998)]
+    >>> asynchronous_gives([(1, 0.5)], weight=1.5, initial=1.0)
+    [(1, 0.5)]
+    >>> asynchronous_gives([(1, 0.5)], weight=0.625, initial=1.0)
+    [(1, 0.125)]
     >>> asynchronous_gives([(1, 0.5)], weight=0.5, initial=1.0)
     []
     """
