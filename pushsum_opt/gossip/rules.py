@@ -17,7 +17,7 @@ Masses = list[tuple[int, float]]
 
 LOWER_BOUND = 0.5
 """Of a_i: no give of an asynchronous rank leaves less, or a fast rank would run away with ever larger steps."""
-NOTHING = 1e-9
+NEGLIGIBLE = 1e-9
 """Of w: where a rank could give no more than this, it gives nothing."""
 
 
@@ -89,7 +89,7 @@ def asynchronous_gives(shares: Shares, weight: float, initial: float, unable: Co
     masses = [(peer, weight * share / moderation) for peer, share in shares if peer not in unable]
     wanted = sum(mass for _, mass in masses)
     allowed = weight - LOWER_BOUND * initial
-    if not masses or allowed <= NOTHING * weight:
+    if not masses or allowed <= NEGLIGIBLE * weight:
         return []
     if wanted > allowed:
         masses = [(peer, mass * (allowed / wanted)) for peer, mass in masses]

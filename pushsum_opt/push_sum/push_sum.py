@@ -255,11 +255,6 @@ class PushSum:
         """The identities of the tensors that are exchanged; none once closed."""
         return frozenset(id(tensor) for tensor in self._held)
 
-    @property
-    def ranks(self) -> int:
-        """How many ranks of the job exchange here."""
-        return self.size
-
     def stats(self) -> dict[str, float]:
         """Return plain floats to log. Local and cheap.
 

@@ -37,7 +37,7 @@ def close_what_is_over(new: Any, tensors: Iterable[Any]) -> None:
     _refuse_half_replaced(new, found)
     for one in open_now:
         counts = found[one.name]
-        all_here = sum(counts.values()) == one.ranks
+        all_here = sum(counts.values()) == one.size
         if (all_here and not counts[IN_USE]) or states[one.name] == FAILED:
             _close(one, torn=bool(counts[FAILED]))
 
