@@ -7,6 +7,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from . import transport, world
+from .channel import gather_once
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +64,7 @@ def _local(variables: tuple[str, ...], call: str) -> tuple[int, int]:
             return int(text), int(text)
     if _found is None:
         with transport.calling(call):
-            labels = transport.everyone(comm, struct.pack("<q", transport.host_label(comm, None)))
+            labels = gather_once(comm, struct.pack("<q", transport.host_label(comm, None)))
         here = [rank for rank, label in enumerate(labels) if label == labels[comm.Get_rank()]]
         _found = here.index(comm.Get_rank()), len(here)
     return _found

@@ -29,13 +29,14 @@ ROOMS = (
     "start",
     "gossip",
     "hosts",
+    "local",
     "channel",
     "events",
     "observe",
-    "local",
     "transport",
     "memory",
     "cuda_aware",
+    "buffers",
     "arguments",
     "combinations",
     "mixing",
@@ -54,6 +55,8 @@ ROOMS = (
     "log",
     "errors",
 )
+SIBLINGS = (("transport", "memory"), ("transport", "graphs"), ("memory", "graphs"), ("observe", "transport"))
+"""Rooms that stand side by side: neither imports the other, whatever their order above."""
 WITHOUT_TORCH = (
     "cli",
     "testing",
@@ -72,6 +75,17 @@ WITHOUT_TORCH = (
 
 def test_every_import_goes_down_to_a_lower_room():
     assert list(upward_imports(PACKAGE)) == []
+
+
+def test_rooms_that_stand_side_by_side_do_not_know_each_other():
+    known = modules(PACKAGE)
+    met = {
+        tuple(sorted((room(name), room(target))))
+        for name, path in known.items()
+        for target in imports(name, path, known)
+        if room(target)
+    }
+    assert [pair for pair in SIBLINGS if tuple(sorted(pair)) in met] == []
 
 
 def test_every_module_has_a_room():

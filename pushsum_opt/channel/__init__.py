@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .channel import Channel
+from .gather_once import gather_once
 
-__all__ = ["Channel"]
+__all__ = ["Channel", "gather_once"]

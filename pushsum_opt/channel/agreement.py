@@ -12,7 +12,7 @@ from ..errors import ConfigurationError, MismatchError
 from ..log import log
 from .channel import Channel
 
-__all__ = ["agree", "normalised_data_weight", "shared_run"]
+__all__ = ["agree", "normalised_data_weight", "refuse_bad_data_weights", "shared_run"]
 
 BUILT_ALIKE = "Build the same model, optimizer and graph on every rank (same code, same arguments)"
 
@@ -95,17 +95,31 @@ def normalised_data_weight(channel: Channel, data_weight: float) -> float:
     """
     rows = channel.gather(struct.pack("<d", data_weight), "comparing data weights")
     weights = np.frombuffer(rows.tobytes(), np.float64)
-    bad = [rank for rank, weight in enumerate(weights) if not 0 < weight < float("inf")]
-    if bad:
+    if any(map(_is_bad, weights)):
         channel.let_everyone_know()
-        holders = _ranks([channel.job_rank(rank) for rank in bad])
-        raise ConfigurationError(
-            f"rank {channel.job_rank()}: data_weight={weights[bad[0]]} on {holders}: expected a finite number above "
-            "0, such as the number of samples of that rank"
-        )
+        refuse_bad_data_weights(channel.job_rank(), {channel.job_rank(r): v for r, v in enumerate(weights.tolist())})
     if (weights == weights[0]).all():
         return 1.0
     return float(channel.size * (data_weight / weights.sum()))
+
+
+def refuse_bad_data_weights(rank: int, weights: Mapping[int, float]) -> None:
+    """Raise ConfigurationError where the data weight of some rank is not a finite number above 0.
+
+    Args:
+        rank: this rank.
+        weights: v of each rank, by its number in the job.
+    """
+    bad = [rank for rank, weight in weights.items() if _is_bad(weight)]
+    if bad:
+        raise ConfigurationError(
+            f"rank {rank}: data_weight={weights[bad[0]]} on {_ranks(bad)}: expected a finite number above 0, such as "
+            "the number of samples of that rank"
+        )
+
+
+def _is_bad(weight: float) -> bool:
+    return not 0 < weight < float("inf")
 
 
 def shared_run(channel: Channel, mine: bytes) -> str:

@@ -8,10 +8,9 @@ import struct
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from .. import settings
 from ..errors import PeerFailed
-from ..memory import Memory
 from ..transport import TIMEOUT, Notice, Ticket, Transport, connect
+from ..transport.set_up import LogStalls
 from ..transport.waiting import Report, Waiter
 from .meeting import Meeting
 
@@ -39,21 +38,20 @@ class Channel:
 
     def __init__(self, transport: Transport, report: Report, timeout: float) -> None:
         self.transport = transport
-        self._waiter = Waiter(transport, report, timeout, settings.read().stall_seconds)
+        self._waiter = Waiter(transport, report, timeout)
 
     @classmethod
     def open(
         cls,
         comm: Any,
-        report: Report,
+        report: Report | None = None,
         *,
         timeout: float = TIMEOUT,
         ranks: Sequence[int] | None = None,
-        background: bool = False,
-        memory: Memory | None = None,
     ) -> Channel:
         """Open a channel over a communicator; see :func:`pushsum_opt.transport.connect`."""
-        transport = connect(comm, background=background, memory=memory, timeout=timeout, ranks=ranks, report=report)
+        report = LogStalls(comm.Get_rank()) if report is None else report
+        transport = connect(comm, timeout=timeout, ranks=ranks, report=report)
         return cls(transport, report, timeout)
 
     @property

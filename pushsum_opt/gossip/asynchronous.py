@@ -67,7 +67,7 @@ class AsynchronousGossip(Gossip):
         self._listening: _Listening | None = None
         self.reserve()
         # An accelerator's buffers are handed out by the caller alone.
-        self._served = not exchange.memory.late and exchange.transport.serve(self._accept)
+        self._served = not exchange.memory.pending_buffers and exchange.transport.serve(self._accept)
         if not self._served:
             self._accept(exchange.transport)
 

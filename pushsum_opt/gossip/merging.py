@@ -114,7 +114,7 @@ class Merger:
         """
         heal = self._nonfinite == "skip"
         verdict = self._memory.merge_if_finite(chunk, slab, weight, mass, heal=heal)
-        self._asked.append(_Asked(verdict, chunk, peer, round, None if self._memory.late else slab))
+        self._asked.append(_Asked(verdict, chunk, peer, round, None if self._memory.pending_buffers else slab))
         self.report()
 
     def report(self, *, wait: bool = False) -> None:

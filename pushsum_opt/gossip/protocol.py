@@ -58,7 +58,7 @@ class Gossip(ABC):
         Raises:
             OutOfMemoryError: there is no memory for them.
         """
-        if self._exchange.memory.late:
+        if self._exchange.memory.pending_buffers:
             self._exchange.memory.reserve()
             self._make_slabs()
 

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from .. import settings
-from ..channel import Channel
+from ..channel import Channel, gather_once
+from ..channel.agreement import refuse_bad_data_weights
 from ..errors import ConfigurationError
 from ..memory import Memory
 from ..observe.events import Events, Listener
 from ..observe.stall import StallInspector
-from ..transport import everyone, host_label, split
+from ..transport import host_label, split
 from .participant import Participant
 
 __all__ = ["Hosts"]
@@ -140,14 +141,10 @@ class Hosts(Participant):
 
 def _everyone(comm: Any, label: int, data_weight: float, timeout: float) -> tuple[list[int], list[float]]:
     """Collective. Return every rank's host and data weight."""
-    found = [_ROW.unpack(row) for row in everyone(comm, _ROW.pack(label, data_weight), timeout)]
-    bad = [rank for rank, (_, weight) in enumerate(found) if not 0 < weight < float("inf")]
-    if bad:
-        raise ConfigurationError(
-            f"rank {comm.Get_rank()}: data_weight={found[bad[0]][1]} on rank {bad[0]}: expected a finite number above "
-            "0, such as the number of samples of that rank"
-        )
-    return [its for its, _ in found], [weight for _, weight in found]
+    found = [_ROW.unpack(row) for row in gather_once(comm, _ROW.pack(label, data_weight), timeout)]
+    weights = [weight for _, weight in found]
+    refuse_bad_data_weights(comm.Get_rank(), dict(enumerate(weights)))
+    return [its for its, _ in found], weights
 
 
 def _refuse_unequal(rank: int, labels: list[int]) -> None:

@@ -35,8 +35,8 @@ class Memory(Planned):
     name: str
     """What kind of memory this is, for the start line."""
 
-    late: bool = False
-    """Whether buffers are handed out before they may be read or written; then each says when it is ready."""
+    pending_buffers: bool = False
+    """Whether what it hands out may be a :class:`~pushsum_opt.buffers.PendingBuffer`."""
 
     # ------------------------------------------------------------------ slabs and the wire
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from ..buffers import DeviceBytes
 from ..errors import CallOrderError, ConfigurationError
 from ..installed import install_command
 from . import kernels
 from .device import Device
-from .late import DeviceBytes
 from .room import Room
 from .verdict import Flag
 

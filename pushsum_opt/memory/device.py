@@ -18,7 +18,7 @@ from .room import HostRoom, Room, host_room, no_pinned_room, no_room
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .late import Event
+    from ..buffers import Event
     from .verdict import Flag
 
 __all__ = ["Device", "Stream", "Table"]

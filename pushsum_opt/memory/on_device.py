@@ -33,7 +33,7 @@ class DeviceMemory(HostMemory):
         direct: hand device memory to the transport; otherwise everything goes through pinned host memory.
     """
 
-    late = True
+    pending_buffers = True
 
     def __init__(
         self,

@@ -17,8 +17,8 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
+from ..buffers import Event, PendingBuffer
 from .device import Device, Stream
-from .late import Event, Late
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,7 +96,7 @@ class Path(ABC):
         """Give device memory with the contents of the slab, to be read on ``stream`` inside the block."""
 
     @abstractmethod
-    def wire(self, slab: Slab, nbytes: int) -> Late:
+    def wire(self, slab: Slab, nbytes: int) -> PendingBuffer:
         """Return what a transport sends, or receives into. Before a receive, what was received before is given up."""
 
     def close(self) -> None:
@@ -127,8 +127,8 @@ class Direct(Path):
     def reading(self, slab: Slab, nbytes: int, stream: Stream) -> AbstractContextManager[Tensor]:
         return self.writing(slab, nbytes, stream)
 
-    def wire(self, slab: Slab, nbytes: int) -> Late:
-        return Late(self._device.wire(slab.part(nbytes)), slab.last_use)
+    def wire(self, slab: Slab, nbytes: int) -> PendingBuffer:
+        return PendingBuffer(self._device.wire(slab.part(nbytes)), slab.last_use)
 
 
 class Staged(Path):
@@ -180,9 +180,9 @@ class Staged(Path):
         yield bounce.memory[:nbytes]
         bounce.last_use = self._device.record(stream)
 
-    def wire(self, slab: Slab, nbytes: int) -> Late:
+    def wire(self, slab: Slab, nbytes: int) -> PendingBuffer:
         self._give_up(slab)
-        return Late(slab.part(nbytes).numpy(), slab.last_use)
+        return PendingBuffer(slab.part(nbytes).numpy(), slab.last_use)
 
     def close(self) -> None:
         super().close()

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..buffers import Event
     from .device import Device, Stream
-    from .late import Event
 
 __all__ = ["Flag", "Flags", "LateVerdict", "Outcome", "Verdict"]
 

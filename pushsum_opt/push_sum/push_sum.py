@@ -134,11 +134,12 @@ class PushSum:
         self.listeners.subscribe(self._statistics)
         host.subscribe(self.listeners)
         self._events = opening.events(host, self.listeners, staleness)
-        with calling("PushSum(...)"):
+        with self.memory.prepared_thread(), calling("PushSum(...)"):
             self.transport = transports.connect(
                 comm,
                 background=staleness != 0,
-                memory=self.memory,
+                prepare=self.memory.prepare_worker,
+                pending_buffers=self.memory.pending_buffers,
                 timeout=timeout,
                 ranks=host.gossip_ranks,
                 report=by_communicator.report(host.comm),

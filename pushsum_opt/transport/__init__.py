@@ -7,7 +7,7 @@ from typing import Any
 from ..ending import THIS, Process
 from .base import ANY, Notice, Ticket, Transport
 from .calls import calling
-from .groups import everyone, host_label, split
+from .groups import host_label, split
 from .loopback import LoopbackComm, LoopbackTransport
 from .opening import check, connect
 from .set_up import TIMEOUT
@@ -23,7 +23,6 @@ __all__ = [
     "calling",
     "check",
     "connect",
-    "everyone",
     "host_label",
     "process",
     "split",

@@ -11,16 +11,20 @@ from typing import Any, ParamSpec, TypeVar
 
 from .base import Notice, Ticket, Transport
 from .naps import rest
+from .wrapping import Wrapping
 
 __all__ = ["Background"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-IDLE = 20e-3  # seconds between polls while there is nothing but a peer's notice that could come
+HOST_PERIOD_S = 2e-3
+"""Between two polls while messages are under way: the sockets of a 10 Gbit/s link hold data for so long."""
+IDLE_PERIOD_S = 20e-3
+"""Between two polls while nothing can come but a peer's notice that it has failed or finished."""
 
 
-class Background(Transport):
+class Background(Wrapping):
     """Any transport, polled by a thread of its own while the caller computes, and by the caller too while it waits.
 
     Only one thread at a time talks to the transport below, and the lock that sees to it is never held while waiting: so
@@ -29,20 +33,15 @@ class Background(Transport):
 
     Args:
         prepare: called by the thread before it first talks to the transport: it chooses the thread's accelerator.
-        period: seconds between polls while messages are under way and the caller computes. The default is as long as
-            the sockets of a 10 Gbit/s link hold data for.
+        period: seconds between polls while messages are under way and the caller computes.
     """
 
-    def __init__(self, inner: Transport, prepare: Callable[[], None] = lambda: None, *, period: float = 2e-3) -> None:
-        self._inner = inner
+    def __init__(
+        self, inner: Transport, prepare: Callable[[], None] = lambda: None, *, period: float = HOST_PERIOD_S
+    ) -> None:
+        super().__init__(inner)
         self._prepare = prepare
         self._period = period
-        self.rank = inner.rank
-        self.size = inner.size
-        self.name = inner.name
-        self.place = inner.place
-        self.ranks = inner.ranks
-        self.threaded = True
         # Taken by `with` on the lock itself: an interrupt between two lines of Python's would leave it taken for ever.
         self._lock = threading.Lock()
         self._nudge = threading.Lock()  # held, but to wake the thread, which sleeps in acquire()
@@ -58,10 +57,6 @@ class Background(Transport):
         self._thread.start()
 
     # ------------------------------------------------------------------ the caller's side
-
-    @property
-    def under_way(self) -> int:
-        return self._inner.under_way
 
     def post(self, buffer: Any, peer: int, tag: int, what: str, matched: bool = False) -> Ticket:
         return self._in_turn(self._inner.post, buffer, peer, tag, what, matched)
@@ -118,9 +113,6 @@ class Background(Transport):
         self._work_beside = None if work is None else weakref.WeakMethod(work)
         self._look()
 
-    def refuse_if_stopped(self) -> None:
-        self._inner.refuse_if_stopped()
-
     def close(self) -> None:
         with self._lock:
             self._stopping = True
@@ -159,10 +151,6 @@ class Background(Transport):
         if rests and (self._stopping or self._inner.under_way):
             self._nudge.release()
 
-    @property
-    def collectives(self) -> int:  # type: ignore[override]
-        return self._inner.collectives
-
     # ------------------------------------------------------------------ the thread's side
 
     def _work(self) -> None:
@@ -171,7 +159,7 @@ class Background(Transport):
             while not self._stopping:
                 with self._lock:
                     moved = self._look()
-                    pause = self._period if self._inner.under_way else IDLE
+                    pause = self._period if self._inner.under_way else IDLE_PERIOD_S
                     self._pausing = 0.0 if moved else pause
                 if not moved:
                     self._nudge.acquire(timeout=pause)

@@ -1,19 +1,20 @@
-"""Buffers that an accelerator is not done with: they reach the transport below as soon as it is."""
+"""Messages whose buffers an accelerator still uses: each begins as soon as the accelerator has finished."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ..memory.late import Late
-from .base import Notice, Ticket, Transport
+from ..buffers import PendingBuffer
+from .base import Ticket, Transport
+from .wrapping import Wrapping
 
 __all__ = ["Deferred"]
 
-GLANCE = 100e-6  # seconds between looks at an accelerator while a buffer waits for it
+ACCELERATOR_POLL_PERIOD_S = 100e-6
+"""Between two questions to an accelerator whether it has finished with a buffer."""
 
 _Way = tuple[bool, int | None, int]
 
@@ -23,7 +24,7 @@ class _Held:
     """One transfer, from when it was asked for until it is done."""
 
     ticket: Ticket
-    late: Late
+    pending: PendingBuffer
     tag: int
     matched: bool
     inner: Ticket | None = None
@@ -35,7 +36,7 @@ class _Held:
         return self.ticket.sends, self.ticket.peer, self.tag
 
 
-class Deferred(Transport):
+class Deferred(Wrapping):
     """Any transport, for callers that never wait for an accelerator.
 
     ``post`` and ``expect`` return at once, also where the packing of the buffer, or the last reading of what was in it,
@@ -44,13 +45,7 @@ class Deferred(Transport):
     """
 
     def __init__(self, inner: Transport) -> None:
-        self._inner = inner
-        self.rank = inner.rank
-        self.size = inner.size
-        self.name = inner.name
-        self.place = inner.place
-        self.ranks = inner.ranks
-        self.threaded = inner.threaded
+        super().__init__(inner)
         # Of transfers that must not overtake each other only the first can begin, so only its buffer is asked.
         self._waiting: dict[_Way, deque[_Held]] = {}
         self._begun: list[_Held] = []
@@ -59,19 +54,15 @@ class Deferred(Transport):
     def under_way(self) -> int:
         return self._inner.under_way + sum(map(len, self._waiting.values()))
 
-    @property
-    def collectives(self) -> int:  # type: ignore[override]
-        return self._inner.collectives
-
     # ------------------------------------------------------------------ messages
 
     def post(self, buffer: Any, peer: int, tag: int, what: str, matched: bool = False) -> Ticket:
-        if not isinstance(buffer, Late) and not self._would_overtake(True, peer, tag):
+        if not isinstance(buffer, PendingBuffer) and not self._would_overtake(True, peer, tag):
             return self._inner.post(buffer, peer, tag, what, matched)
         return self._hold(Ticket(what, peer, buffer, sends=True), tag, matched)
 
     def expect(self, buffer: Any, peer: int, tag: int, what: str) -> Ticket:
-        if not isinstance(buffer, Late) and not self._would_overtake(False, peer, tag):
+        if not isinstance(buffer, PendingBuffer) and not self._would_overtake(False, peer, tag):
             return self._inner.expect(buffer, peer, tag, what)
         return self._hold(Ticket(what, peer, buffer), tag, False)
 
@@ -95,15 +86,15 @@ class Deferred(Transport):
         return (sends, peer, tag) in self._waiting
 
     def _hold(self, ticket: Ticket, tag: int, matched: bool) -> Ticket:
-        late = ticket.buffer if isinstance(ticket.buffer, Late) else Late(ticket.buffer, None)
-        held = _Held(ticket, late, tag, matched)
+        pending = ticket.buffer if isinstance(ticket.buffer, PendingBuffer) else PendingBuffer(ticket.buffer, None)
+        held = _Held(ticket, pending, tag, matched)
         self._waiting.setdefault(held.way, deque()).append(held)
         self._begin_what_is_ready()
         return ticket
 
     def _begin_what_is_ready(self) -> None:
         for way, queue in list(self._waiting.items()):
-            while queue and queue[0].late.ready():
+            while queue and queue[0].pending.ready():
                 held = queue.popleft()
                 held.inner = self._begin(held)
                 self._begun.append(held)
@@ -114,8 +105,8 @@ class Deferred(Transport):
         ticket = held.ticket
         assert ticket.peer is not None
         if ticket.sends:
-            return self._inner.post(held.late.data, ticket.peer, held.tag, ticket.what, held.matched)
-        return self._inner.expect(held.late.data, ticket.peer, held.tag, ticket.what)
+            return self._inner.post(held.pending.data, ticket.peer, held.tag, ticket.what, held.matched)
+        return self._inner.expect(held.pending.data, ticket.peer, held.tag, ticket.what)
 
     # ------------------------------------------------------------------ progress
 
@@ -125,7 +116,7 @@ class Deferred(Transport):
             self._begin_what_is_ready()
             left = max(0.0, deadline - time.monotonic())
             waits = bool(self._waiting)
-            moved = self._inner.poll(min(left, GLANCE) if waits else left)
+            moved = self._inner.poll(min(left, ACCELERATOR_POLL_PERIOD_S) if waits else left)
             moved = self._finish() or moved
             if moved or time.monotonic() >= deadline or not waits:
                 return moved
@@ -139,29 +130,3 @@ class Deferred(Transport):
         if done:
             self._begun = [held for held in self._begun if not held.ticket.done]
         return bool(done)
-
-    # ------------------------------------------------------------------ what passes straight through
-
-    def broadcast(self, buffer: Any, root: int, what: str) -> Ticket:
-        return self._inner.broadcast(buffer, root, what)
-
-    def sum(self, values: Any, what: str) -> Ticket:
-        return self._inner.sum(values, what)
-
-    def gather(self, mine: bytes, what: str) -> tuple[Ticket, Any]:
-        return self._inner.gather(mine, what)
-
-    def barrier(self, what: str) -> Ticket:
-        return self._inner.barrier(what)
-
-    def tell(self, peers: Iterable[int], notice: Notice) -> None:
-        self._inner.tell(peers, notice)
-
-    def notices(self) -> list[Notice]:
-        return self._inner.notices()
-
-    def refuse_if_stopped(self) -> None:
-        self._inner.refuse_if_stopped()
-
-    def close(self) -> None:
-        self._inner.close()

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import socket
 import struct
 from pathlib import Path
 from typing import Any
 
-from .. import settings
-from ..errors import PeerFailed
-from .calls import current_call
 from .loopback import LoopbackComm, LoopbackTransport
-from .opening import connect
-from .set_up import TIMEOUT, LogStalls
-from .waiting import Waiter
 
-__all__ = ["everyone", "host_label", "split"]
+__all__ = ["host_label", "split"]
 
 
 def host_label(comm: Any, ranks_per_host: int | None) -> int:
@@ -43,27 +36,10 @@ def _boot() -> str:
         return ""
 
 
-def everyone(comm: Any, mine: bytes, timeout: float = TIMEOUT) -> list[bytes]:
-    """Collective. Return every rank's bytes, of the same length, in rank order; no rank leaves before all have them."""
-    transport = connect(comm, timeout=timeout)
-    try:
-        if transport.size == 1:
-            return [mine]
-        call = current_call("comparing hosts")
-        waiter = Waiter(transport, LogStalls(transport.rank), timeout, settings.read().stall_seconds)
-        ticket, rows = transport.gather(mine, call)
-        waiter.wait((ticket,), -1)
-        with contextlib.suppress(PeerFailed):
-            waiter.wait((transport.barrier(call),), -1)
-        return [row.tobytes() for row in rows]
-    finally:
-        transport.close()
-
-
 def split(comm: Any, color: int) -> Any:
     """Collective. Return a communicator of the ranks that passed the same number, in the order of their ranks.
 
-    MPI waits here without a deadline: all ranks have just met, in :func:`everyone`.
+    MPI waits here without a deadline: all ranks have just met, in :func:`pushsum_opt.channel.gather_once`.
     """
     if isinstance(comm, LoopbackComm):
         return _split_loopback(comm, color)

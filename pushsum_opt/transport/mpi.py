@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from ..buffers import DeviceBytes
 from ..errors import ClosedError, ConfigurationError, MismatchError
-from ..memory.late import DeviceBytes
 from . import fork
 from .base import ANY, Notice, Ticket, Transport
 from .mpi_post import post_of_the_job, roll_of_the_job

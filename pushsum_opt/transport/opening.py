@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import ConfigurationError
-from ..memory import Memory
-from .background import Background
+from .background import HOST_PERIOD_S, Background
 from .base import Transport
 from .deferred import Deferred
 from .loopback import LoopbackComm, LoopbackTransport
@@ -18,14 +16,16 @@ from .waiting import Report
 
 __all__ = ["check", "connect"]
 
-DEVICE_PERIOD = 5e-4  # seconds: chunks wait for copies on the device, and the next ones for them
+ACCELERATOR_PERIOD_S = 5e-4
+"""Between two polls of the thread where chunks wait for copies on an accelerator."""
 
 
 def connect(
     comm: Any,
     *,
     background: bool = False,
-    memory: Memory | None = None,
+    prepare: Callable[[], None] = lambda: None,
+    pending_buffers: bool = False,
     timeout: float = TIMEOUT,
     ranks: Sequence[int] | None = None,
     report: Report | None = None,
@@ -36,7 +36,8 @@ def connect(
         comm: an mpi4py communicator, or what :func:`pushsum_opt.testing.run` hands to each rank.
         background: let a thread move messages while the caller computes, where the MPI library allows threads;
             elsewhere they move whenever the caller polls.
-        memory: whose buffers will be sent; None where they are all on the host.
+        prepare: called by that thread before it first talks to MPI: it chooses the thread's accelerator.
+        pending_buffers: some buffers will be a :class:`~pushsum_opt.buffers.PendingBuffer`.
         timeout: seconds that the other ranks have to do the same.
         ranks: its ranks as the user knows them, for errors; None: by their own numbers.
         report: told of waits and stalls; None: stalls are logged.
@@ -49,20 +50,15 @@ def connect(
     """
     check(comm)
     report = LogStalls(comm.Get_rank() if ranks is None else ranks[comm.Get_rank()]) if report is None else report
-    with nullcontext() if memory is None else memory.prepared_thread():
-        transport = _open(comm, timeout, report)
-        transport.ranks = ranks
-        if transport.size > 1:
-            compare_calls(transport, timeout, report)
-    if memory is not None and memory.late:
+    transport = _open(comm, timeout, report)
+    transport.ranks = ranks
+    if transport.size > 1:
+        compare_calls(transport, timeout, report)
+    if pending_buffers:
         transport = Deferred(transport)
     if not (background and transport.threaded and transport.size > 1):
         return transport
-    if memory is None:
-        return Background(transport)
-    if memory.late:
-        return Background(transport, memory.prepare_worker, period=DEVICE_PERIOD)
-    return Background(transport, memory.prepare_worker)
+    return Background(transport, prepare, period=ACCELERATOR_PERIOD_S if pending_buffers else HOST_PERIOD_S)
 
 
 def _open(comm: Any, timeout: float, report: Report) -> Transport:

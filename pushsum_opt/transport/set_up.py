@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from .. import settings
 from ..errors import MismatchError
 from ..log import log
 from .base import Notice, Ticket, Transport
@@ -78,7 +77,7 @@ def until_all_come(forming: Forming, timeout: float, report: Report, number: int
         MismatchError: a rank waits for this one in another call.
     """
     ticket = Ticket(current_call("making a channel"), None, None, collective=number)
-    waiter = Waiter(forming, report, timeout, settings.read().stall_seconds)
+    waiter = Waiter(forming, report, timeout)
 
     def left() -> Iterable[Any]:
         return () if forming.done() else (ticket,)
@@ -94,7 +93,7 @@ def compare_calls(transport: Transport, timeout: float, report: Report) -> None:
     """
     call = current_call("making a channel")
     ticket, rows = transport.gather(call.encode()[:CALL_BYTES].ljust(CALL_BYTES, b"\0"), call)
-    Waiter(transport, report, timeout, settings.read().stall_seconds).wait((ticket,), -1)
+    Waiter(transport, report, timeout).wait((ticket,), -1)
     calls = [row.tobytes().rstrip(b"\0").decode("utf-8", "replace") for row in rows]
     other = next((rank for rank, one in enumerate(calls) if one != calls[transport.rank]), None)
     if other is not None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from .. import settings
 from ..errors import PeerFailed, PeerFinished, PeerTimeout
 from .base import Notice, Ticket, Transport
 from .calls import current_call
@@ -48,14 +49,15 @@ class Waiter:
         transport: what is polled.
         report: told of waits and stalls.
         timeout: seconds without any progress after which a wait fails.
-        stall_seconds: seconds without progress after which, and again each time after, a stall is reported.
+        stall_seconds: seconds without progress after which a stall is reported, and again after each further so many;
+            None: PUSHSUM_STALL_SECONDS.
     """
 
-    def __init__(self, transport: Polled, report: Report, timeout: float, stall_seconds: float) -> None:
+    def __init__(self, transport: Polled, report: Report, timeout: float, stall_seconds: float | None = None) -> None:
         self._transport = transport
         self._report = report
         self._timeout = timeout
-        self._stall_seconds = stall_seconds
+        self._stall_seconds = settings.read().stall_seconds if stall_seconds is None else stall_seconds
         self._counts_rounds = False
         self.finished: dict[int, Notice] = {}
         """The last notice of every rank that has finished."""

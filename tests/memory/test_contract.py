@@ -12,10 +12,10 @@ import torch
 from gpu.device import needs_cuda
 from memory.emulated import EmulatedDevice, EmulatedMemory
 
+from pushsum_opt.buffers import DeviceBytes, PendingBuffer
 from pushsum_opt.errors import ConfigurationError, LayoutError
 from pushsum_opt.memory.array import ArrayMemory
 from pushsum_opt.memory.host import DTYPES, HostMemory
-from pushsum_opt.memory.late import DeviceBytes, Late
 
 CHUNK_BYTES = 1 << 10
 SHAPES = [(3,), (40, 7), (1,), (700,), (5, 2, 3), (129,)]
@@ -103,7 +103,7 @@ def sent(kind, memory, chunk, slab, **give) -> Any:
 
 
 def bytes_of(buffer):
-    if isinstance(buffer, Late):
+    if isinstance(buffer, PendingBuffer):
         while not buffer.ready():
             pass
         buffer = buffer.data
@@ -116,7 +116,7 @@ def receive(memory, chunk, data):
     """A slab into which a transport has received ``data``."""
     slab = memory.new_slab(chunk.nbytes, chunk.device)
     buffer = memory.wire_buffer(slab, chunk.nbytes)
-    if isinstance(buffer, Late):
+    if isinstance(buffer, PendingBuffer):
         while not buffer.ready():
             pass
         buffer = buffer.data
@@ -460,7 +460,7 @@ def test_closing_gives_the_slabs_back(kind, dtype):
     slab = memory.new_slab(64, memory.chunks[0].device)
     assert len(slab) == 64
     memory.close()
-    if memory.late:
+    if memory.pending_buffers:
         assert slab.memory is None
 
 

@@ -11,9 +11,9 @@ from memory.emulated import NAME, RANK, EmulatedDevice, EmulatedMemory, settle
 
 import pushsum_opt as ps
 from pushsum_opt import memory as memories
+from pushsum_opt.buffers import PendingBuffer
 from pushsum_opt.collectives import averaged
 from pushsum_opt.graphs import Complete, OnePeerExponential, Ring
-from pushsum_opt.memory.late import Late
 from pushsum_opt.memory.staging import AT_LEAST, Staged
 
 SHAPES = [(7,), (300,), (33, 5), (1,), (1000,), (64, 9)]
@@ -182,7 +182,7 @@ def test_a_buffer_is_not_ready_before_the_device_is_done_with_it(direct):
     chunk = memory.chunks[0]
     slab = memory.new_slab(chunk.nbytes, NAME)
     sent = memory.pack(chunk, slab)
-    assert isinstance(sent, Late)
+    assert isinstance(sent, PendingBuffer)
     assert not sent.ready()
     device.synchronize()
     assert sent.ready()

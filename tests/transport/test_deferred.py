@@ -9,7 +9,7 @@ import pytest
 from transport.contract import CONTRACT
 
 from pushsum_opt import testing, transport
-from pushsum_opt.memory.late import Late
+from pushsum_opt.buffers import PendingBuffer
 from pushsum_opt.transport import opening
 from pushsum_opt.transport.deferred import Deferred
 
@@ -40,7 +40,7 @@ class AllLate(Deferred):
 
     def _late(self, buffer):
         questions = self._random.choice((0, 1, 3, 20))
-        return Late(buffer, Countdown(questions)) if questions else buffer
+        return PendingBuffer(buffer, Countdown(questions)) if questions else buffer
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
@@ -69,7 +69,7 @@ def test_nothing_is_sent_before_the_buffer_is_ready():
 
     def sender(channel):
         data = np.zeros(4, np.uint8)
-        ticket = channel.post(Late(data, event), 1, 0, "it")
+        ticket = channel.post(PendingBuffer(data, event), 1, 0, "it")
         for _ in range(5):
             channel.poll(0.0)
         assert not ticket.done
@@ -94,7 +94,7 @@ def test_a_slab_is_not_received_into_while_it_is_still_read():
     def receiver(channel):
         slab = np.full(4, 5, np.uint8)
         event = Countdown(30)
-        ticket = channel.expect(Late(slab, event), 0, 0, "it")
+        ticket = channel.expect(PendingBuffer(slab, event), 0, 0, "it")
         while event.left > 0:
             assert slab.tolist() == [5] * 4
             channel.poll(0.0)
@@ -106,7 +106,7 @@ def test_a_slab_is_not_received_into_while_it_is_still_read():
 
 def test_a_ready_buffer_does_not_overtake_a_late_one_with_the_same_tag_and_does_one_with_another():
     def sender(channel):
-        first = channel.post(Late(np.full(1, 1, np.uint8), Countdown(20)), 1, 0, "first")
+        first = channel.post(PendingBuffer(np.full(1, 1, np.uint8), Countdown(20)), 1, 0, "first")
         second = channel.post(np.full(1, 2, np.uint8), 1, 0, "second")
         other = channel.post(np.full(1, 3, np.uint8), 1, 1, "other")
         until(channel, other)
@@ -126,8 +126,8 @@ def test_a_ready_buffer_does_not_overtake_a_late_one_with_the_same_tag_and_does_
 def test_an_expectation_is_taken_back_before_and_after_it_has_begun():
     def alone(comm):
         channel = Deferred(transport.connect(comm))
-        never = channel.expect(Late(np.zeros(1, np.uint8), Countdown(10**9)), 0, 0, "it")
-        begun = channel.expect(Late(np.zeros(1, np.uint8), None), 0, 1, "it")
+        never = channel.expect(PendingBuffer(np.zeros(1, np.uint8), Countdown(10**9)), 0, 0, "it")
+        begun = channel.expect(PendingBuffer(np.zeros(1, np.uint8), None), 0, 1, "it")
         channel.cancel(never)
         channel.cancel(begun)
         assert channel.under_way == 0
@@ -147,7 +147,7 @@ def test_a_look_asks_one_buffer_of_those_that_must_not_overtake_each_other():
 
     def rank(comm):
         channel = Deferred(transport.connect(comm))
-        tickets = [channel.expect(Late(np.zeros(1, np.uint8), Never()), 0, 7, "it") for _ in range(50)]
+        tickets = [channel.expect(PendingBuffer(np.zeros(1, np.uint8), Never()), 0, 7, "it") for _ in range(50)]
         asked.clear()
         channel.poll(0.0)
         under_way = channel.under_way

@@ -4,7 +4,7 @@ import numpy as np
 from mpi4py import MPI
 from transport.contract import finish, opened
 
-from pushsum_opt.memory.late import DeviceBytes
+from pushsum_opt.buffers import DeviceBytes
 
 comm = MPI.COMM_WORLD
 channel, waiter, _ = opened(comm)

@@ -1,11 +1,11 @@
-"""Buffers that a transport may not touch yet: an accelerator still has to finish with them."""
+"""What a memory hands to a transport beside plain host memory. Neither of the two needs to know the other."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["DeviceBytes", "Event", "Late"]
+__all__ = ["DeviceBytes", "Event", "PendingBuffer"]
 
 
 class Event(Protocol):
@@ -27,14 +27,15 @@ class DeviceBytes:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Late:
-    """A buffer to send or to receive into, and the last thing that an accelerator does with it.
+class PendingBuffer:
+    """A buffer to send or to receive into that an accelerator may still be using.
 
-    Before a send that is the packing; before a receive, the last reader of what was received before.
+    Before a send the accelerator packs it; before a receive it reads what was received there the last time.
     """
 
     data: Any
     last_use: Event | None
+    """When the accelerator has finished with it; None: it has."""
 
     def ready(self) -> bool:
         """Whether the transport may have it; never waits."""
