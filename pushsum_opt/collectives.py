@@ -20,8 +20,9 @@ from .channel.agreement import agree
 from .channel.copying import broadcast_bytes, broadcast_tensors
 from .errors import ConfigurationError
 from .interrupts import held_back
-from .push_sum import PushSum
+from .push_sum import PushSum, push_sum_of, rounds
 from .push_sum.averaging import exact_average
+from .push_sum.member import newest
 
 if TYPE_CHECKING:
     import torch
@@ -201,22 +202,22 @@ def consensus_distance(optimizer: Any) -> float:
 
     0 when all ranks hold the same parameters.
     """
-    push_sum = _push_sum_of(optimizer)
-    push_sum.meet("consensus_distance()")
+    push_sum = optimizer if isinstance(optimizer, PushSum) else push_sum_of(optimizer)
+    rounds.meet(push_sum.member, "consensus_distance()")
     squares = 0.0
-    with push_sum.collective("consensus_distance()"):
-        moments = push_sum.moments()
+    with push_sum.member.collective("consensus_distance()"):
+        moments = push_sum.member.moments()
         for chunk in push_sum.memory.exchanged:
             own = push_sum.memory.values(chunk)
             for place in push_sum.memory.places(chunk, moments):
                 own[place] = 0.0
             mean = own.copy()
-            push_sum.channel.sum(mean, "consensus_distance", round=push_sum.round)
+            push_sum.member.channel.sum(mean, "consensus_distance", round=push_sum.round)
             own -= mean / push_sum.participants
             squares += float(own @ own)
         total = np.array([squares])
-        push_sum.channel.sum(total, "consensus_distance", round=push_sum.round)
-        push_sum.host.sum(total, push_sum.round, "consensus_distance")
+        push_sum.member.channel.sum(total, "consensus_distance", round=push_sum.round)
+        push_sum.member.host.sum(total, push_sum.round, "consensus_distance")
     return float(np.sqrt(total[0] / push_sum.participants))
 
 
@@ -235,9 +236,9 @@ def averaged(push_sum: PushSum, buffers: Mapping[str, Tensor] | None = None) -> 
     Raises:
         MismatchError: on every rank, where shapes or dtypes of buffers differ between ranks.
     """
-    push_sum.settle("averaged()")
+    rounds.await_in_flight(push_sum.member, "averaged()")
     memory = push_sum.memory
-    with push_sum.failing_together(), transport.calling("averaged()"):
+    with push_sum.member.failing_together(), transport.calling("averaged()"):
         memory.refresh()
         tensors = [tensor for tensor in memory.tensors.values() if hasattr(tensor, "detach")]
         places, lent = [], None
@@ -248,8 +249,8 @@ def averaged(push_sum: PushSum, buffers: Mapping[str, Tensor] | None = None) -> 
             lent = LentBuffers(push_sum, buffers)
         kept = [memory.raw(chunk) for chunk in memory.chunks]
     try:
-        with push_sum.lent("averaged()"):
-            with push_sum.collective("averaged()"):
+        with push_sum.member.lifetime.lent("averaged()"):
+            with push_sum.member.collective("averaged()"):
                 _assign_average(push_sum)
                 if lent is not None:
                     lent.average()
@@ -266,18 +267,11 @@ def averaged(push_sum: PushSum, buffers: Mapping[str, Tensor] | None = None) -> 
 
 
 def _assign_average(push_sum: PushSum) -> None:
-    in_flight = push_sum.gossip.in_flight()
+    in_flight = push_sum.member.mode.in_flight()
     memory, weight = push_sum.memory, push_sum.push_weight
-    for chunk, mean in exact_average(push_sum.channel, memory, weight, in_flight, "averaged", push_sum.round):
+    for chunk, mean in exact_average(push_sum.member.channel, memory, weight, in_flight, "averaged", push_sum.round):
         memory.assign(chunk, mean)
-    push_sum.put_together()
-
-
-def _push_sum_of(optimizer: Any) -> PushSum:
-    push_sum = getattr(optimizer, "push_sum", optimizer)
-    if not isinstance(push_sum, PushSum):
-        raise ConfigurationError(f"expected a PushSumOptimizer or a PushSum, got {type(optimizer).__name__}")
-    return push_sum
+    rounds.reassemble(push_sum.member)
 
 
 # ---------------------------------------------------------------------- which channel, which weight
@@ -308,7 +302,5 @@ def together(comm: Any, call: str) -> Iterator[Channel]:
 
 
 def _newest_data_weight(comm: Any) -> float:
-    push_sum = PushSum.newest(world.communicator(comm))
-    if push_sum is None:
-        return 1.0
-    return push_sum.data_weight
+    member = newest(world.communicator(comm))
+    return 1.0 if member is None else member.data_weight

@@ -60,12 +60,12 @@ class LentBuffers:
             return
         floating = {name: buffer for name, buffer in buffers.items() if tensor_kinds.is_averageable(buffer)}
         form = {name: tensor_kinds.described(buffer) for name, buffer in floating.items()}
-        with push_sum.failing_together(), calling("averaged()"):
-            for channel in (*push_sum.host.channels, push_sum.channel):
+        with push_sum.member.failing_together(), calling("averaged()"):
+            for channel in (*push_sum.member.host.channels, push_sum.member.channel):
                 agree(channel, form, fix=REPLACED)
             parts = [part for buffer in floating.values() for part in tensor_kinds.plain_parts(buffer) or ()]
             # Elements that are expanded are averaged once; not with lanes, which would have to agree as well.
-            alike = push_sum.host.lanes == 1 and copying.alike_everywhere(push_sum.channel, parts)
+            alike = push_sum.member.host.lanes == 1 and copying.alike_everywhere(push_sum.member.channel, parts)
         for buffer in floating.values():
             for part in tensor_kinds.plain_parts(buffer) or ():
                 self._lent.append((buffer, copying.once(part) if alike else part))
@@ -83,9 +83,9 @@ class LentBuffers:
         values = held.resolve_conj().resolve_neg()
         real = torch.view_as_real(values) if values.is_complex() else values
         total = real.double().cpu().contiguous().clone().numpy().reshape(-1) * push_sum.initial_weight
-        total *= push_sum.host.share
-        push_sum.host.sum(total, push_sum.round, "averaged")
-        push_sum.channel.sum(total, "averaged", round=push_sum.round)
+        total *= push_sum.member.host.share
+        push_sum.member.host.sum(total, push_sum.round, "averaged")
+        push_sum.member.channel.sum(total, "averaged", round=push_sum.round)
         mean = torch.from_numpy(total / push_sum.participants).reshape(real.shape)
         copying.write(buffer, held, (torch.view_as_complex(mean) if values.is_complex() else mean).to(values.dtype))
 

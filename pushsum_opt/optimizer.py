@@ -3,44 +3,31 @@
 from __future__ import annotations
 
 import functools
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
-from . import _torch_compat, combinations, ending, world
+from . import _torch_compat, combinations
 from .algorithms import Algorithm, Gossip
 from .algorithms.join import Join
 from .arguments import Adaptive, Buffers, Communicator, DType, GraphLike, Nonfinite, Staleness, WithinHost
-from .channel.agreement import agree
-from .errors import ConfigurationError, LayoutError
-from .hosts import Hosts, Participant
-from .log import log
-from .push_sum import PushSum
-from .start import line as start_line
+from .push_sum import PushSum, rounds
 from .transport import calling
-from .wrapped import adaptive as adam
-from .wrapped import points
-from .wrapped.calls import call_step, call_zero_grad
-from .wrapped.finding import Finder
+from .wrapped import beginning, points, state
+from .wrapped.calls import call_zero_grad
 from .wrapped.host_gradients import HostGradients
-from .wrapped.loading_state import load_state
+from .wrapped.local_step import LocalStep
 from .wrapped.model_state import check_rank, copy_to_host, watched
-from .wrapped.precision import amp_scaling
+from .wrapped.parts import Parts, check_arguments
 from .wrapped.putting_back import put_back
-from .wrapped.rates import scale_with_rates, scaled_rates
-from .wrapped.start import copy_start
-from .wrapped.tensors import Tensors
 from .wrapped.watching import Watch
 
 __all__ = ["PushSumOptimizer"]
 
-KEY = "push_sum"
-NAME = "PushSumOptimizer(...)"
+CONSTRUCTION = "PushSumOptimizer(...)"
 
 
 class PushSumOptimizer(torch.optim.Optimizer):
@@ -124,7 +111,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         timeout: float = 1800.0,
         rate_correction: bool = False,
     ) -> None:
-        _check_arguments(optimizer, model, within_host, gossip_every, algorithm, buffers)
+        check_arguments(optimizer, model, within_host, gossip_every, algorithm, buffers)
         combinations.refuse(
             comm,
             model=model,
@@ -134,68 +121,42 @@ class PushSumOptimizer(torch.optim.Optimizer):
             buffers=buffers,
             gossip_state=points.check_names(gossip_state),
         )
-        self._inner = optimizer
         self.model = model
+        self._parts = parts = Parts(optimizer, model, buffers, gossip_state, adaptive)
         _torch_compat.make_hook_tables(self)
-        self._buffers = buffers or ("local" if model is None else "average")
-        names = points.check_names(gossip_state)
-        correct = adam.check(adaptive, optimizer, names)
-        self._points = points.Points(optimizer, names, adam.moments_of(correct))
-        self._corrected = adam.Corrected(optimizer, self._points) if correct else None
-        self._tensors = Tensors(optimizer, model, with_buffers=self._buffers == "gossip", points=self._points)
-        self._finder: Finder | None = None
+        self._algorithm = Gossip() if algorithm is None else algorithm
         self._gossip_every = gossip_every
         self._steps = 0
+        self._within_host = within_host
         self._joining: Join | None = None
         self.companions: list[Any] = []
         """What must live as long as this does, such as a Saver."""
-        self._algorithm = Gossip() if algorithm is None else algorithm
-        host: Participant | None = None
-        if within_host is not None:
-            with calling(NAME):
-                host = hosts = _make_hosts(within_host, comm, data_weight, timeout)
-            comm, data_weight = hosts.gossip_comm, hosts.data_weight
-        self._within_host = within_host
-        with calling(NAME):
+        with calling(CONSTRUCTION):
+            host = None if within_host is None else beginning.make_hosts(within_host, comm, data_weight, timeout)
             self.push_sum = PushSum(
-                self._tensors.exchanged,
+                parts.tensors.exchanged,
                 graph=graph,
                 staleness=staleness,
-                data_weight=data_weight,
+                data_weight=data_weight if host is None else host.data_weight,
                 wire_dtype=wire_dtype,
                 nonfinite=nonfinite,
-                comm=comm,
+                comm=comm if host is None else host.gossip_comm,
                 timeout=timeout,
                 rate_correction=rate_correction,
                 host=host,
                 owner=self,
             )
-            self._host_gradients: HostGradients | None = None
-            if within_host == "gradients":
-                self._host_gradients = HostGradients(self.push_sum, self._tensors)
-                self.push_sum.before_close(self._host_gradients.close)
-        with self.push_sum.failing_together(), calling(NAME):
-            self._start_alike()
-            found = start_line.hosts(self.push_sum.channel, torch.get_num_threads(), self.push_sum.host.lanes)
-        if self.push_sum.first:
-            moments = None if self._corrected is None else self._corrected.nbytes()
-            log.info("%s", start_line.compose(self.push_sum, found, has_model=model is not None, moments=moments))
-            self._warn_about_set_up()
-            crowd = start_line.crowded_links(self.push_sum, found) if within_host is None else None
-            if crowd is not None:
-                log.warning("%s", crowd)
-            if self._tensors.left_out:
-                named = "; ".join(f"{name} {why}" for name, why in self._tensors.left_out.items())
-                log.info("buffers that stay on each rank, and are not mixed: %s", named)
+            self._host_gradients = HostGradients(self.push_sum, parts.tensors) if within_host == "gradients" else None
+        with self.push_sum.member.failing_together(), calling(CONSTRUCTION):
+            settings = {"gossip_every": str(gossip_every), "within_host": repr(within_host)}
+            beginning.start_alike(parts, self.push_sum, self._algorithm, settings)
+            beginning.announce(parts, self.push_sum, within_host)
+        if self.push_sum.member.speaks:
+            beginning.warn_about_set_up(parts, self.push_sum.participants, within_host)
         # Nothing here may hold this wrapper: it is to be known as soon as the user has dropped it.
-        taken_in = (lambda: None) if self._host_gradients is None else self._host_gradients.look_again
-        self._watch = Watch(optimizer, self._tensors, self.push_sum, taken_in)
-        if self.push_sum.participants > 1:
-            # Every rank signs its first step; rank 0 speaks for all.
-            speak = partial(_warn_about_shards, self.push_sum.rank) if self.push_sum.first else (lambda peer: None)
-            self.push_sum.watch_first_step(speak)  # it must not hold this wrapper: the push-sum outlives it
-            if self.push_sum.first:
-                self._finder = Finder(self._tensors.named_parameters, self._points.names)
+        self._watch = Watch(optimizer, parts.tensors, self.push_sum, self._host_gradients)
+        self._local = LocalStep(parts, self.push_sum, self._watch, self._host_gradients)
+        beginning.watch_first_step(self.push_sum)
 
     # ------------------------------------------------------------------ the algorithm
 
@@ -221,7 +182,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         if self._steps % self._gossip_every == 0:
             self._gossip_round()  # give shares away, merge what arrived, z = x / w
         else:
-            self.push_sum.put_together()
+            rounds.reassemble(self.push_sum.member)
         return loss
 
     def gossip(self) -> None:
@@ -229,9 +190,9 @@ class PushSumOptimizer(torch.optim.Optimizer):
 
         Ranks of a host leave out the same steps.
         """
-        self._watch_parameters()
+        self._local.look_at_parameters()
         if self._host_gradients is not None:
-            self._host_gradients.settle("gossip()")
+            self._host_gradients.average_now("gossip()")
         self._gossip_round("gossip()")
 
     def synchronize(self) -> None:
@@ -241,7 +202,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         :meth:`step` does not average them again. Otherwise there is nothing to do, and nothing is done.
         """
         if self._host_gradients is not None:
-            self._host_gradients.settle("synchronize()")
+            self._host_gradients.average_now("synchronize()")
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -259,59 +220,8 @@ class PushSumOptimizer(torch.optim.Optimizer):
             yield
 
     def _local_step(self, closure: Callable[[], Any] | None, args: Any = (), kwargs: Any = None) -> Any:
-        self._watch_parameters()
-        self._refuse_lost_parameters()
-        inside = self._host_gradients
-        settle = inside.settle if inside is not None and not callable(closure) else None
-        if self._points.names:
-            self._adopt_points()
-        with self._scaled_step(), self.push_sum.stepping():
-            corrects = self._corrected is not None and self._corrected.active
-            with amp_scaling(self, self.optimizer, settle, by_hand=corrects) as skip:
-                if callable(closure) and inside is not None:
-                    closure = inside.closure(closure)
-                loss = None if skip else self._update(closure, args, kwargs or {})
-            if self._points.names:
-                self._adopt_points()
-        if self._finder is not None:
-            self._look_for_points()
-        return loss
-
-    def _update(self, closure: Callable[[], Any] | None, args: Any, kwargs: dict[str, Any]) -> Any:
-        if self._corrected is None:
-            return call_step(self.optimizer, closure, args, kwargs)
-        return self._corrected.step(closure, args, kwargs, self.push_sum.step_factor(self._scale()))
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _watch_parameters(self) -> None:
-        self._watch.look()
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _adopt_points(self) -> None:
-        if not self._points.names:
-            return
-        with self.push_sum.failing_together():
-            self._points.adopt()
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _look_for_points(self) -> None:
-        if self._finder is not None and self._finder.step_taken(self.optimizer):
-            if self._finder.found:
-                log.warning("%s", self._finder.advice())
-            self._finder = None
-
-    def _scaled_step(self) -> AbstractContextManager[None]:
-        """Return a context in which a step moves x by a_i dz, as in the paper."""
-        factor = self.push_sum.step_factor(self._scale())
-        if factor == 1.0:
-            return nullcontext()
-        if not self._points.points and scale_with_rates(self.optimizer):  # a rate may move points in another way
-            return scaled_rates(self.optimizer, factor)
-        scaled = self.push_sum.local_step(self._scale())
-        return scaled if self._corrected is None else self._corrected.keeping_moments(scaled)
-
-    def _scale(self) -> float:
-        return 1.0 if self._joining is None else self._joining.scale
+        scale = 1.0 if self._joining is None else self._joining.scale
+        return self._local.make(self, scale, closure, args, kwargs or {})
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _gossip_round(self, call: str = "step()") -> None:
@@ -321,8 +231,8 @@ class PushSumOptimizer(torch.optim.Optimizer):
             self._plain_round()
 
     def _plain_round(self) -> None:
-        if self._corrected is not None:
-            self._corrected.ageing.round_begins(self.push_sum.round)
+        if self._parts.corrected is not None:
+            self._parts.corrected.ageing.round_begins(self.push_sum.round)
         self._algorithm.round(self.push_sum, self.param_groups)
 
     # For a GradScaler: call step() always, see wrapped/precision.py.
@@ -333,17 +243,12 @@ class PushSumOptimizer(torch.optim.Optimizer):
     @property
     def optimizer(self) -> torch.optim.Optimizer:
         """The wrapped optimizer. Another one may take its place: what that one steps is exchanged from then on."""
-        return self._inner
+        return self._parts.optimizer
 
     @optimizer.setter
     def optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        _check_wrappable(optimizer)
-        if self._corrected is not None:
-            adam.check("corrected", optimizer, self._points.points)
-            self._corrected.follow(optimizer)
-        self._inner = optimizer
-        for part in (self._tensors, self._points, self._watch):
-            part.optimizer = optimizer
+        self._parts.follow(optimizer)
+        self._watch.optimizer = optimizer
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -389,8 +294,8 @@ class PushSumOptimizer(torch.optim.Optimizer):
             MismatchError: the ranks add different tensors; none of them is exchanged.
             CallOrderError: inside ``averaged()`` or ``join()``; nothing is added.
         """
-        self.push_sum.refuse_if_on_loan("add_param_group()")  # before the wrapped optimizer has it
-        self.push_sum.refuse_out_of_step("add_param_group()")
+        self.push_sum.member.lifetime.refuse_if_on_loan("add_param_group()")  # before the wrapped optimizer has it
+        self.push_sum.member.lifetime.refuse_out_of_step("add_param_group()")
         self.optimizer.add_param_group(param_group, *args, **kwargs)
         self._watch.add("add_param_group()")
 
@@ -411,18 +316,9 @@ class PushSumOptimizer(torch.optim.Optimizer):
         and are not due.
         """
         _torch_compat.run_state_dict_pre_hooks(self)
-        own: dict[str, Any] = {"steps": self._steps, "algorithm": self._algorithm.state_dict()}
-        if self._corrected is not None:
-            own["moments"] = self._corrected.ageing.state()
-        inner = self.optimizer.state_dict()
-        if not isinstance(inner, Mapping):
-            raise TypeError(
-                f"rank {self.push_sum.rank}: {type(self.optimizer).__name__}.state_dict() returned a "
-                f"{type(inner).__name__}: expected a dict, as torch.optim.Optimizer returns. Let it return one, such "
-                "as {'optimizers': ...}, and let load_state_dict() take it"
-            )
-        state = {**inner, KEY: {**self.push_sum.state(), **own}}
-        return _torch_compat.run_state_dict_post_hooks(self, state)
+        own = {"steps": self._steps, "algorithm": self._algorithm.state_dict()}
+        found = state.state(self._parts, self.push_sum, own)
+        return _torch_compat.run_state_dict_post_hooks(self, found)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned, here or on a plain optimizer. Local; do it on every rank.
@@ -431,24 +327,17 @@ class PushSumOptimizer(torch.optim.Optimizer):
         a warning says so where anything is lost by that. Nothing is where this rank's own state had w = a_i and nothing
         in flight (synchronous, on a graph whose shares sum to 1 on both sides): then the run goes on bit for bit.
         :func:`pushsum_opt.checkpoint.load` is collective, and continues every run exactly.
+
+        Raises:
+            CheckpointError: a newer release saved the state, in a format that this one does not know; nothing is
+                loaded.
         """
         state_dict = _torch_compat.run_load_state_dict_pre_hooks(self, dict(state_dict))
-        mass = state_dict.pop(KEY, None)
-        load_state(self.optimizer, state_dict)
-        self._steps = 0 if mass is None else mass.get("steps", 0)
-        self._algorithm.load_state_dict({} if mass is None else mass.get("algorithm", {}))
-        if self._corrected is not None:
-            self._corrected.ageing.load_state({} if mass is None else mass.get("moments", {}))
-        reason = self.push_sum.load_state(mass)
-        self._adopt_points()
-        if reason is not None:
-            log.warning(
-                "rank %d: the optimizer's state was loaded, but %s: this rank starts with push weight %.6g. Fine if "
-                "every rank loads the same model; to continue a run exactly, use pushsum_opt.checkpoint.save and load",
-                self.push_sum.rank,
-                reason,
-                self.push_sum.push_weight,
-            )
+        saved = state_dict.pop(state.KEY, None)
+        state.load(self._parts, self.push_sum, state_dict, saved)
+        self._steps = 0 if saved is None else saved.get("steps", 0)
+        self._algorithm.load_state_dict({} if saved is None else saved.get("algorithm", {}))
+        self._local.adopt_points()
         _torch_compat.run_load_state_dict_post_hooks(self)
 
     def __repr__(self) -> str:
@@ -483,12 +372,12 @@ class PushSumOptimizer(torch.optim.Optimizer):
     @property
     def buffers(self) -> str:
         """What happens to floating buffers: "local", "average" or "gossip"."""
-        return self._buffers
+        return self._parts.buffers
 
     @property
     def points(self) -> list[str]:
         """Names of the exchanged tensors that are optimizer state, as ``gossip_state`` asks for, and no parameters."""
-        return self._points.among(self.push_sum.memory.tensors)
+        return self._parts.points.among(self.push_sum.memory.tensors)
 
     def stats(self) -> dict[str, float]:
         """Return plain floats to log; local and cheap. See :meth:`PushSum.stats`."""
@@ -507,11 +396,12 @@ class PushSumOptimizer(torch.optim.Optimizer):
 
     @contextmanager
     def _average(self) -> Iterator[None]:
-        self._watch_parameters()
-        self._adopt_points()
-        beside = None if self._buffers == "local" else self._tensors.averaged_buffers
-        average = points.averaged(self.optimizer, self.push_sum, beside, self._points)
-        with average, put_back(self.model, buffers=self._buffers != "local"):
+        self._local.look_at_parameters()
+        self._local.adopt_points()
+        parts, with_buffers = self._parts, self.buffers != "local"
+        beside = parts.tensors.averaged_buffers if with_buffers else None
+        average = points.averaged(parts.optimizer, self.push_sum, beside, parts.points)
+        with average, put_back(self.model, buffers=with_buffers):
             yield
 
     def averaged_state_dict(self, rank: int | None = 0) -> dict[str, Any] | None:
@@ -528,7 +418,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         push_sum = self.push_sum
         check_rank(rank, push_sum.rank, push_sum.size)
         with self._average():
-            held = self._tensors.named_parameters if self.model is None else self.model.state_dict()
+            held = self._parts.tensors.named_parameters if self.model is None else self.model.state_dict()
             return copy_to_host(held, wanted=rank is None or rank == push_sum.rank)
 
     @contextmanager
@@ -567,100 +457,3 @@ class PushSumOptimizer(torch.optim.Optimizer):
 
     def __exit__(self, *exc: Any) -> None:
         self.push_sum.__exit__(*exc)
-
-    # ------------------------------------------------------------------ the start
-
-    @torch.inference_mode(False)  # the state that is made here is written to by steps outside of it
-    def _start_alike(self) -> None:
-        """Rank 0's parameters, buffers and optimizer state reach every rank that differs."""
-        settings = {
-            "gossip_every": str(self._gossip_every),
-            "algorithm": repr(self._algorithm),
-            "buffers": repr(self._buffers),
-            "within_host": repr(self._within_host),
-            "gossip_state": repr(self._points.points),
-            "adaptive": repr("plain" if self._corrected is None else "corrected"),
-        }
-        # First inside every host, then between hosts: rank 0's values reach all.
-        for channel in (*self.push_sum.host.replicas, self.push_sum.channel):
-            agree(channel, settings)
-            copy_start(channel, self.optimizer, self._tensors.all)
-        self._points.adopt()
-        if self._corrected is not None:
-            self._corrected.bind(self.push_sum)
-        self._algorithm.bind(self.push_sum, self.param_groups)
-        self._algorithm.bound = True
-
-    def _warn_about_set_up(self) -> None:
-        size = self.push_sum.participants
-        if size == 1:
-            return
-        if isinstance(self.optimizer, torch.optim.LBFGS):
-            warnings.warn(
-                f"LBFGS on {size} ranks: its curvature pairs see the gossip between steps, which is not the change "
-                "that its gradients explain; prefer a first-order optimizer",
-                stacklevel=3,
-            )
-        parallel = isinstance(self.model, nn.parallel.DistributedDataParallel) and self._within_host is None
-        if parallel and torch.distributed.get_world_size() == size:
-            warnings.warn(
-                f"the model is wrapped in DistributedDataParallel over the same {size} ranks: gradients are averaged "
-                "by all-reduce and parameters again by gossip. Use one of the two",
-                stacklevel=3,
-            )
-
-    def _refuse_lost_parameters(self) -> None:
-        lost = self._tensors.lost()
-        if lost:
-            with self.push_sum.failing_together():
-                raise LayoutError(
-                    f"rank {self.push_sum.rank}, round {self.round}: the model no longer holds the parameters that are "
-                    f"optimized: {', '.join(lost[:5])}{' ...' if len(lost) > 5 else ''}. They were replaced, as "
-                    "load_state_dict(assign=True) does; training would change tensors that nobody uses. Load with "
-                    "assign=False, or make the optimizer and wrap it afterwards"
-                )
-
-
-def _warn_about_shards(rank: int, peer: int) -> None:
-    log.warning(
-        "rank %d: its first local step and rank %d's are equal, bit for bit: both train on the same data. Give each "
-        "rank its own shard: DistributedSampler(dataset, num_replicas=ps.size(), rank=ps.rank())",
-        rank,
-        peer,
-    )
-
-
-def _make_hosts(within_host: str, comm: Any, data_weight: float, timeout: float) -> Hosts:
-    """Collective. Return this rank's host and lane."""
-    comm = world.communicator(comm)
-    ending.stop_all_on_error()
-    return Hosts(comm, data_weight=data_weight, sharded=within_host == "fsdp", timeout=timeout)
-
-
-def _check_wrappable(optimizer: Any) -> None:
-    if isinstance(optimizer, PushSumOptimizer):
-        raise TypeError("optimizer is wrapped already: expected the torch optimizer inside, optimizer.optimizer")
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        kind = type(optimizer).__name__
-        raise TypeError(
-            f"optimizer: expected a torch.optim.Optimizer, got {kind}. If it wraps an optimizer, make its class a "
-            "subclass of torch.optim.Optimizer"
-        )
-
-
-def _check_arguments(
-    optimizer: Any, model: Any, within_host: Any, gossip_every: Any, algorithm: Any, buffers: Any
-) -> None:
-    _check_wrappable(optimizer)
-    if model is not None and not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module or None, got {type(model).__name__}")
-    if within_host not in (None, "gradients", "ddp", "fsdp"):
-        raise ConfigurationError(f"within_host={within_host!r}: expected 'gradients', 'ddp', 'fsdp' or None")
-    if isinstance(gossip_every, bool) or not isinstance(gossip_every, int) or gossip_every < 1:
-        raise ConfigurationError(f"gossip_every={gossip_every!r}: expected an int of at least 1")
-    if algorithm is not None and not isinstance(algorithm, Algorithm):
-        raise ConfigurationError(f"algorithm={algorithm!r}: expected one of pushsum_opt.algorithms, or None")
-    if algorithm is not None and algorithm.bound:
-        raise ConfigurationError(f"algorithm={algorithm!r} belongs to another optimizer: make a new one for each")
-    if buffers not in (None, "local", "average", "gossip"):
-        raise ConfigurationError(f"buffers={buffers!r}: expected 'local', 'average', 'gossip' or None")

@@ -49,6 +49,7 @@ ROOMS = (
     "world",
     "settings",
     "_torch_compat",
+    "_deprecate",
     "installed",
     "environment",
     "processes",

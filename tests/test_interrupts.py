@@ -14,7 +14,7 @@ import pushsum_opt as ps
 from pushsum_opt import collectives, testing
 from pushsum_opt.errors import CheckpointError, ClosedError, PeerFailed, PeerFinished
 from pushsum_opt.interrupts import held_back
-from pushsum_opt.push_sum import push_sum
+from pushsum_opt.push_sum import closing, rounds
 from pushsum_opt.wrapped import putting_back
 
 # Where it hits a generator that is being thrown away, Python itself drops it.
@@ -64,7 +64,7 @@ def none_comes():
 @pytest.fixture(autouse=True)
 def hold_back(monkeypatch):
     """In the threads of ranks nothing is held back, as Python calls no handlers there; ours is one."""
-    for module in (collectives, push_sum, putting_back):
+    for module in (collectives, closing, rounds, putting_back):
         monkeypatch.setattr(module, "held_back", none_comes)
 
 
@@ -96,14 +96,14 @@ def test_interrupt_at_any_point_of_an_exact_average_leaves_all_tensors_before_or
                     core.average()
             except KeyboardInterrupt:
                 came = True
-                if not core.failed and core.round == 0:
+                if not core.member.failed and core.round == 0:
                     core.average()  # nothing had begun: this rank is where the others wait for it
             except PeerFailed as error:
                 assert "interrupted" in str(error)
             found = {float(value) for tensor in tensors for value in tensor}
             assert found in ({comm.rank + 1.0}, {1.5}), f"torn by interrupt {number}: {found}"
             assert core.round == (1 if found == {1.5} else 0)
-            if core.failed and comm.rank == INTERRUPTED:
+            if core.member.failed and comm.rank == INTERRUPTED:
                 with pytest.raises(ClosedError, match="Its own tensors are whole"):
                     core.mix()
             return came
@@ -135,7 +135,7 @@ def test_interrupt_at_any_point_of_averaged_leaves_what_the_tensors_held(monkeyp
                 pass  # the other rank was interrupted before the call began, and has left
             found = {float(value) for held in model.state_dict().values() for value in held.reshape(-1)}
             assert found == {comm.rank + 1.0}, f"torn by interrupt {number}"
-            assert optimizer.push_sum.on_loan is None
+            assert optimizer.push_sum.member.lifetime.on_loan is None
             return came
 
         return testing.run(2, run, timeout=60.0)[INTERRUPTED]
@@ -227,8 +227,8 @@ def test_interrupt_while_a_rank_saves_ends_the_exchange_on_all(tmp_path):
                     ps.checkpoint.save(tmp_path, optimizer)
             except KeyboardInterrupt:
                 came = True
-                if not optimizer.push_sum.failed:  # before or after all that ranks do together
-                    optimizer.push_sum.fail(KeyboardInterrupt())
+                if not optimizer.push_sum.member.failed:  # before or after all that ranks do together
+                    optimizer.push_sum.member.fail(KeyboardInterrupt())
             except PeerFailed as error:
                 assert "interrupted" in str(error)
             except CheckpointError:

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import combinations
 from ..channel.meeting import Meeting
-from ..push_sum import PushSum
+from ..push_sum import PushSum, rounds
 from ..transport import Ticket, calling
 
 __all__ = ["Join"]
@@ -54,8 +54,8 @@ class Join:
         return self._push_sum.participants / self._active if self._divide and self._active else 1.0
 
     def __enter__(self) -> Join:
-        self._push_sum.meet("join()")
-        self._apart = self._push_sum.apart("join()")
+        rounds.meet(self._push_sum.member, "join()")
+        self._apart = self._push_sum.member.lifetime.apart("join()")
         self._apart.__enter__()
         return self
 
@@ -85,14 +85,14 @@ class Join:
     def _roam(self) -> None:
         """Gossip until every rank has left the block."""
         push_sum = self._push_sum
-        with push_sum.failing_together():
-            everyone = Meeting(push_sum.transport, "the end of join()", -1)
+        with push_sum.member.failing_together():
+            everyone = Meeting(push_sum.member.transport, "the end of join()", -1)
         while not everyone.ticket.done:
             self._round()
-            with push_sum.failing_together():
-                push_sum.transport.poll(NAP)
-                push_sum.channel.hear()
-        with push_sum.failing_together():
+            with push_sum.member.failing_together():
+                push_sum.member.transport.poll(NAP)
+                push_sum.member.channel.hear()
+        with push_sum.member.failing_together():
             everyone.check()
 
     def round_begins(self) -> None:
@@ -100,11 +100,11 @@ class Join:
         push_sum = self._push_sum
         if not self._in_step or push_sum.size == 1 or push_sum.round % EVERY:
             return
-        with push_sum.failing_together(), calling("step()" if self._active_here else "the end of join()"):
+        with push_sum.member.failing_together(), calling("step()" if self._active_here else "the end of join()"):
             if self._count is not None:
                 ticket, total = self._count
-                push_sum.channel.wait((ticket,), push_sum.round)
+                push_sum.member.channel.wait((ticket,), push_sum.round)
                 self._active = float(total[0])
             if self._active:
                 total = np.array([push_sum.initial_weight if self._active_here else 0.0])
-                self._count = push_sum.transport.sum(total, "a count of the ranks with batches"), total
+                self._count = push_sum.member.transport.sum(total, "a count of the ranks with batches"), total

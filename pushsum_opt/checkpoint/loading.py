@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ..interrupts import held_back
 from ..log import log
-from ..push_sum import PushSum
+from ..push_sum import PushSum, push_sum_of, rounds
 from . import directory as directories
 from .directory import Manifest, read_part
 from .part import KEY, Companions, check_fits, place, restore
-from .together import push_sum_of, raise_alike, sum_over_job, try_together
+from .together import raise_alike, sum_over_job, try_together
 from .weighted import WeightedSum, mass_of
 
 __all__ = ["Resumed", "find", "load", "load_from"]
@@ -71,7 +71,7 @@ def load(
     """
     push_sum = push_sum_of(optimizer)
     root = Path(directory)
-    with push_sum.ending_together(), push_sum.during("checkpoint.load()"):
+    with push_sum.member.ending_together(), push_sum.member.during("checkpoint.load()"):
         found = find(push_sum, root)
         if found is None:
             raise_alike(push_sum, "loading", {0: str(directories.missing(root))})
@@ -80,10 +80,10 @@ def load(
 
 def find(push_sum: PushSum, root: Path) -> tuple[Path, Manifest] | None:
     """Collective. Return rank 0's answer to which checkpoint is the newest; messages in flight are merged first."""
-    push_sum.drain(call="checkpoint.load()")
+    rounds.drain(push_sum.member, "checkpoint.load()")
 
     def look() -> list[str] | None:
-        found = directories.locate(root) if push_sum.first else None
+        found = directories.locate(root) if push_sum.member.speaks else None
         return None if found is None else [str(found[0]), found[1].to_json()]
 
     answer = try_together(push_sum, "loading", look)[0]
@@ -115,7 +115,7 @@ def load_from(found: tuple[Path, Manifest], optimizer: Any, companions: Companio
             restore(part, optimizer, companions, random=exact)
 
     try_together(push_sum, "loading", put_back)
-    if push_sum.first:
+    if push_sum.member.speaks:
         how = "exactly" if exact else f"on {push_sum.size} ranks, each from the average of {manifest.size}"
         log.info("resumed %s from %s in round %d", how, path, push_sum.round)
     return Resumed(path, push_sum.round, exact, part["extra"])

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import tensor_kinds
 from ..channel import copying
 from ..errors import CallOrderError, CheckpointError
-from ..push_sum import PushSum
+from ..push_sum import PushSum, saving
 from . import randomness
 from .code import with_code, without_code
 from .devices import keep_dtypes, where_it_was
@@ -64,9 +64,10 @@ def capture(optimizer: Any, companions: Companions, extra: Any) -> dict[str, Any
     has what is exchanged and not in the model; ``points`` names what of that is optimizer state.
     """
     push_sum = optimizer.push_sum
-    if push_sum.on_loan is not None:
+    block = push_sum.member.lifetime.on_loan
+    if block is not None:
         raise CallOrderError(
-            f"rank {push_sum.rank}, round {push_sum.round}: a checkpoint inside {push_sum.on_loan}: the model holds "
+            f"rank {push_sum.rank}, round {push_sum.round}: a checkpoint inside {block}: the model holds "
             "the average over ranks there, not this rank's own state. Save outside of the block"
         )
     exchanged = push_sum.memory.tensors
@@ -83,7 +84,7 @@ def capture(optimizer: Any, companions: Companions, extra: Any) -> dict[str, Any
         "size": push_sum.size,
         "round": push_sum.round,
         "place": place(push_sum),
-        "share": push_sum.host.share,
+        "share": push_sum.member.host.share,
         "buffers": optimizer.buffers,
         "layout": push_sum.memory.layout.hex(),
         "model": {} if optimizer.model is None else optimizer.model.state_dict(),
@@ -100,7 +101,7 @@ def capture(optimizer: Any, companions: Companions, extra: Any) -> dict[str, Any
 
 def place(push_sum: PushSum) -> list[int]:
     """Return (participant in the gossip, lane, lanes) of this rank: (rank, 0, 1), unless a host is one participant."""
-    return [push_sum.participant, push_sum.host.lane, push_sum.host.lanes]
+    return [push_sum.participant, push_sum.member.host.lane, push_sum.member.host.lanes]
 
 
 def _names(model: torch.nn.Module | None, exchanged: Mapping[str, Tensor]) -> dict[str, str]:
@@ -187,7 +188,7 @@ def restore(part: Mapping[str, Any], optimizer: Any, companions: Companions, *, 
     if optimizer.model is not None:
         _load_model(optimizer.model, part["model"])
     present = optimizer.optimizer.state_dict()
-    with optimizer.push_sum.restoring():
+    with saving.restoring_exactly(optimizer.push_sum.member):
         optimizer.load_state_dict(with_code(where_it_was(part["optimizer"], present), present))
     keep_dtypes(optimizer.optimizer, part["optimizer"])
     # After the optimizer's state, which points in parameter space are a part of: theirs may be an average.

@@ -13,13 +13,13 @@ from typing import Any
 
 from ..errors import CheckpointError, ConfigurationError
 from ..log import log
+from ..push_sum import push_sum_of
 from ..transport import calling
 from .batches import Batches, Places
 from .loading import find, load_from
 from .part import Companions
 from .saving import save
 from .signals import Signals
-from .together import push_sum_of
 from .votes import Verdict, Votes
 
 __all__ = ["REQUEUE", "Saver"]
@@ -107,7 +107,7 @@ class Saver:
         self._places = Places()
         self._closed = False
         # The push-sum outlives the optimizer where that is dropped, so it must hold neither the optimizer nor this.
-        self._push_sum.before_close(partial(_close, weakref.ref(self), self._votes, self._signals))
+        self._push_sum.member.before_close.append(partial(_close, weakref.ref(self), self._votes, self._signals))
         if optimizer is not self._push_sum:
             optimizer.companions.append(self)
 
@@ -126,14 +126,14 @@ class Saver:
         Raises:
             CheckpointError: see :func:`~pushsum_opt.checkpoint.load`.
         """
-        with self._push_sum.ending_together():
+        with self._push_sum.member.ending_together():
             found = find(self._push_sum, self._directory)
             if found is None:
                 return None
             resumed = load_from(found, self._optimizer, Companions(**self._beside))
         self._saved_round = self._push_sum.round
         extra = dict(resumed.extra or {})
-        if resumed.exact and PLACES not in extra and self._push_sum.first:
+        if resumed.exact and PLACES not in extra and self._push_sum.member.speaks:
             log.info(
                 "it was saved without a loop over saver.batches(loader). If the script passes over the batches of a "
                 "DataLoader that it has seen, random draws differ from those of a run that was never stopped"
@@ -173,7 +173,7 @@ class Saver:
             CheckpointError: the state could not be saved; the same on every rank.
         """
         self._extra = extra
-        if self._push_sum.out_of_step is not None:
+        if self._push_sum.member.lifetime.out_of_step is not None:
             return
         self._steps += 1
         due = self._is_due()
@@ -217,7 +217,7 @@ class Saver:
 
     def _stop(self, verdict: Verdict) -> None:
         path = self.save(**self._extra)
-        if self._push_sum.first:
+        if self._push_sum.member.speaks:
             why = self._signals.received or f"the wish of {verdict.stop} ranks"
             log.info("stopped by %s in round %d: saved %s; exit code %d", why, self._push_sum.round, path, REQUEUE)
         self._end()

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from ..errors import CheckpointError, ConfigurationError
-from ..push_sum import PushSum
+from ..push_sum import PushSum, push_sum_of, rounds
 from . import directory as directories
 from .directory import Manifest, file_of
 from .files import save_tensors
 from .part import Companions, capture
-from .together import push_sum_of, try_together
+from .together import try_together
 from .trying import try_loading
 
 __all__ = ["save"]
@@ -65,18 +65,18 @@ def save(
         raise ConfigurationError(f"keep={keep!r}: expected an int of at least 1, or None for all")
     root = Path(directory)
     companions = Companions(scaler, scheduler, also)
-    push_sum.refuse_if_on_loan(CALL)
+    push_sum.member.lifetime.refuse_if_on_loan(CALL)
     # A rank that is interrupted while it writes is waited for by the others.
-    with push_sum.ending_together(), push_sum.during(CALL):
-        push_sum.settle(CALL)
+    with push_sum.member.ending_together(), push_sum.member.during(CALL):
+        rounds.await_in_flight(push_sum.member, CALL)
         return _save(push_sum, root, optimizer, companions, extra, keep)
 
 
 def _save(push_sum: PushSum, root: Path, optimizer: Any, companions: Companions, extra: Any, keep: int | None) -> Path:
-    first = push_sum.first
+    first = push_sum.member.speaks
 
     def begin() -> list[str] | None:
-        return [str(directories.begin(root, push_sum.round)), push_sum.run] if first else None
+        return [str(directories.begin(root, push_sum.round)), push_sum.member.run] if first else None
 
     begun, run = try_together(push_sum, "saving", begin)[0]  # the lanes of hosts have names of their own for the run
     path = Path(begun)

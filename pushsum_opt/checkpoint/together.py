@@ -9,37 +9,25 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from ..errors import CheckpointError, ConfigurationError, PeerFailed
+from ..errors import CheckpointError, PeerFailed
 from ..push_sum import PushSum
 
-__all__ = ["push_sum_of", "raise_alike", "sum_over_job", "try_together"]
-
-
-def push_sum_of(optimizer: Any) -> PushSum:
-    """Return the push-sum of a wrapped optimizer.
-
-    Raises:
-        ConfigurationError: it is not one.
-    """
-    push_sum = getattr(optimizer, "push_sum", None)
-    if not isinstance(push_sum, PushSum):
-        raise ConfigurationError(f"optimizer: expected a PushSumOptimizer, got {type(optimizer).__name__}")
-    return push_sum
+__all__ = ["raise_alike", "sum_over_job", "try_together"]
 
 
 def _gather(push_sum: PushSum, mine: Any, what: str) -> list[Any]:
     """Collective. Return every rank's value, in the order of ranks; it must be one for JSON."""
     known = [[push_sum.rank, mine]]
-    with push_sum.failing_together():
-        for channel in push_sum.channels:
+    with push_sum.member.failing_together():
+        for channel in push_sum.member.channels:
             known = [pair for pairs in channel.gather_objects(known, what) for pair in pairs]
     return [value for _, value in sorted(known, key=lambda pair: int(pair[0]))]
 
 
 def sum_over_job(push_sum: PushSum, values: Any, what: str) -> None:
     """Collective. Replace a numpy array (float64) by its sum over all ranks of the job, equal bits on each."""
-    with push_sum.failing_together():
-        for channel in push_sum.channels:
+    with push_sum.member.failing_together():
+        for channel in push_sum.member.channels:
             channel.sum(values, what, round=push_sum.round)
 
 
@@ -74,7 +62,7 @@ def try_together(push_sum: PushSum, doing: str, function: Callable[[], Any]) -> 
 def raise_alike(push_sum: PushSum, doing: str, problems: dict[int, str], cause: Exception | None = None) -> NoReturn:
     """Collective. Raise what all ranks know, on all of them; none ends before the others know it too."""
     with contextlib.suppress(PeerFailed):
-        for channel in push_sum.channels:
+        for channel in push_sum.member.channels:
             channel.barrier(f"everyone to see the error in {doing}", round=push_sum.round)
     holders: dict[str, list[int]] = {}
     for rank, text in problems.items():

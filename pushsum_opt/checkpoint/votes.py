@@ -39,8 +39,8 @@ class Votes:
         self.in_step = push_sum.staleness != "unbounded"
         events = Events()
         events.subscribe(StallInspector(push_sum.rank))
-        events.subscribe(push_sum.listeners)
-        self._channel = Channel.open(push_sum.comm, events, timeout=push_sum.timeout)
+        events.subscribe(push_sum.member.listeners)
+        self._channel = Channel.open(push_sum.comm, events, timeout=push_sum.member.options.timeout)
         self.size = push_sum.size
         self.closed = False
         self._values: Any = None
@@ -75,20 +75,20 @@ class Votes:
 
         def left() -> list[Ticket]:
             # A rank that has failed, or finished, says so on the channel of the messages.
-            self._push_sum.transport.poll(0.0)
-            self._push_sum.channel.hear()
+            self._push_sum.member.transport.poll(0.0)
+            self._push_sum.member.channel.hear()
             if self.in_step and not ticket.done:
                 self._refuse_finished()
             return [] if ticket.done else [ticket]
 
-        with self._push_sum.failing_together(), calling("Saver.after_step()"):
+        with self._push_sum.member.failing_together(), calling("Saver.after_step()"):
             self._channel.wait_while(left, self._push_sum.round, patient=patient)
         return self._verdict()
 
     def _refuse_finished(self) -> None:
-        for notice in self._push_sum.channel.finished.values():
+        for notice in self._push_sum.member.channel.finished.values():
             if notice.rounds < self._round:
-                sender = self._push_sum.channel.job_rank(notice.sender)
+                sender = self._push_sum.member.channel.job_rank(notice.sender)
                 raise PeerFinished(
                     f"rank {self._push_sum.rank}: rank {sender} finished after {notice.rounds} rounds, while "
                     f"this rank is in round {self._push_sum.round} and waits for it to say whether to save. Every rank "

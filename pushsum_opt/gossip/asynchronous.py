@@ -15,10 +15,10 @@ from ..transport import ANY, Ticket, Transport
 from . import rules
 from .messages import RECEIVED, SENT, Outgoing, Slabs, expect_chunks
 from .pace import Pace
-from .protocol import Exchange, Gossip, InFlight
+from .protocol import Exchange, InFlight, Mode
 from .wire import HEADER_BYTES, Header, header_tag
 
-__all__ = ["AsynchronousGossip"]
+__all__ = ["AsynchronousMode"]
 
 RECEIVING = 4  # messages on their way to this rank at a time; a further sender stays busy and keeps its mass
 SENDING = 4  # rounds whose messages may be on their way from this rank
@@ -46,7 +46,7 @@ class _Listening:
     buffer: bytearray
 
 
-class AsynchronousGossip(Gossip):
+class AsynchronousMode(Mode):
     """Give now, merge whenever it comes.
 
     Args:
@@ -78,7 +78,7 @@ class AsynchronousGossip(Gossip):
 
     # ------------------------------------------------------------------ a round
 
-    def round(self, round: int, push_weight: float) -> float:
+    def exchange(self, round: int, push_weight: float) -> float:
         self._follow(round)
         if self._pace is not None:
             self._pace.step_done(self._exchange.initial_weight / push_weight)
@@ -222,7 +222,7 @@ class AsynchronousGossip(Gossip):
     def _arriving_tickets(self) -> list[Ticket]:
         return [ticket for arrival in self._arriving for ticket in arrival.tickets]
 
-    def settle(self, round: int, push_weight: float, call: str) -> float:
+    def await_in_flight(self, round: int, push_weight: float, call: str) -> float:
         # What is on its way cannot be counted without taking it in, and taking it in is what any round may do.
         return self.drain(round, push_weight, call)
 

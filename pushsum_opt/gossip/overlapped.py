@@ -12,12 +12,12 @@ from typing import Any
 
 from . import rules
 from .messages import RECEIVED, SENT, Incoming, Outgoing, Restored, Slabs
-from .protocol import Exchange, Gossip, InFlight
+from .protocol import Exchange, InFlight, Mode
 
-__all__ = ["OverlappedGossip"]
+__all__ = ["OverlappedMode"]
 
 
-class OverlappedGossip(Gossip):
+class OverlappedMode(Mode):
     """Give now, merge ``staleness`` rounds later.
 
     With one out-peer, w settles at 2 / (2 + tau): the rest of the mass is in flight.
@@ -48,7 +48,7 @@ class OverlappedGossip(Gossip):
 
     # ------------------------------------------------------------------ a round
 
-    def round(self, round: int, push_weight: float) -> float:
+    def exchange(self, round: int, push_weight: float) -> float:
         self._follow(round)
         left = self._give(round, push_weight)
         while self._awaited and rules.due(self._tau, round, self._awaited[0][0]):
@@ -120,7 +120,7 @@ class OverlappedGossip(Gossip):
         self._exchange.merger.report(wait=True)
         return push_weight
 
-    def settle(self, round: int, push_weight: float, call: str) -> float:
+    def await_in_flight(self, round: int, push_weight: float, call: str) -> float:
         self._follow(round)
         self.meet(round, call)
         for sent, messages in self._awaited:

@@ -16,7 +16,7 @@ from ..observe.events import Events
 from ..transport import Transport
 from .merging import Merger
 
-__all__ = ["Exchange", "Gossip", "InFlight"]
+__all__ = ["Exchange", "InFlight", "Mode"]
 
 RESTORED = "a chunk of a message that was saved"
 
@@ -42,7 +42,7 @@ class Exchange:
         return self.channel.transport
 
 
-class Gossip(ABC):
+class Mode(ABC):
     """Decides which messages a round merges: the only difference between the modes."""
 
     staleness: int | str
@@ -79,7 +79,7 @@ class Gossip(ABC):
         return {peer for k in rounds for peer, _ in graph.gives(transport.rank, transport.size, k)}
 
     @abstractmethod
-    def round(self, round: int, push_weight: float) -> float:
+    def exchange(self, round: int, push_weight: float) -> float:
         """Give, and merge what is due.
 
         Args:
@@ -102,7 +102,7 @@ class Gossip(ABC):
         """
 
     @abstractmethod
-    def settle(self, round: int, push_weight: float, call: str) -> float:
+    def await_in_flight(self, round: int, push_weight: float, call: str) -> float:
         """Wait until all that is in flight has come, so that it can be counted. Collective.
 
         Returns:
@@ -119,8 +119,8 @@ class Gossip(ABC):
         """Return what is awaited, oldest round first, with copies of the messages that have come. Local.
 
         Each item has ``round``, in which its messages were sent; ``messages``: ``sender``, ``mass`` and ``tensors`` (by
-        name, as they travelled) of each; and ``missing``, how many have not come: none after :meth:`settle`. The list
-        is empty where no message outlives its round.
+        name, as they travelled) of each; and ``missing``, how many have not come: none after :meth:`await_in_flight`.
+        The list is empty where no message outlives its round.
         """
         return []
 

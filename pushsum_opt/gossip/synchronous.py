@@ -17,10 +17,10 @@ from ..memory import Chunk, Memory
 from ..transport import Ticket
 from . import rules
 from .messages import RECEIVED, SENT
-from .protocol import Exchange, Gossip, InFlight
+from .protocol import Exchange, InFlight, Mode
 from .wire import HEADER_BYTES, Header, chunk_tag, header_tag
 
-__all__ = ["SynchronousGossip"]
+__all__ = ["SynchronousMode"]
 
 Place = dict[str, Any]
 """Room for one chunk that is on its way to this rank: a slab by device."""
@@ -29,7 +29,7 @@ WINDOW = 4  # chunks on their way to this rank at a time: each needs a slab
 SEND_AHEAD = 64  # chunks on their way from this rank to each out-peer: most of these need none
 
 
-class SynchronousGossip(Gossip):
+class SynchronousMode(Mode):
     """Give and merge in the same round.
 
     Args:
@@ -54,7 +54,7 @@ class SynchronousGossip(Gossip):
                 if chunk.packed or window < most:
                     self.send_slab(chunk)
 
-    def round(self, round: int, push_weight: float) -> float:
+    def exchange(self, round: int, push_weight: float) -> float:
         memory, graph = self._exchange.memory, self._exchange.graph
         rank, size = self._exchange.transport.rank, self._exchange.transport.size
         gives = graph.gives(rank, size, round)
@@ -87,7 +87,7 @@ class SynchronousGossip(Gossip):
         self._exchange.merger.report(wait=True)
         return push_weight
 
-    def settle(self, round: int, push_weight: float, call: str) -> float:
+    def await_in_flight(self, round: int, push_weight: float, call: str) -> float:
         return self.drain(round, push_weight, call)
 
     def in_flight(self) -> Iterable[InFlight]:

@@ -77,7 +77,7 @@ class Hosts(Participant):
     def subscribe(self, listener: Listener) -> None:
         self._events.subscribe(listener)
 
-    def put_together(self, memory: Memory, round: int) -> None:
+    def reassemble(self, memory: Memory, round: int) -> None:
         if self.sharded or self.lanes == 1:
             return
         self.channel.meet("putting the lanes together", round=round, layout=memory.layout)

@@ -58,7 +58,7 @@ class Participant:
     def subscribe(self, listener: Listener) -> None:
         """Report the waits inside the participant to a listener."""
 
-    def put_together(self, memory: Memory, round: int) -> None:
+    def reassemble(self, memory: Memory, round: int) -> None:
         """Collective over its ranks. Take every part of the parameters from the rank whose lane carries it.
 
         Raises:

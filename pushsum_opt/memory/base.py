@@ -134,7 +134,7 @@ class Memory(Planned):
         if chunk.index in self._residual:
             wide = self._gather(chunk, "float32")
             theirs = self._widen(theirs, "float32")
-            self._settle(chunk, weight * wide + self._residual[chunk.index] + mass * theirs, weight + mass)
+            self._set_numerator(chunk, weight * wide + self._residual[chunk.index] + mass * theirs, weight + mass)
         else:
             self._lerp(self._views[chunk.index], self._cut(theirs, chunk), mass / (weight + mass))
 
@@ -164,7 +164,7 @@ class Memory(Planned):
                 before = self._before[chunk.index] = self._allocate(chunk.numel, chunk.dtype, chunk.device)
             self._copy(self._cut(before, chunk), self._views[chunk.index])
 
-    def scale_step(self, weight: float, data_weight: float) -> None:
+    def scale_step(self, weight: float, initial_weight: float) -> None:
         """Scale the local step since :meth:`snapshot`: z <- z_before + (a / w)(z_after - z_before).
 
         So x moves by a dz, as in the paper, where the update is applied to the numerator.
@@ -174,11 +174,11 @@ class Memory(Planned):
             if chunk.index in self._residual:
                 wide = self._widen(before, "float32")
                 moved = self._gather(chunk, "float32") - wide
-                self._settle(chunk, weight * wide + self._residual[chunk.index] + data_weight * moved, weight)
+                self._set_numerator(chunk, weight * wide + self._residual[chunk.index] + initial_weight * moved, weight)
             else:
-                self._lerp(self._views[chunk.index], self._cut(before, chunk), 1.0 - data_weight / weight)
+                self._lerp(self._views[chunk.index], self._cut(before, chunk), 1.0 - initial_weight / weight)
 
-    def _settle(self, chunk: Chunk, numerator: Array, weight: float) -> None:
+    def _set_numerator(self, chunk: Chunk, numerator: Array, weight: float) -> None:
         # z is the half-precision value nearest to x / w; what it misses stays in r, so nothing is lost.
         estimate = numerator / weight
         self._scatter(chunk, estimate)
@@ -205,11 +205,11 @@ class Memory(Planned):
         """Set z of a chunk to float64 values, rounded to its dtype. Residuals stay."""
         self._scatter(chunk, self._from_numpy(values, chunk.device))
 
-    def settle(self, chunk: Chunk, values: Values, weight: float) -> None:
+    def set_mean(self, chunk: Chunk, values: Values, weight: float) -> None:
         """Set z of a chunk to float64 values; what its dtype cannot hold stays in the residual, with x = w z + r."""
         wide = self._from_numpy(values, chunk.device)
         if chunk.index in self._residual:
-            self._settle(chunk, weight * self._widen(wide, "float32"), weight)
+            self._set_numerator(chunk, weight * self._widen(wide, "float32"), weight)
         else:
             self._scatter(chunk, wide)
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .push_sum import PushSum
+from .push_sum import PushSum, push_sum_of
 
-__all__ = ["PushSum"]
+__all__ = ["PushSum", "push_sum_of"]

@@ -31,12 +31,13 @@ class Lifetime:
         channel: over all participants.
         partners: every participant that this one ever gives to or takes from.
         participant: whose other ranks are told too.
-
-    ``round``, below, is always the number of rounds that this rank has completed; in :meth:`failing_together`, when
-    the context begins.
+        round: gives the number of rounds that this rank has completed.
     """
 
-    def __init__(self, channel: Channel, partners: Collection[int], participant: Participant) -> None:
+    def __init__(
+        self, channel: Channel, partners: Collection[int], participant: Participant, round: Callable[[], int]
+    ) -> None:
+        self._round = round
         self._channel = channel
         self._partners = frozenset(partners)
         self._participant = participant
@@ -65,7 +66,7 @@ class Lifetime:
         return world.forks() != self._forks
 
     @contextmanager
-    def failing_together(self, round: int, left: str = WHOLE, *, only_interrupts: bool = False) -> Iterator[None]:
+    def failing_together(self, left: str = WHOLE, *, only_interrupts: bool = False) -> Iterator[None]:
         """Tell the other ranks when this one fails, and refuse to go on afterwards.
 
         One rank alone goes on after an interrupt: there is nobody with whom it could be out of step.
@@ -74,6 +75,7 @@ class Lifetime:
             left: what an interrupt inside leaves of the tensors.
             only_interrupts: errors are none of this context's business: all ranks raise them alike.
         """
+        round = self._round()
         try:
             yield
         except BaseException as error:
@@ -83,6 +85,11 @@ class Lifetime:
             raise
 
     def fail(self, error: BaseException, round: int, left: str = WHOLE) -> None:
+        """Tell the other ranks that this one cannot go on, and why.
+
+        Args:
+            round: the number of rounds that it has completed.
+        """
         if self.failure is not None or self.forked:
             return
         self.failure = _reason(error)
@@ -93,9 +100,9 @@ class Lifetime:
             self._channel.transport.poll(0.0)
             self._participant.tell(failed=True, rounds=round, reason=self.failure)
 
-    def refuse_if_over(self, round: int) -> None:
+    def refuse_if_over(self) -> None:
         """Raise ClosedError after the end, whether in peace or by an error."""
-        rank = self._participant.rank
+        rank, round = self._participant.rank, self._round()
         if self.forked:
             raise ClosedError(
                 f"rank {rank}, round {round}: called in process {os.getpid()}, which was made by a fork of the rank's "
@@ -123,16 +130,17 @@ class Lifetime:
             )
         self._channel.transport.refuse_if_stopped()
 
-    def leave(self, round: int, bring_home: Callable[[], None]) -> None:
+    def leave(self, merge_in_flight: Callable[[], None]) -> None:
         """Collective. Part from the others in peace.
 
         Args:
-            bring_home: merges every message in flight, once the others know that this rank gives no more.
+            merge_in_flight: called once the others know that this rank gives no more.
         """
+        round = self._round()
         # First say so: from now on nobody waits for this rank, or gives to it.
         self._channel.tell(self._partners, failed=False, rounds=round)
         self._channel.finish()
-        bring_home()
+        merge_in_flight()
         self._channel.barrier("everyone to close", round=round)
         self._channel.hear_all_finish(self._partners)
         self._participant.tell(failed=False, rounds=round)
@@ -162,23 +170,23 @@ class Lifetime:
         finally:
             self.out_of_step = None
 
-    def refuse_if_on_loan(self, call: str, round: int) -> None:
+    def refuse_if_on_loan(self, call: str) -> None:
         """Raise CallOrderError inside :meth:`lent`, and ClosedError after the end."""
-        self.refuse_if_over(round)
+        self.refuse_if_over()
         if self.on_loan is not None:
             raise CallOrderError(
-                f"rank {self._participant.rank}, round {round}: {current_call(call)} inside {self.on_loan}: the "
-                "tensors hold the average over ranks there, and what is done to them is undone at its end. Leave the "
-                "block first"
+                f"rank {self._participant.rank}, round {self._round()}: {current_call(call)} inside {self.on_loan}: "
+                "the tensors hold the average over ranks there, and what is done to them is undone at its end. Leave "
+                "the block first"
             )
 
-    def refuse_out_of_step(self, call: str, round: int) -> None:
+    def refuse_out_of_step(self, call: str) -> None:
         """Raise CallOrderError inside :meth:`apart`, and ClosedError after the end."""
-        self.refuse_if_over(round)
+        self.refuse_if_over()
         if self.out_of_step is not None:
             raise CallOrderError(
-                f"rank {self._participant.rank}, round {round}: {call} inside {self.out_of_step}: a collective call, "
-                "and ranks are in different steps there. Make it after the block, on every rank"
+                f"rank {self._participant.rank}, round {self._round()}: {call} inside {self.out_of_step}: a collective "
+                "call, and ranks are in different steps there. Make it after the block, on every rank"
             )
 
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..arguments import Staleness
-from ..channel import Channel, agreement
+from .. import cuda_aware, settings, transport
+from .. import memory as memories
+from ..arguments import DType, Nonfinite, Staleness
+from ..channel import Channel, agreement, by_communicator
 from ..errors import ConfigurationError
-from ..gossip.asynchronous import AsynchronousGossip
-from ..gossip.overlapped import OverlappedGossip
+from ..gossip.asynchronous import AsynchronousMode
+from ..gossip.overlapped import OverlappedMode
 from ..gossip.pace import Pace
-from ..gossip.protocol import Exchange, Gossip
-from ..gossip.synchronous import SynchronousGossip
+from ..gossip.protocol import Exchange, Mode
+from ..gossip.synchronous import SynchronousMode
 from ..gossip.wire import VERSION
 from ..graphs import Graph
 from ..hosts import Participant
@@ -24,22 +27,50 @@ from ..memory import Memory
 from ..observe.advice import OverlapAdvice
 from ..observe.events import Events, Listener
 from ..observe.stall import StallInspector
+from ..transport import Transport, calling
 
-__all__ = ["check_arguments", "events", "fingerprint", "make_gossip", "name_the_run", "named", "versions"]
+__all__ = [
+    "CALL",
+    "Options",
+    "bind_memory",
+    "connect",
+    "events",
+    "fingerprint",
+    "make_mode",
+    "name_the_run",
+    "named",
+    "versions",
+]
+
+CALL = "PushSum(...)"
 
 
-def check_arguments(staleness: Any, data_weight: Any, nonfinite: Any, timeout: Any) -> None:
-    """Raise ConfigurationError for a value that cannot be used."""
-    if isinstance(staleness, bool) or not (isinstance(staleness, int) or staleness == "unbounded"):
-        raise ConfigurationError(f"staleness={staleness!r}: expected an int of at least 0, or 'unbounded'")
-    if isinstance(staleness, int) and staleness < 0:
-        raise ConfigurationError(f"staleness={staleness!r}: expected an int of at least 0, or 'unbounded'")
-    if isinstance(data_weight, bool) or not isinstance(data_weight, int | float | np.number):
-        raise ConfigurationError(f"data_weight={data_weight!r}: expected a number above 0")
-    if nonfinite not in ("raise", "skip"):
-        raise ConfigurationError(f"nonfinite={nonfinite!r}: expected 'raise' or 'skip'")
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
-        raise ConfigurationError(f"timeout={timeout!r}: expected seconds, a finite number above 0")
+@dataclass(frozen=True)
+class Options:
+    """How to exchange: the arguments of :class:`~pushsum_opt.PushSum` that are plain values.
+
+    Raises:
+        ConfigurationError: a value cannot be used.
+    """
+
+    staleness: Staleness
+    data_weight: float
+    wire_dtype: DType | None
+    nonfinite: Nonfinite
+    timeout: float
+    rate_correction: bool
+
+    def __post_init__(self) -> None:
+        staleness, timeout = self.staleness, self.timeout
+        counted = isinstance(staleness, int) and not isinstance(staleness, bool) and staleness >= 0
+        if not counted and staleness != "unbounded":
+            raise ConfigurationError(f"staleness={staleness!r}: expected an int of at least 0, or 'unbounded'")
+        if isinstance(self.data_weight, bool) or not isinstance(self.data_weight, int | float | np.number):
+            raise ConfigurationError(f"data_weight={self.data_weight!r}: expected a number above 0")
+        if self.nonfinite not in ("raise", "skip"):
+            raise ConfigurationError(f"nonfinite={self.nonfinite!r}: expected 'raise' or 'skip'")
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
+            raise ConfigurationError(f"timeout={timeout!r}: expected seconds, a finite number above 0")
 
 
 def named(tensors: Sequence[Any] | Mapping[str, Any]) -> tuple[list[str], list[Any]]:
@@ -48,6 +79,38 @@ def named(tensors: Sequence[Any] | Mapping[str, Any]) -> tuple[list[str], list[A
         return list(tensors), list(tensors.values())
     values = list(tensors)
     return [f"tensor {index}" for index in range(len(values))], values
+
+
+def bind_memory(
+    comm: Any, tensors: Sequence[Any], names: Sequence[str], options: Options, participant: Participant
+) -> Memory:
+    """Return what holds the tensors, for messages over ``comm``."""
+    who = f"rank {participant.rank}"
+    memory: Memory = memories.bind(
+        tensors,
+        names,
+        options.wire_dtype,
+        settings.read().chunk_bytes,
+        direct=lambda: cuda_aware.takes_device_memory(comm),
+        lane=participant.part,
+        who=who,
+    )
+    memory.whose = f"{who}: "
+    return memory
+
+
+def connect(comm: Any, memory: Memory, options: Options, participant: Participant) -> Transport:
+    """Collective. Return what carries messages of the memory's buffers."""
+    with memory.prepared_thread(), calling(CALL):
+        return transport.connect(
+            comm,
+            background=options.staleness != 0,
+            prepare=memory.prepare_worker,
+            pending_buffers=memory.pending_buffers,
+            timeout=options.timeout,
+            ranks=participant.gossip_ranks,
+            report=by_communicator.report(participant.comm),
+        )
 
 
 def events(participant: Participant, listeners: Listener, staleness: Staleness) -> Events:
@@ -65,25 +128,25 @@ def events(participant: Participant, listeners: Listener, staleness: Staleness) 
     return found
 
 
-def make_gossip(
-    exchange: Exchange, staleness: Staleness, signature: Callable[[], bytes], *, rate_correction: bool
-) -> Gossip:
-    """Return the way of gossiping that ``staleness`` asks for.
+def make_mode(exchange: Exchange, options: Options, signature: Callable[[], bytes]) -> Mode:
+    """Return the mode that ``staleness`` asks for.
 
     Args:
         signature: 8 bytes that the next header carries, asked for each round.
     """
-    if staleness == 0:
-        return SynchronousGossip(exchange, signature)
-    if isinstance(staleness, int):
-        return OverlappedGossip(exchange, staleness, signature)
-    return AsynchronousGossip(exchange, signature, Pace() if rate_correction else None)
+    if options.staleness == "unbounded":
+        return AsynchronousMode(
+            exchange, signature, Pace() if options.rate_correction else None
+        )
+    if options.staleness == 0:
+        return SynchronousMode(exchange, signature)
+    return OverlappedMode(exchange, options.staleness, signature)
 
 
 # ---------------------------------------------------------------------- what all ranks have in common
 
 
-def fingerprint(memory: Memory, graph: Graph, size: int, staleness: Staleness, nonfinite: str) -> dict[str, str]:
+def fingerprint(memory: Memory, graph: Graph, size: int, options: Options) -> dict[str, str]:
     """Return what must be equal on all ranks, by names that a user understands.
 
     Args:
@@ -94,8 +157,8 @@ def fingerprint(memory: Memory, graph: Graph, size: int, staleness: Staleness, n
         "the number of tensors": str(len(described)),
         **described,
         "graph": f"{graph!r} ({graph.fingerprint(size)[:12]})",
-        "staleness": repr(staleness),
-        "nonfinite": repr(nonfinite),
+        "staleness": repr(options.staleness),
+        "nonfinite": repr(options.nonfinite),
         "the size of chunks (PUSHSUM_CHUNK_BYTES)": str(memory.chunk_bytes),
         "the layout of messages": memory.layout.hex(),
         "the version of the wire": str(VERSION),

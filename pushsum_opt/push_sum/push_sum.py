@@ -1,4 +1,4 @@
-"""The heart: (z, w) of one rank, and the rounds that mix them.
+"""PushSum: what a user calls. Its parts, and what other rooms ask of it, are in :mod:`.member`.
 
 Push-sum (Kempe, Dobra and Gehrke 2003; Assran et al. 2019, Algorithm 1) in de-biased form: the tensors always hold the
 estimate z, the push weight w is one float64, and the numerator x = w z is implied.
@@ -6,37 +6,25 @@ estimate z, the push weight w is one float64, and the numerator x = w z is impli
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
-from .. import combinations, cuda_aware, ending, graphs, settings, world
-from .. import memory as memories
-from .. import transport as transports
+from .. import combinations, ending, transport, world
 from ..arguments import Communicator, DType, GraphLike, Nonfinite, Staleness
-from ..channel import Channel, by_communicator
-from ..channel.agreement import agree, normalised_data_weight
-from ..errors import NonFiniteError
-from ..gossip.merging import Merger
-from ..gossip.protocol import Exchange
-from ..gossip.wire import HEADER_BYTES, Header
+from ..errors import ConfigurationError
+from ..gossip.wire import HEADER_BYTES
+from ..graphs import Graph
 from ..hosts import Participant
-from ..interrupts import held_back
-from ..memory import Chunk
-from ..observe.events import Events, Listener
-from ..observe.statistics import Statistics
-from ..start.first_step import NOTHING, FirstStep
-from ..transport.calls import calling
-from . import opening, saving, succession
-from .averaging import exact_average
-from .lifetime import JOINING, MERGING, WHOLE, Lifetime
-from .mass import Mass
+from ..memory import Memory
+from ..observe.events import Listener
+from ..transport import Transport
+from . import rounds, saving
+from .member import Member
+from .opening import Options
 
-__all__ = ["PushSum"]
+__all__ = ["PushSum", "push_sum_of"]
 
 
 class PushSum:
@@ -102,159 +90,83 @@ class PushSum:
     ) -> None:
         comm = world.communicator(comm)
         ending.stop_all_on_error()
-        transports.check(comm)
-        opening.check_arguments(staleness, data_weight, nonfinite, timeout)
+        transport.check(comm)
+        options = Options(staleness, data_weight, wire_dtype, nonfinite, timeout, rate_correction)
         combinations.refuse(comm, staleness=staleness, rate_correction=rate_correction)
-        names, values = opening.named(tensors)
-        self.host = host = Participant(comm) if host is None else host
-        """This rank, or the ranks of its host, as one participant."""
-        self.rank: int = host.rank
-        """This rank, among all of the job."""
-        self.size: int = host.size
-        """The number of ranks of the job."""
-        self.first = self.rank == 0
-        """Whether this is the one rank of the job that speaks for all."""
-        self._staleness = staleness
-        self._nonfinite = nonfinite
-        self.timeout = timeout
-        self.memory = memories.bind(
-            values,
-            names,
-            wire_dtype,
-            settings.read().chunk_bytes,
-            direct=lambda: cuda_aware.takes_device_memory(comm),
-            lane=host.part,
-            who=f"rank {self.rank}",
-        )
-        self.graph: graphs.Graph = graphs.resolve(graph, comm.Get_size(), warn=self.first)
-        self.memory.whose = f"rank {self.rank}: "
-        self._statistics = Statistics()
-        self.listeners = Events()
-        """Who follows what this rank does; other channels of this rank report their waits here too."""
-        self.listeners.subscribe(self._statistics)
-        host.subscribe(self.listeners)
-        self._events = opening.events(host, self.listeners, staleness)
-        with self.memory.prepared_thread(), calling("PushSum(...)"):
-            self.transport = transports.connect(
-                comm,
-                background=staleness != 0,
-                prepare=self.memory.prepare_worker,
-                pending_buffers=self.memory.pending_buffers,
-                timeout=timeout,
-                ranks=host.gossip_ranks,
-                report=by_communicator.report(host.comm),
-            )
-        self.channel = Channel(self.transport, self._events, timeout)
-        """Over all participants of the gossip."""
-        self.channels = (self.channel, *host.channels)
-        """What goes over these, one after the other, reaches every rank of the job."""
-        self.participant = self.channel.rank
-        """The number of this rank in the gossip; where a host is one participant, of its host."""
-        self.participants = self.channel.size
-        """How many take part in the gossip: the n of the graph, and of the mass."""
-        self.process = transports.process(comm)
-        self._owner = None if owner is None else weakref.ref(owner)
-        self._held: list[Any] = values
-        self._restores = False
-        self._before_close: list[Callable[[], None]] = []
-        self.moments: Callable[[], frozenset[int]] = frozenset
-        """Gives the identities of tensors that travel and are no parameters, but averages of gradients."""
-        partners = self.graph.partners(self.participant, self.participants)
-        self._lifetime = Lifetime(self.channel, partners, host)
-        self._first_step: FirstStep | None = None
-        self.mass = Mass.begin(1.0)
-        """w, a and k of this rank."""
-        with self.failing_together(), calling("PushSum(...)"):
-            self._agree(opening.versions())
-            self.mass = Mass.begin(normalised_data_weight(self.channel, float(data_weight)))
-            self.run, self.name = opening.name_the_run(self.channel, host)
-            succession.close_what_is_over(self, values)
-        self._given_data_weight = float(data_weight) * host.share
-        self._merger = Merger(
-            self.memory, self._events, self.participant, nonfinite, self._greet, self.transport.job_rank
-        )
-        exchange = Exchange(self.memory, self.channel, self.graph, self._events, self._merger, self.mass.initial)
-        try:
-            with self.failing_together(), calling("PushSum(...)"):
-                self.gossip = opening.make_gossip(exchange, staleness, self._signature, rate_correction=rate_correction)
-        except BaseException:
-            self.give_up()
-            raise
-        self.process.register(self)
-
-    def _agree(self, versions: Mapping[str, str] | None = None) -> None:
-        """Collective. Make sure that all ranks exchange the same things in the same way."""
-        mine = opening.fingerprint(self.memory, self.graph, self.participants, self._staleness, self._nonfinite)
-        agree(self.channel, mine, versions)
-        for channel in self.host.replicas:
-            agree(channel, mine)
-
-    @staticmethod
-    def newest(comm: Any) -> PushSum | None:
-        """Return the open PushSum that was made last on a communicator, if any."""
-        return next(reversed(PushSum.all_on(comm)), None)
-
-    @staticmethod
-    def all_on(comm: Any) -> list[PushSum]:
-        """Return the open ones on a communicator, in the order in which they were made."""
-        return [one for one in transports.process(comm).members if one.comm == comm]
+        self.member = Member(comm, tensors, graph, options, Participant(comm) if host is None else host, owner)
+        """What other rooms of the library ask of it; no part of the public interface."""
 
     # ------------------------------------------------------------------ state
 
     @property
-    def push_weight(self) -> float:
-        """w, this rank's push weight; w > 0, and the sum over ranks of w held and in flight is n."""
-        return self.mass.weight
+    def rank(self) -> int:
+        """This rank, among all of the job."""
+        return self.member.rank
 
     @property
-    def data_weight(self) -> float:
-        """v_i, this rank's part in the average, as it was given."""
-        return self._given_data_weight
+    def size(self) -> int:
+        """The number of ranks of the job."""
+        return self.member.size
 
     @property
-    def initial_weight(self) -> float:
-        """a_i = n v_i / sum v: the push weight at the start, 1 where all data weights are equal."""
-        return self.mass.initial
+    def participant(self) -> int:
+        """The number of this rank in the gossip; where a host is one participant, of its host."""
+        return self.member.participant
 
     @property
-    def round(self) -> int:
-        """k, the number of rounds completed."""
-        return self.mass.round
-
-    @property
-    def staleness(self) -> int | str:
-        """Rounds between posting a message and merging it."""
-        return self._staleness
+    def participants(self) -> int:
+        """How many take part in the gossip: the n of the graph, and of the mass."""
+        return self.member.participants
 
     @property
     def comm(self) -> Any:
         """The communicator of all ranks of the job."""
-        return self.host.comm
+        return self.member.comm
+
+    @property
+    def graph(self) -> Graph:
+        """Who sends to whom."""
+        return self.member.graph
+
+    @property
+    def memory(self) -> Memory:
+        """Where the tensors lie."""
+        return self.member.memory
+
+    @property
+    def transport(self) -> Transport:
+        """What carries its messages."""
+        return self.member.transport
+
+    @property
+    def push_weight(self) -> float:
+        """w, this rank's push weight; w > 0, and the sum over ranks of w held and in flight is n."""
+        return self.member.mass.weight
+
+    @property
+    def data_weight(self) -> float:
+        """v_i, this rank's part in the average, as it was given."""
+        return self.member.data_weight
+
+    @property
+    def initial_weight(self) -> float:
+        """a_i = n v_i / sum v: the push weight at the start, 1 where all data weights are equal."""
+        return self.member.mass.initial
+
+    @property
+    def round(self) -> int:
+        """k, the number of rounds completed."""
+        return self.member.round
+
+    @property
+    def staleness(self) -> int | str:
+        """Rounds between posting a message and merging it."""
+        return self.member.options.staleness
 
     @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""
-        return self._lifetime.closed
-
-    @property
-    def failed(self) -> bool:
-        """Whether an error has ended the exchange."""
-        return self._lifetime.failure is not None
-
-    @property
-    def owned(self) -> bool:
-        """Whether a wrapper was made around this."""
-        return self._owner is not None
-
-    @property
-    def dropped(self) -> bool:
-        """Whether the wrapper around this is gone on this rank. It may live on others: never act on it alone."""
-        return self._owner is not None and self._owner() is None
-
-    @property
-    def tensor_ids(self) -> frozenset[int]:
-        """The identities of the tensors that are exchanged; none once closed."""
-        return frozenset(id(tensor) for tensor in self._held)
+        return self.member.closed
 
     def stats(self) -> dict[str, float]:
         """Return plain floats to log. Local and cheap.
@@ -266,9 +178,9 @@ class PushSum:
         return {
             "round": float(self.round),
             "push_weight": self.push_weight,
-            **self._statistics.values(self.round),
-            "in_flight": float(sum(1 for _ in self.gossip.in_flight())),
-            "extra_bytes": float(self.memory.extra_bytes + self.gossip.extra_bytes()),
+            **self.member.statistics.values(self.round),
+            "in_flight": float(sum(1 for _ in self.member.mode.in_flight())),
+            "extra_bytes": float(self.memory.extra_bytes + self.member.mode.extra_bytes()),
         }
 
     def bytes_per_round(self) -> float:
@@ -283,11 +195,11 @@ class PushSum:
         Waits are those of rounds and of every collective call on the same communicator: ``ps.average()`` and the like,
         what ranks of a host do together, and the votes of a :class:`~pushsum_opt.checkpoint.Saver`.
         """
-        self.listeners.subscribe(listener)
+        self.member.listeners.subscribe(listener)
 
     def unsubscribe(self, listener: Listener) -> None:
         """Detach a listener."""
-        self.listeners.unsubscribe(listener)
+        self.member.listeners.unsubscribe(listener)
 
     # ------------------------------------------------------------------ the algorithm
 
@@ -302,23 +214,7 @@ class PushSum:
             MismatchError: a peer's parameters, or its count of rounds, differ.
             ClosedError: after :meth:`close`, or after any of these errors.
         """
-        self._before_round("mix()")
-        with self.failing_together(MERGING), calling("mix()"):
-            # Listeners too fail together: a rank that left a round half-way would be out of step.
-            self._events.round_begins(self.round)
-            self.channel.begin_round(self.round)
-            weight = self.gossip.round(self.round, self.push_weight)
-            self.put_together()
-            self._end_round(weight)
-
-    def _before_round(self, call: str) -> None:
-        self.refuse_if_on_loan(call)
-        if self._first_step is not None:
-            self._first_step.taken()
-
-    def _end_round(self, weight: float) -> None:
-        self._events.round_ends(self.round, weight)
-        self.mass = self.mass.after_round(weight)
+        rounds.mix(self.member)
 
     def average(self) -> None:
         """Collective. In place of a round: give every rank the exact average sum_i x_i / n, and w = a_i; k <- k + 1.
@@ -329,51 +225,7 @@ class PushSum:
         Raises:
             As :meth:`mix` does.
         """
-        call = "an exact average"
-        self._before_round(call)
-        with self.collective(call), self._all_or_nothing():
-            self._events.round_begins(self.round)
-            held = self.gossip.drain(self.round, self.push_weight, call)
-            for chunk, mean in exact_average(self.channel, self.memory, held, (), call, self.round):
-                self._take_average(chunk, mean)
-            self.put_together()
-            self.channel.begin_round(self.round)  # only now: nothing was posted for those who wait for its messages
-            self._end_round(self.initial_weight)
-
-    @contextmanager
-    def _all_or_nothing(self) -> Iterator[None]:
-        """Put the tensors back where what is done to them inside ends early, by an error or an interrupt."""
-        memory, mass = self.memory, self.mass
-        memory.refresh()
-        kept = [(chunk, memory.raw(chunk)) for chunk in memory.chunks]
-        residuals = memory.residual_state()
-        try:
-            yield
-        except BaseException:
-            if self.mass is mass:
-                with held_back():
-                    for chunk, flat in kept:
-                        memory.put_raw(chunk, flat)
-                    memory.load_residual_state(residuals)
-            raise
-
-    def put_together(self) -> None:
-        """Collective over a host. Give its ranks the same parameters again; nothing to do for a rank alone."""
-        self.host.put_together(self.memory, self.round)
-        self._events.release()
-
-    def _take_average(self, chunk: Chunk, values: Any) -> None:
-        if np.isfinite(values).all():
-            self.memory.settle(chunk, values, self.initial_weight)
-        elif self._nonfinite == "skip":
-            self._events.chunk_skipped(self.round, self.participant, self.memory.describe(chunk))
-        else:
-            raise NonFiniteError(
-                f"rank {self.rank}: the exact average of round {self.round} holds inf or nan in "
-                f"{self.memory.name_nonfinite(chunk, values)}: some rank's parameters have diverged. Look at losses "
-                "and gradients (learning rate, loss scaling). nonfinite='skip' leaves such parts as they are on each "
-                "rank"
-            )
+        rounds.exact_round(self.member)
 
     def step_factor(self, scale: float = 1.0) -> float:
         """Return what a local step dz must be multiplied by so that x moves by a_i dz, as in the paper: a_i / w.
@@ -383,8 +235,8 @@ class PushSum:
         Args:
             scale: a further factor of the step.
         """
-        self.refuse_if_on_loan("a step")
-        return self.mass.step_factor(scale * self.gossip.step_scale())
+        self.member.lifetime.refuse_if_on_loan("a step")
+        return self.member.mass.step_factor(scale * self.member.mode.step_scale())
 
     @contextmanager
     def local_step(self, scale: float = 1.0) -> Iterator[None]:
@@ -401,47 +253,12 @@ class PushSum:
         yield
         self.memory.scale_step(self.push_weight, factor * self.push_weight)
 
-    def drain(self, *, call: str = "drain()") -> None:
-        """Collective. Wait for and merge every message in flight. When synchronous, all that it does is meet."""
-        self.refuse_if_on_loan(call)
-        self.refuse_out_of_step(call)
-        with self.collective(call, MERGING):
-            self._drain_in_flight(call)
-            self.put_together()
+    def drain(self) -> None:
+        """Collective. Wait for and merge every message in flight.
 
-    def _drain_in_flight(self, call: str) -> None:
-        self.mass = self.mass.with_weight(self.gossip.drain(self.round, self.push_weight, call))
-
-    def settle(self, call: str) -> None:
-        """Collective. Wait until every message in flight has come, so that it can be counted without merging it."""
-        self.refuse_out_of_step(call)
-        with self.collective(call, MERGING if self._staleness == "unbounded" else WHOLE):
-            self.mass = self.mass.with_weight(self.gossip.settle(self.round, self.push_weight, call))
-
-    def meet(self, call: str) -> None:
-        """Collective. Make sure that every rank makes this call now, and no other."""
-        self.refuse_out_of_step(call)
-        with self.collective(call):
-            self.gossip.meet(self.round, call)
-
-    def extend(self, tensors: Mapping[str, Any], *, call: str) -> None:
-        """Collective. Exchange more tensors from the next round on, beside those that are there.
-
-        Args:
-            call: the name of the call that all ranks make together.
+        Synchronous ranks have nothing in flight: then it only makes sure that all of them call it.
         """
-        self.drain(call=call)
-        with self.collective(call, JOINING):
-            self.memory.extend(list(tensors.values()), list(tensors))
-            self._held = [*self._held, *tensors.values()]
-            self._agree()
-            self.gossip.reserve()
-
-    def replace(self, name: str, tensor: Any) -> None:
-        """Exchange another tensor, of the same shape and dtype, in the place of one; what it holds is kept. Local."""
-        old = self.memory.tensors[name]
-        self.memory.replace(name, tensor)
-        self._held = [tensor if one is old else one for one in self._held]
+        rounds.drain(self.member, "drain()")
 
     # ------------------------------------------------------------------ saving and loading
 
@@ -450,10 +267,10 @@ class PushSum:
 
         ``rank`` and ``size`` count participants; ``data_weight`` is a_i, the :attr:`initial_weight`.
 
-        ``run``, ``rank``, ``size``, ``round``, ``push_weight``, ``data_weight``, ``residuals``, and
+        ``format``, ``run``, ``rank``, ``size``, ``round``, ``push_weight``, ``data_weight``, ``residuals``, and
         ``in_flight``: what is awaited, with the messages that have come and are not due.
         """
-        return saving.state(self)
+        return saving.state(self.member)
 
     def load_state(self, state: Mapping[str, Any] | None) -> str | None:
         """Continue from what :meth:`state` returned. Local.
@@ -461,98 +278,25 @@ class PushSum:
         The round is taken over, and the mass starts anew at w = a_i: then it sums to n whatever the other ranks load,
         be it their own files or all of them rank 0's. Nothing is lost by that where this rank's own state has w = a_i
         and nothing in flight, as between the rounds of a synchronous run on a doubly stochastic graph: such a state
-        continues bit for bit. Inside :meth:`restoring`, every state does.
+        continues bit for bit. Inside ``checkpoint.load``, every state does.
 
         Returns:
             None; or, where something of the state is not taken over, why.
-        """
-        self.refuse_if_closed()
-        if state is not None and self._restores:
-            saving.load_exactly(self, state)
-            return None
-        return saving.load_or_restart(self, state)
 
-    @contextmanager
-    def restoring(self) -> Iterator[None]:
-        """Inside, :meth:`load_state` restores push weight, residuals and messages in flight as they were.
-
-        For whoever has made sure that every rank loads its own part of one state of all ranks, so that the mass sums to
-        n; and that nothing is in flight (:meth:`drain`).
+        Raises:
+            CheckpointError: a newer release saved the state, in a format that this one does not know.
         """
-        self._restores = True
-        try:
-            yield
-        finally:
-            self._restores = False
+        self.member.lifetime.refuse_if_over()
+        return saving.load(self.member, state)
 
     # ------------------------------------------------------------------ the end
 
     def close(self) -> None:
-        """Collective. Bring every message home, wait for all ranks, and free what is held. Idempotent.
+        """Collective. Merge what is in flight, wait for all ranks, and free what is held. Idempotent.
 
         After an error it returns at once: the other ranks have been told. In a forked child it does nothing.
         """
-        self._close(self._bring_home)
-
-    def _close(self, bring_home: Callable[[], None]) -> None:
-        member = self._lifetime
-        if member.closed or member.forked:
-            return
-        try:
-            if member.failure is None:
-                for callback in self._before_close:
-                    callback()
-                with self.collective("close()", MERGING):
-                    member.leave(self.round, bring_home)
-        finally:
-            member.closed = True
-            self._held = []
-            if member.failure is None:
-                self.gossip.close()
-            self.transport.close()
-            self.host.close(cleanly=member.failure is None)
-            if member.failure is None:
-                self.memory.close()
-
-    def close_unchanged(self) -> None:
-        """Collective. Close, and leave the tensors as they are: what is in flight is given up, with its mass."""
-        self._lifetime.successor = True
-        self._close(lambda: self._bring_home(unchanged=True))
-
-    def give_up(self) -> None:
-        """Free threads and the transport, without the other ranks: for the end of a run in one process."""
-        self._lifetime.closed = True
-        self.transport.close()
-        self.host.close(cleanly=False)
-
-    def fail(self, error: BaseException) -> None:
-        """Tell the other ranks that this one cannot go on, and why."""
-        self._lifetime.fail(error, self.round)
-
-    def _bring_home(self, *, unchanged: bool = False) -> None:
-        kept = []
-        # A model that was converted is not merged into in any case.
-        if unchanged and (self._staleness != 0 or self.host.lanes > 1) and self.memory.keeps_its_form():
-            self.memory.refresh()
-            kept = [(chunk, self.memory.raw(chunk)) for chunk in self.memory.chunks]
-        try:
-            self._drain_in_flight("close()")
-            self.put_together()
-        finally:
-            with held_back():
-                for chunk, flat in kept:
-                    self.memory.put_raw(chunk, flat)
-
-    def around_merges(self, context: Callable[[int], AbstractContextManager[None]]) -> None:
-        """Have late messages merged inside a context, made from the round in which they were sent.
-
-        For tensors that change in a known way while they are in flight. Called when messages outlive their round only.
-        """
-        self._merger.around = context
-
-    def before_close(self, callback: Callable[[], None]) -> None:
-        """Have something done first when this is closed; all ranks must close together what they made together."""
-        self._before_close.append(callback)
+        self.member.close()
 
     def __enter__(self) -> PushSum:
         return self
@@ -561,97 +305,23 @@ class PushSum:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self._lifetime.fail(error, self.round)
+            self.member.fail(error)
         self.close()
 
     def __repr__(self) -> str:
         return (
-            f"PushSum(rank={self.rank}, size={self.size}, graph={self.graph!r}, staleness={self._staleness!r}, "
+            f"PushSum(rank={self.rank}, size={self.size}, graph={self.graph!r}, staleness={self.staleness!r}, "
             f"round={self.round}, push_weight={self.push_weight:.6g})"
         )
 
-    @contextmanager
-    def collective(self, call: str, left: str = WHOLE) -> Iterator[None]:
-        """Inside, this rank makes a collective call: listeners and errors name it; the others hear of failures.
 
-        Args:
-            left: what an interrupt inside leaves of the tensors.
-        """
-        with self.failing_together(left), calling(call), self.during(call):
-            yield
+def push_sum_of(optimizer: Any) -> PushSum:
+    """Return the push-sum of a wrapped optimizer.
 
-    @contextmanager
-    def during(self, call: str) -> Iterator[None]:
-        """Tell listeners when a collective call begins and ends."""
-        round = self.round
-        self._events.call_begins(call, round)
-        try:
-            yield
-        finally:
-            self._events.call_ends(call, round)
-
-    @contextmanager
-    def stepping(self) -> Iterator[None]:
-        """Tell listeners when a local step begins and ends."""
-        round = self.round
-        self._events.local_step_begins(round)
-        try:
-            yield
-        finally:
-            self._events.local_step_ends(round)
-
-    def failing_together(self, left: str = WHOLE) -> AbstractContextManager[None]:
-        """Return a context that tells the other ranks when this one fails in it, and refuses to go on afterwards.
-
-        Args:
-            left: what an interrupt inside leaves of the tensors.
-        """
-        return self._lifetime.failing_together(self.round, left)
-
-    def ending_together(self) -> AbstractContextManager[None]:
-        """Return a context as :meth:`failing_together`, for interrupts only: all ranks have the same errors."""
-        return self._lifetime.failing_together(self.round, only_interrupts=True)
-
-    def refuse_if_closed(self) -> None:
-        """Raise ClosedError after :meth:`close`, or after an error."""
-        self._lifetime.refuse_if_over(self.round)
-
-    def refuse_out_of_step(self, call: str) -> None:
-        """Raise CallOrderError inside join()."""
-        self._lifetime.refuse_out_of_step(call, self.round)
-
-    def refuse_if_on_loan(self, call: str) -> None:
-        """Raise CallOrderError inside averaged()."""
-        self._lifetime.refuse_if_on_loan(call, self.round)
-
-    @property
-    def on_loan(self) -> str | None:
-        """The block in which the tensors hold other values for a while, such as "averaged()"; None outside of one."""
-        return self._lifetime.on_loan
-
-    @property
-    def out_of_step(self) -> str | None:
-        """The block in which ranks take different numbers of steps, such as "join()"; None outside of one."""
-        return self._lifetime.out_of_step
-
-    def lent(self, block: str) -> AbstractContextManager[None]:
-        """Return a context in which the tensors hold other values: rounds and steps are refused."""
-        return self._lifetime.lent(block)
-
-    def apart(self, block: str) -> AbstractContextManager[None]:
-        """Return a context in which ranks take different numbers of steps: collective calls are refused."""
-        return self._lifetime.apart(block)
-
-    # ------------------------------------------------------------------ what ranks know of each other
-
-    def watch_first_step(self, alike: Callable[[int], None]) -> FirstStep:
-        """Compare this rank's first local step with its in-peers'; ``alike(peer)`` is called where they are equal."""
-        self._first_step = FirstStep(self.memory, alike)
-        return self._first_step
-
-    def _signature(self) -> bytes:
-        return self._first_step.signature if self._first_step is not None and self.round == 0 else NOTHING
-
-    def _greet(self, peer: int, header: Header) -> None:
-        if self._first_step is not None:
-            self._first_step.compare(peer, header.signature)
+    Raises:
+        ConfigurationError: it is not one.
+    """
+    push_sum = getattr(optimizer, "push_sum", None)
+    if not isinstance(push_sum, PushSum):
+        raise ConfigurationError(f"optimizer: expected a PushSumOptimizer, got {type(optimizer).__name__}")
+    return push_sum

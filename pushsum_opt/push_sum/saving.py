@@ -2,61 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ..errors import CheckpointError
+
 if TYPE_CHECKING:
-    from .push_sum import PushSum
+    from .member import Member
 
-__all__ = ["load_exactly", "load_or_restart", "state"]
+__all__ = ["FORMAT", "load", "refuse_newer_format", "restoring_exactly", "state"]
+
+FORMAT = 1
+"""Of what :func:`state` returns. It grows when an older release could no longer read that; every older one is read."""
 
 
-def state(push_sum: PushSum) -> dict[str, Any]:
-    """Return what belongs to this rank; see :meth:`PushSum.state`."""
-    mass = push_sum.mass
+def state(member: Member) -> dict[str, Any]:
+    """Return what belongs to this rank; see :meth:`pushsum_opt.PushSum.state`."""
+    mass = member.mass
     return {
-        "run": push_sum.run,
-        "rank": push_sum.participant,
-        "size": push_sum.participants,
+        "format": FORMAT,
+        "run": member.run,
+        "rank": member.participant,
+        "size": member.participants,
         "round": mass.round,
         "push_weight": mass.weight,
         "data_weight": mass.initial,
-        "residuals": push_sum.memory.residual_state(),
-        "in_flight": push_sum.gossip.state(),
+        "residuals": member.memory.residual_state(),
+        "in_flight": member.mode.state(),
     }
 
 
-def load_exactly(push_sum: PushSum, saved: Mapping[str, Any]) -> None:
+@contextmanager
+def restoring_exactly(member: Member) -> Iterator[None]:
+    """Inside, :func:`load` restores push weight, residuals and messages in flight as they were.
+
+    For whoever has made sure that every rank loads its own part of one state of all ranks, so that the mass sums to n;
+    and that nothing is in flight.
+    """
+    member.restores_exactly = True
+    try:
+        yield
+    finally:
+        member.restores_exactly = False
+
+
+def load(member: Member, saved: Mapping[str, Any] | None) -> str | None:
+    """Continue from what :func:`state` returned. See :meth:`pushsum_opt.PushSum.load_state`."""
+    refuse_newer_format(member.rank, saved)
+    if saved is not None and member.restores_exactly:
+        _load_exactly(member, saved)
+        return None
+    return _load_or_restart(member, saved)
+
+
+def refuse_newer_format(rank: int, saved: Mapping[str, Any] | None) -> None:
+    """Raise CheckpointError for a state of a later release. The first states had no number: they are of format 1."""
+    found = 1 if saved is None else saved.get("format", 1)
+    if found > FORMAT:
+        raise CheckpointError(
+            f"rank {rank}: the push-sum state has format {found}, and this pushsum_opt reads up to {FORMAT}: a newer "
+            'one saved it. Install that version; or remove the entry "push_sum" from the state_dict, and this rank '
+            "starts at w = a"
+        )
+
+
+def _load_exactly(member: Member, saved: Mapping[str, Any]) -> None:
     """Restore push weight, residuals and messages in flight as they were."""
-    push_sum.memory.refresh()
-    push_sum.memory.load_residual_state(saved["residuals"])
-    weight = push_sum.gossip.load_state(saved["in_flight"], float(saved["push_weight"]))
-    push_sum.mass = push_sum.mass.restarted(int(saved["round"])).with_weight(weight)
+    member.memory.refresh()
+    member.memory.load_residual_state(saved["residuals"])
+    weight = member.mode.load_state(saved["in_flight"], float(saved["push_weight"]))
+    member.mass = member.mass.restarted(int(saved["round"])).with_weight(weight)
 
 
-def load_or_restart(push_sum: PushSum, saved: Mapping[str, Any] | None) -> str | None:
+def _load_or_restart(member: Member, saved: Mapping[str, Any] | None) -> str | None:
     """Take over the round; and the mass, where it is w = a_i anyway.
 
     Returns:
         None; or, where something of the state is not taken over, why.
     """
-    mass = push_sum.mass
-    push_sum.gossip.forget()
-    push_sum.memory.load_residual_state({})
-    push_sum.mass = mass.restarted(mass.round if saved is None else int(saved["round"]))
+    mass = member.mass
+    member.mode.forget()
+    member.memory.load_residual_state({})
+    member.mass = mass.restarted(mass.round if saved is None else int(saved["round"]))
     if saved is None:
         return "it has no push-sum state (saved without pushsum_opt?)"
-    if (saved["rank"], saved["size"]) != (push_sum.participant, push_sum.participants):
-        kind = push_sum.host.kind
+    if (saved["rank"], saved["size"]) != (member.participant, member.participants):
+        kind = member.host.kind
         return (
-            f"it was saved by {kind} {saved['rank']} of {saved['size']}, and this is {kind} {push_sum.participant} of "
-            f"{push_sum.participants}"
+            f"it was saved by {kind} {saved['rank']} of {saved['size']}, and this is {kind} {member.participant} of "
+            f"{member.participants}"
         )
     weight = float(saved["push_weight"])
     away = sum(len(item["messages"]) + item["missing"] for item in saved["in_flight"])
     if away or not mass.is_initial(weight):
         # One rank cannot know whether the others load the rest of this run's mass, or all of them this very file.
         return f"it had push weight {weight:.6g} and {away} messages in flight to it when it was saved"
-    push_sum.mass = push_sum.mass.with_weight(weight)
-    push_sum.memory.load_residual_state(saved["residuals"])
+    member.mass = member.mass.with_weight(weight)
+    member.memory.load_residual_state(saved["residuals"])
     return None

@@ -14,13 +14,17 @@ from ..transport import Transport
 __all__ = ["Host", "compose", "crowded_links", "hosts"]
 
 
-class Exchange(Protocol):
-    """What the start line tells of; a PushSum is one."""
+class Facts(Protocol):
+    """What the start line tells of; a PushSum has it."""
 
-    size: int
-    rank: int
-    memory: Memory
-    transport: Transport
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def memory(self) -> Memory: ...
+
+    @property
+    def transport(self) -> Transport: ...
 
     @property
     def graph(self) -> object: ...
@@ -59,7 +63,7 @@ def hosts(channel: Channel, threads: int, lanes: int = 1) -> list[Host]:
     return list(found.values())
 
 
-def compose(exchange: Exchange, hosts: list[Host], *, has_model: bool, moments: int | None = None) -> str:
+def compose(facts: Facts, hosts: list[Host], *, has_model: bool, moments: int | None = None) -> str:
     """Return the line for rank 0.
 
     Args:
@@ -67,38 +71,38 @@ def compose(exchange: Exchange, hosts: list[Host], *, has_model: bool, moments: 
         has_model: whether buffers and frozen parameters are known.
         moments: bytes of the optimizer's state that travels with the parameters; None where no such state does.
     """
-    mode = {0: "synchronous", "unbounded": "asynchronous"}.get(exchange.staleness, f"staleness {exchange.staleness}")
+    mode = {0: "synchronous", "unbounded": "asynchronous"}.get(facts.staleness, f"staleness {facts.staleness}")
     parts = [
         f"{_count(sum(host.ranks for host in hosts), 'rank')} on {_count(len(hosts), 'host')}",
-        f"graph {exchange.graph!r}",
+        f"graph {facts.graph!r}",
         mode,
-        f"{exchange.memory.name} memory over {exchange.transport.name}",
-        f"{_bytes(exchange.bytes_per_round())} sent per rank and step",
+        f"{facts.memory.name} memory over {facts.transport.name}",
+        f"{_bytes(facts.bytes_per_round())} sent per rank and step",
     ]
-    if moments is not None and exchange.size > 1:
+    if moments is not None and facts.size > 1:
         parts.append(
             f"adaptive='corrected': exp_avg travels too, {_bytes(moments)} beside the parameters, and messages take as "
             "much more memory"
         )
     crowded = max(hosts, key=lambda host: host.threads / len(host.cores))
-    if exchange.transport.name == "mpi" and exchange.size > 1 and crowded.threads > len(crowded.cores):
+    if facts.transport.name == "mpi" and facts.size > 1 and crowded.threads > len(crowded.cores):
         parts.append(_crowd(crowded))
     if not has_model:
         parts.append("no model given: buffers and frozen parameters stay as they are on each rank")
     return "; ".join(parts)
 
 
-def crowded_links(exchange: Exchange, hosts: list[Host]) -> str | None:
+def crowded_links(facts: Facts, hosts: list[Host]) -> str | None:
     """Return what to warn about where the ranks of a host each send their whole model through its network card."""
     most = max(host.ranks for host in hosts)
-    if most == 1 or len(hosts) == 1 or exchange.transport.name != "mpi":
+    if most == 1 or len(hosts) == 1 or facts.transport.name != "mpi":
         return None
-    reduced = 2 * (len(hosts) - 1) / len(hosts) * exchange.memory.nbytes
+    reduced = 2 * (len(hosts) - 1) / len(hosts) * facts.memory.nbytes
     return (
         f"up to {most} ranks share a host and each sends its own model: up to "
-        f"{_bytes(most * exchange.bytes_per_round())} per network card and step, where a hierarchical all-reduce sends "
+        f"{_bytes(most * facts.bytes_per_round())} per network card and step, where a hierarchical all-reduce sends "
         f"{_bytes(reduced)}. With within_host='gradients' (or 'ddp') a host is one participant and sends "
-        f"{_bytes(exchange.bytes_per_round())}"
+        f"{_bytes(facts.bytes_per_round())}"
     )
 
 

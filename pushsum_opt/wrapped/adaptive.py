@@ -123,9 +123,9 @@ class Corrected:
             held = points()
             return frozenset(() if held is None else map(id, held.held(FIRST)))
 
-        push_sum.moments = moments
+        push_sum.member.moments = moments
         squares = np.array([(push_sum.initial_weight / push_sum.participants) ** 2])
-        push_sum.channel.sum(squares, "adaptive='corrected'", round=push_sum.round)
+        push_sum.member.channel.sum(squares, "adaptive='corrected'", round=push_sum.round)
         self._theta = float(squares[0])
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:

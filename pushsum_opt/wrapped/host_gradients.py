@@ -44,9 +44,9 @@ class HostGradients:
     """
 
     def __init__(self, push_sum: PushSum, tensors: Tensors) -> None:
-        assert isinstance(push_sum.host, Hosts)
+        assert isinstance(push_sum.member.host, Hosts)
         self._push_sum = push_sum
-        self._hosts = push_sum.host
+        self._hosts = push_sum.member.host
         self._tensors = tensors
         self._average = GradientAverage(self._hosts)
         self._number = next(_numbers)
@@ -59,6 +59,7 @@ class HostGradients:
         self._asked: dict[int, int] = {}  # by parameter's device: the backward() whose end has been asked for
         self.look_again()
         _open.add(self)
+        push_sum.member.before_close.append(self.close)
 
     # ------------------------------------------------------------------ in backward()
 
@@ -97,7 +98,7 @@ class HostGradients:
         comm = self._hosts.comm
         for one in sorted((o for o in _open if o._hosts.comm is comm), key=lambda o: o._number):
             if one._touched and one._in_backward and not one._push_sum.closed:
-                one._settle(BACKWARD)
+                one._meet_and_average(BACKWARD)
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -110,7 +111,7 @@ class HostGradients:
 
     # ------------------------------------------------------------------ in step() and beside it
 
-    def settle(self, call: str, *, skips: bool = False, scale: float = math.nan) -> bool:
+    def average_now(self, call: str, *, skips: bool = False, scale: float = math.nan) -> bool:
         """Collective over a host. Average what has not been averaged in this step.
 
         Args:
@@ -121,7 +122,7 @@ class HostGradients:
         Returns:
             Whether any rank of the host will not step; nothing is averaged here then.
         """
-        return any(one.skips for one in self._settle(call, skips=skips, scale=scale))
+        return any(one.skips for one in self._meet_and_average(call, skips=skips, scale=scale))
 
     def closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """Return a closure whose gradients and whose loss are averages over the host.
@@ -133,7 +134,7 @@ class HostGradients:
             self.forget()
             result = closure()
             loss = _number(result)
-            standings = self._settle("step(closure)", loss=loss)
+            standings = self._meet_and_average("step(closure)", loss=loss)
             losses = [one.loss for one in standings]
             if loss is None or None in losses:
                 return result
@@ -151,7 +152,7 @@ class HostGradients:
 
     def close(self) -> None:
         """Collective over a host. Make sure that every rank of it closes, and detach from the parameters."""
-        self._settle(CLOSE)
+        self._meet_and_average(CLOSE)
         _open.discard(self)
         for handle in self._hooked.values():
             handle.remove()
@@ -160,13 +161,13 @@ class HostGradients:
     # ------------------------------------------------------------------ together
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _settle(
+    def _meet_and_average(
         self, call: str, *, skips: bool = False, scale: float = math.nan, loss: float | None = None
     ) -> list[Standing]:
         """Meet the other ranks of the host until all are in this call; average in each meeting what needs it."""
         if self._hosts.lanes == 1:
             return [Standing(call, skips=skips, loss=loss)]
-        with self._push_sum.failing_together():
+        with self._push_sum.member.failing_together():
             while True:
                 parameters = self._tensors.parameters
                 needed = self._needed(parameters, call)

@@ -19,26 +19,31 @@ from .. import _torch_compat
 __all__ = ["amp_scaling"]
 
 
-class Settle(Protocol):
-    """What averages inside a host; :meth:`.host_gradients.HostGradients.settle` is one."""
+class AverageNow(Protocol):
+    """What averages inside a host; :meth:`.host_gradients.HostGradients.average_now` is one."""
 
     def __call__(self, call: str, *, skips: bool = ..., scale: float = ...) -> bool: ...
 
 
 @contextmanager
 def amp_scaling(
-    wrapper: torch.optim.Optimizer, inner: torch.optim.Optimizer, settle: Settle | None, *, by_hand: bool = False
+    wrapper: torch.optim.Optimizer,
+    inner: torch.optim.Optimizer,
+    average_now: AverageNow | None,
+    *,
+    by_hand: bool = False,
 ) -> Iterator[bool]:
     """Deal with what a GradScaler has set on the wrapper; yield whether the local update must be skipped.
 
     Args:
-        settle: averages inside a host what has not been averaged, where that is to be done before the update. Called
-            with the call, whether this rank must skip and its scale; returns whether any rank of the host must skip.
+        average_now: averages inside a host what has not been averaged; None: nothing has to be averaged before the
+            update. Called with the call, whether this rank must skip and its scale; returns whether any rank of the
+            host must skip.
         by_hand: inside, gradients are unscaled, whatever the inner optimizer could do by itself.
     """
     found_inf: Any = getattr(wrapper, "found_inf", None)
     grad_scale: Tensor | None = getattr(wrapper, "grad_scale", None)
-    if settle is not None:
+    if average_now is not None:
         # Skip on all ranks of the host or on none. Unscale before averaging: equal ranks lose nothing by it.
         skip, scale = False, math.nan
         if isinstance(found_inf, Tensor):
@@ -46,7 +51,7 @@ def amp_scaling(
             scale = math.nan if grad_scale is None else float(grad_scale.item())
             if not skip:
                 _unscale(inner, grad_scale)
-        yield settle("step()", skips=skip, scale=scale)
+        yield average_now("step()", skips=skip, scale=scale)
     elif not isinstance(found_inf, Tensor):  # no scaler, or the int 0 where no parameter has a gradient
         yield False
     elif _torch_compat.supports_amp_scaling(inner) and not by_hand:

@@ -8,7 +8,7 @@ A parameter that has left the groups stays exchanged: nothing trains it, so goss
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -18,9 +18,10 @@ from ..channel import copying
 from ..channel.agreement import agree
 from ..errors import LayoutError, PushSumError
 from ..log import log
-from ..push_sum import PushSum
+from ..push_sum import PushSum, changing
 from ..push_sum.lifetime import JOINING
 from ..transport import calling
+from .host_gradients import HostGradients
 from .tensors import Tensors
 
 __all__ = ["Watch"]
@@ -34,16 +35,20 @@ class Watch:
     Args:
         tensors: what the optimizer steps.
         push_sum: what is exchanged.
-        taken_in: called after something was.
+        host_gradients: looks at the parameters again after something new was taken in.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, tensors: Tensors, push_sum: PushSum, taken_in: Callable[[], None]
+        self,
+        optimizer: torch.optim.Optimizer,
+        tensors: Tensors,
+        push_sum: PushSum,
+        host_gradients: HostGradients | None,
     ) -> None:
         self.optimizer = optimizer
         self._tensors = tensors
         self._push_sum = push_sum
-        self._taken_in = taken_in
+        self._host_gradients = host_gradients
         # They began alike on all ranks, so that what they hold now is worth keeping.
         self._begun = list(tensors.all.values())
         self._seen = self._ids()
@@ -60,7 +65,7 @@ class Watch:
     def add(self, call: str) -> None:
         """Collective. Exchange what is new from the next round on, with rank 0's values on every rank."""
         new = self._new()
-        self._push_sum.extend(new, call=call)
+        changing.extend(self._push_sum.member, new, call)
         self._start_alike(new, call)
         self._taken()
 
@@ -73,7 +78,7 @@ class Watch:
 
     def _take_in(self) -> None:
         push_sum = self._push_sum
-        if push_sum.closed or push_sum.failed or push_sum.on_loan is not None:
+        if push_sum.closed or push_sum.member.failed or push_sum.member.lifetime.on_loan is not None:
             return  # the step that is being made will be refused
         self._tensors.look_again()
         self._replace()
@@ -81,16 +86,17 @@ class Watch:
         if new:
             with calling(f"{CALL}: {_listed(new)}"):
                 self._agree(new)
-                push_sum.extend(new, call=CALL)
+                changing.extend(push_sum.member, new, CALL)
                 begun = {id(tensor) for tensor in self._begun}
                 self._start_alike({name: tensor for name, tensor in new.items() if id(tensor) not in begun}, CALL)
-            if push_sum.first:
+            if push_sum.member.speaks:
                 log.info("exchanged from round %d on: new parameters %s", push_sum.round, _listed(new))
         self._taken()
 
     def _taken(self) -> None:
         self._seen = self._ids()
-        self._taken_in()
+        if self._host_gradients is not None:
+            self._host_gradients.look_again()
 
     def _replace(self) -> None:
         """Put new tensors in the place of old ones of the same name and kind that are no longer stepped. Local."""
@@ -103,7 +109,7 @@ class Watch:
             if old is None or id(tensor) in known or id(old) in stepped:
                 continue
             if tensor_kinds.described(old) == tensor_kinds.described(tensor):
-                self._push_sum.replace(name, tensor)
+                changing.replace(self._push_sum.member, name, tensor)
 
     def _new(self) -> dict[str, Tensor]:
         """Return what is stepped and not exchanged, by names that nothing that is exchanged has."""
@@ -121,12 +127,12 @@ class Watch:
     def _agree(self, new: Mapping[str, Tensor]) -> None:
         push_sum = self._push_sum
         form = {name: tensor_kinds.described(tensor) for name, tensor in new.items()}
-        with push_sum.failing_together():
+        with push_sum.member.failing_together():
             try:
-                if push_sum.out_of_step is not None:
-                    raise LayoutError(f"inside {push_sum.out_of_step} ranks are in different steps")
-                push_sum.gossip.meet(push_sum.round, f"{CALL}: {_listed(new)}")
-                for channel in push_sum.channels:
+                if push_sum.member.lifetime.out_of_step is not None:
+                    raise LayoutError(f"inside {push_sum.member.lifetime.out_of_step} ranks are in different steps")
+                push_sum.member.mode.meet(push_sum.round, f"{CALL}: {_listed(new)}")
+                for channel in push_sum.member.channels:
                     agree(channel, form)
             except PushSumError as error:
                 raise LayoutError(
@@ -137,9 +143,9 @@ class Watch:
 
     def _start_alike(self, new: Mapping[str, Tensor], call: str) -> None:
         push_sum = self._push_sum
-        with push_sum.failing_together(JOINING), calling(call):
+        with push_sum.member.failing_together(JOINING), calling(call):
             # First inside every host, then between hosts: rank 0's values reach all.
-            for channel in (*push_sum.host.replicas, push_sum.channel):
+            for channel in (*push_sum.member.host.replicas, push_sum.member.channel):
                 copying.broadcast_tensors(channel, new, 0)
 
 

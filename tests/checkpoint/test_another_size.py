@@ -29,7 +29,7 @@ def save(tmp_path, size, **options):
             push_sum = run.optimizer.push_sum
             flying = [
                 (message["mass"], message["tensors"])
-                for item in push_sum.gossip.state()
+                for item in push_sum.member.mode.state()
                 for message in item["messages"]
             ]
             return {

@@ -13,6 +13,7 @@ from checkpoint.common import running
 import pushsum_opt as ps
 from pushsum_opt.checkpoint import files
 from pushsum_opt.errors import CallOrderError, CheckpointError
+from pushsum_opt.push_sum import rounds
 
 SIZE = 3
 
@@ -32,7 +33,7 @@ def save_twice(directory, before_second=lambda: None):
             run.steps(2, 4)
             if comm.rank == 0:
                 before_second()
-            run.optimizer.push_sum.meet("all wait for rank 0")
+            rounds.meet(run.optimizer.push_sum.member, "all wait for rank 0")
             ps.checkpoint.save(directory, run.optimizer, extra=4, **run.beside)
 
     held: list = []

@@ -12,6 +12,7 @@ from optimizer.common import flat, ring
 import pushsum_opt as ps
 from pushsum_opt.algorithms import PeriodicAverage, SlowMomentum
 from pushsum_opt.checkpoint import Saver
+from pushsum_opt.push_sum import rounds
 
 STEPS = 10
 CASES = {
@@ -205,8 +206,8 @@ def test_damage_to_the_file_of_any_lane_is_the_same_error_on_all_ranks(tmp_path,
             path = ps.checkpoint.save(tmp_path, run.optimizer, **run.beside)
             if comm.rank == 0:
                 (path / "rank-00003.pt").unlink()
-            run.optimizer.push_sum.meet("the file to be gone")
-            run.optimizer.push_sum.put_together()
+            rounds.meet(run.optimizer.push_sum.member, "the file to be gone")
+            rounds.reassemble(run.optimizer.push_sum.member)
             with pytest.raises(ps.errors.CheckpointError) as error:
                 ps.checkpoint.load(tmp_path, run.optimizer, **run.beside)
             return str(error.value)

@@ -84,7 +84,7 @@ def test_draining_goes_on_where_sends_end_between_two_looks(monkeypatch):
         with ps.PushSum([z], graph=Ring(), staleness="unbounded", comm=comm) as push_sum:
             push_sum.mix()
             push_sum.transport.poll(0.1)
-            monkeypatch.setattr(asynchronous.AsynchronousGossip, "_free_sent_slabs", lambda gossip: None)
+            monkeypatch.setattr(asynchronous.AsynchronousMode, "_free_sent_slabs", lambda gossip: None)
             push_sum.drain()
             return push_sum.push_weight
 
@@ -156,7 +156,7 @@ def test_a_full_pool_has_a_place_again_in_the_round_that_merges(monkeypatch):
                 push_sum.mix()
                 if push_sum.push_weight > before:
                     merged += 1
-                    gossip = push_sum.gossip
+                    gossip = push_sum.member.mode
                     assert gossip._listening is not None or gossip._arriving, "a place, or the next message in it"
                 time.sleep(0.002)
         return merged

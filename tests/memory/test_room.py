@@ -10,6 +10,7 @@ import pushsum_opt as ps
 from pushsum_opt.errors import OutOfMemoryError, PeerFailed
 from pushsum_opt.graphs import Complete, OnePeerExponential, Ring
 from pushsum_opt.memory.room import host_room
+from pushsum_opt.push_sum import changing
 
 WAYS = pytest.mark.parametrize("direct", [True, False], ids=["direct", "staged"])
 MODES = pytest.mark.parametrize("staleness", [0, 1, 3, "unbounded"])
@@ -55,7 +56,7 @@ def test_tensors_that_are_added_bring_their_buffers_at_once(emulate, direct, sta
         tensors = tensors_of(comm.rank)
         with ps.PushSum(tensors, graph=Ring(), staleness=staleness, comm=comm) as push_sum:
             push_sum.mix()
-            push_sum.extend({"more": torch.full((500,), float(comm.rank))}, call="add_param_group()")
+            changing.extend(push_sum.member, {"more": torch.full((500,), float(comm.rank))}, "add_param_group()")
             fill(push_sum.memory)
             for _ in range(3):
                 push_sum.mix()
@@ -73,7 +74,7 @@ def test_a_sender_whose_device_is_full_waits_for_its_last_message_in_place_of_a_
             fill(push_sum.memory)
             for _ in range(6):
                 push_sum.mix()
-            return push_sum.gossip._sent_slabs.made, push_sum.gossip._received_slabs.made
+            return push_sum.member.mode._sent_slabs.made, push_sum.member.mode._received_slabs.made
 
     assert ps.testing.run(2, rank, seed=5) == [(1, 3)] * 2
     assert all(memory._device.free == 0 for memory in made)

@@ -17,6 +17,7 @@ from torch import nn
 
 import pushsum_opt as ps
 from pushsum_opt.errors import ConfigurationError, LayoutError, MismatchError
+from pushsum_opt.push_sum.saving import restoring_exactly
 
 pytestmark = pytest.mark.slow  # many models times many sizes of chunks
 
@@ -376,7 +377,7 @@ def test_after_saving_and_restoring_every_element_goes_on_as_before(make):
                 if loads and round == 3:
                     state = copy.deepcopy(wrapped.state_dict())
                     wrapped.push_sum.load_state({**state["push_sum"], "residuals": {}})
-                    with wrapped.push_sum.restoring():
+                    with restoring_exactly(wrapped.push_sum.member):
                         wrapped.load_state_dict(state)
                 wrapped.gossip()
             return read(model), wrapped.push_weight

@@ -52,6 +52,26 @@ def test_a_state_holds_the_inner_one_and_this_ranks_mass_and_loads_with_weights_
     assert [weight for _, weight, _ in results] == [weight for *_, weight in results]
 
 
+def test_a_state_without_a_format_is_of_the_first_and_one_of_a_newer_format_is_refused_unloaded():
+    def rank(comm):
+        model = network()
+        with ps.PushSumOptimizer(KINDS["SGD"](model.parameters()), model, comm=comm) as wrapped:
+            train(wrapped, model, 2, comm.rank)
+            state = saved(wrapped.state_dict())
+            train(wrapped, model, 1, comm.rank)
+            newer = {**state, "push_sum": {**state["push_sum"], "format": state["push_sum"]["format"] + 1}}
+            newer["param_groups"] = [{**group, "lr": 7.0} for group in state["param_groups"]]
+            with pytest.raises(ps.errors.CheckpointError, match=f"rank {comm.rank}: .* has format 2, .* reads up to 1"):
+                wrapped.load_state_dict(newer)
+            assert wrapped.round == 3, "nothing of a refused state is loaded"
+            assert wrapped.param_groups[0]["lr"] != 7.0
+            old = {**state, "push_sum": {key: v for key, v in state["push_sum"].items() if key != "format"}}
+            wrapped.load_state_dict(old)
+            return wrapped.round
+
+    assert ps.testing.run(2, rank) == [2, 2]
+
+
 @pytest.mark.parametrize(("kind", "staleness"), [*itertools.product(FIRST_ORDER, (0, 2)), ("LBFGS", 0)])
 @pytest.mark.parametrize("make", [network, lambda: halves(network())], ids=["float32", "bfloat16"])
 def test_saving_and_evaluating_every_third_step_never_change_the_trajectory(kind, staleness, make):

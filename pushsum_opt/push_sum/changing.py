@@ -1,0 +1,33 @@
+"""Other tensors than those of the start: more of them, or one in the place of another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from . import rounds
+from .lifetime import JOINING
+from .member import Member
+
+__all__ = ["extend", "replace"]
+
+
+def extend(member: Member, tensors: Mapping[str, Any], call: str) -> None:
+    """Collective. Exchange more tensors from the next round on, beside those that are there.
+
+    Args:
+        call: the name of the call that all ranks make together.
+    """
+    rounds.drain(member, call)
+    with member.collective(call, JOINING):
+        member.memory.extend(list(tensors.values()), list(tensors))
+        member.held = [*member.held, *tensors.values()]
+        member.agree()
+        member.mode.reserve()
+
+
+def replace(member: Member, name: str, tensor: Any) -> None:
+    """Exchange another tensor, of the same shape and dtype, in the place of one; what it holds is kept. Local."""
+    old = member.memory.tensors[name]
+    member.memory.replace(name, tensor)
+    member.held = [tensor if one is old else one for one in member.held]

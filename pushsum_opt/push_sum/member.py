@@ -1,0 +1,257 @@
+"""One rank as a member of a push-sum: its parts, its mass, and what other rooms of the library ask of it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from .. import graphs, transport
+from ..arguments import GraphLike
+from ..channel import Channel
+from ..channel.agreement import agree, normalised_data_weight
+from ..gossip.merging import Merger
+from ..gossip.protocol import Exchange
+from ..gossip.wire import Header
+from ..hosts import Participant
+from ..observe.events import Events
+from ..observe.statistics import Statistics
+from ..start.first_step import NOTHING, FirstStep
+from ..transport.calls import calling
+from . import closing, opening, succession
+from .lifetime import WHOLE, Lifetime
+from .mass import Mass
+from .opening import CALL, Options
+
+__all__ = ["Member", "newest"]
+
+
+class Member:
+    """One rank of a push-sum. Construction is collective.
+
+    Args:
+        comm: all participants of the gossip.
+        tensors, graph, owner: as in :class:`~pushsum_opt.PushSum`.
+        host: this rank, or the ranks of its host, as one participant.
+    """
+
+    def __init__(
+        self,
+        comm: Any,
+        tensors: Sequence[Any] | Mapping[str, Any],
+        graph: GraphLike | None,
+        options: Options,
+        host: Participant,
+        owner: Any,
+    ) -> None:
+        names, values = opening.named(tensors)
+        self.options = options
+        self.host = host
+        """This rank, or the ranks of its host, as one participant."""
+        self.comm = host.comm
+        """The communicator of all ranks of the job."""
+        self.rank: int = host.rank
+        """This rank, among all of the job."""
+        self.size: int = host.size
+        """The number of ranks of the job."""
+        self.speaks = self.rank == 0
+        """Whether this is the one rank of the job that speaks for all."""
+        self.memory = opening.bind_memory(comm, values, names, options, host)
+        self.graph: graphs.Graph = graphs.resolve(graph, comm.Get_size(), warn=self.speaks)
+        self.statistics = Statistics()
+        self.listeners = Events()
+        """Who follows what this rank does; other channels of this rank report their waits here too."""
+        self.listeners.subscribe(self.statistics)
+        host.subscribe(self.listeners)
+        self.events = opening.events(host, self.listeners, options.staleness)
+        self.transport = opening.connect(comm, self.memory, options, host)
+        self.channel = Channel(self.transport, self.events, options.timeout)
+        """Over all participants of the gossip."""
+        self.channels = (self.channel, *host.channels)
+        """What goes over these, one after the other, reaches every rank of the job."""
+        self.participant = self.channel.rank
+        """The number of this rank in the gossip; where a host is one participant, of its host."""
+        self.participants = self.channel.size
+        """How many take part in the gossip: the n of the graph, and of the mass."""
+        self.process = transport.process(comm)
+        self.held: list[Any] = values
+        """The tensors that are exchanged; none once closed."""
+        self.before_close: list[Callable[[], None]] = []
+        """Called first when this is closed: all ranks must close together what they made together."""
+        self.moments: Callable[[], frozenset[int]] = frozenset
+        """Gives the identities of tensors that travel and are no parameters, but averages of gradients."""
+        self.restores_exactly = False
+        """Whether :meth:`PushSum.load_state` takes over push weight, residuals and messages in flight as they were."""
+        self._owner = None if owner is None else weakref.ref(owner)
+        self._first_step: FirstStep | None = None
+        partners = self.graph.partners(self.participant, self.participants)
+        self.lifetime = Lifetime(self.channel, partners, host, lambda: self.round)
+        """What may be called now, and who is told when this rank fails."""
+        self.mass = Mass.begin(1.0)
+        """w, a and k of this rank."""
+        with self.failing_together(), calling(CALL):
+            self.agree(opening.versions())
+            self.mass = Mass.begin(normalised_data_weight(self.channel, options.data_weight))
+            self.run, self.name = opening.name_the_run(self.channel, host)
+            succession.close_what_is_over(self, values)
+        self._merger = Merger(
+            self.memory, self.events, self.participant, options.nonfinite, self._compare_first_step, self.job_rank
+        )
+        exchange = Exchange(self.memory, self.channel, self.graph, self.events, self._merger, self.mass.initial)
+        try:
+            with self.failing_together(), calling(CALL):
+                self.mode = opening.make_mode(exchange, options, self._signature)
+                """Which messages a round merges."""
+        except BaseException:
+            self.give_up()
+            raise
+        self.process.register(self)
+
+    def agree(self, versions: Mapping[str, str] | None = None) -> None:
+        """Collective. Make sure that all ranks exchange the same things in the same way."""
+        mine = opening.fingerprint(self.memory, self.graph, self.participants, self.options)
+        agree(self.channel, mine, versions)
+        for channel in self.host.replicas:
+            agree(channel, mine)
+
+    # ------------------------------------------------------------------ what it is now
+
+    @property
+    def round(self) -> int:
+        """k, the number of rounds completed."""
+        return self.mass.round
+
+    @property
+    def push_weight(self) -> float:
+        """w, this rank's push weight."""
+        return self.mass.weight
+
+    @property
+    def data_weight(self) -> float:
+        """v_i, this rank's part in the average, as it was given."""
+        return self.options.data_weight * self.host.share
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self.lifetime.closed
+
+    @property
+    def failed(self) -> bool:
+        """Whether an error has ended the exchange."""
+        return self.lifetime.failure is not None
+
+    @property
+    def owned(self) -> bool:
+        """Whether a wrapper was made around it."""
+        return self._owner is not None
+
+    @property
+    def dropped(self) -> bool:
+        """Whether the wrapper around it is gone on this rank. It may live on others: never act on it alone."""
+        return self._owner is not None and self._owner() is None
+
+    @property
+    def tensor_ids(self) -> frozenset[int]:
+        """The identities of the tensors that are exchanged; none once closed."""
+        return frozenset(id(tensor) for tensor in self.held)
+
+    def job_rank(self, rank: int | None = None) -> int:
+        """Return a participant of the gossip, or this one, by its number in the job."""
+        return self.transport.job_rank(rank)
+
+    # ------------------------------------------------------------------ calls, as contexts
+
+    @contextmanager
+    def collective(self, call: str, left: str = WHOLE) -> Iterator[None]:
+        """Inside, this rank makes a collective call: listeners and errors name it; the others hear of failures.
+
+        Args:
+            left: what an interrupt inside leaves of the tensors.
+        """
+        with self.failing_together(left), calling(call), self.during(call):
+            yield
+
+    @contextmanager
+    def during(self, call: str) -> Iterator[None]:
+        """Tell listeners when a collective call begins and ends."""
+        round = self.round
+        self.events.call_begins(call, round)
+        try:
+            yield
+        finally:
+            self.events.call_ends(call, round)
+
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Tell listeners when a local step begins and ends."""
+        round = self.round
+        self.events.local_step_begins(round)
+        try:
+            yield
+        finally:
+            self.events.local_step_ends(round)
+
+    def failing_together(self, left: str = WHOLE) -> AbstractContextManager[None]:
+        """Return a context that tells the other ranks when this one fails in it, and refuses to go on afterwards.
+
+        Args:
+            left: what an interrupt inside leaves of the tensors.
+        """
+        return self.lifetime.failing_together(left)
+
+    def ending_together(self) -> AbstractContextManager[None]:
+        """Return a context as :meth:`failing_together`, for interrupts only: all ranks have the same errors."""
+        return self.lifetime.failing_together(only_interrupts=True)
+
+    def around_late_merges(self, context: Callable[[int], AbstractContextManager[None]]) -> None:
+        """Have messages that outlive their round merged inside a context, made from the round in which they were sent.
+
+        For tensors that change in a known way while messages of them are in flight.
+        """
+        self._merger.around = context
+
+    # ------------------------------------------------------------------ the first step
+
+    def watch_first_step(self, alike: Callable[[int], None]) -> None:
+        """Compare this rank's first local step with its in-peers'; ``alike(peer)`` is called where they are equal."""
+        self._first_step = FirstStep(self.memory, alike)
+
+    def first_step_is_over(self) -> None:
+        """The first local step, if any, was before this call."""
+        if self._first_step is not None:
+            self._first_step.taken()
+
+    def _signature(self) -> bytes:
+        return self._first_step.signature if self._first_step is not None and self.round == 0 else NOTHING
+
+    def _compare_first_step(self, peer: int, header: Header) -> None:
+        if self._first_step is not None:
+            self._first_step.compare(peer, header.signature)
+
+    # ------------------------------------------------------------------ the end
+
+    def close(self) -> None:
+        """Collective. See :meth:`PushSum.close`."""
+        closing.close(self)
+
+    def close_unchanged(self) -> None:
+        """Collective. Close, and leave the tensors as they are: what is in flight is given up, with its mass."""
+        closing.close_unchanged(self)
+
+    def give_up(self) -> None:
+        """Free threads and the transport, without the other ranks: for the end of a run in one process."""
+        self.lifetime.closed = True
+        self.transport.close()
+        self.host.close(cleanly=False)
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the other ranks that this one cannot go on, and why."""
+        self.lifetime.fail(error, self.round)
+
+
+def newest(comm: Any) -> Member | None:
+    """Return the open member that was made last on a communicator, if any."""
+    here: list[Member] = [one for one in transport.process(comm).members if one.comm == comm]
+    return here[-1] if here else None

@@ -1,0 +1,112 @@
+"""The begin of a run: all ranks start alike, rank 0 says what runs, and warnings where the set-up looks wrong."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import ending, world
+from ..algorithms import Algorithm
+from ..channel.agreement import agree
+from ..hosts import Hosts
+from ..log import log
+from ..push_sum import PushSum
+from ..start import line as start_line
+from .parts import Parts
+from .start import copy_start
+
+__all__ = ["announce", "make_hosts", "start_alike", "warn_about_set_up", "watch_first_step"]
+
+
+def make_hosts(within_host: str, comm: Any, data_weight: float, timeout: float) -> Hosts:
+    """Collective. Return this rank's host and lane."""
+    comm = world.communicator(comm)
+    ending.stop_all_on_error()
+    return Hosts(comm, data_weight=data_weight, sharded=within_host == "fsdp", timeout=timeout)
+
+
+@torch.inference_mode(False)  # the state that is made here is written to by steps outside of it
+def start_alike(parts: Parts, push_sum: PushSum, algorithm: Algorithm, settings: Mapping[str, str]) -> None:
+    """Collective. Give rank 0's parameters, buffers and optimizer state to every rank that differs.
+
+    Args:
+        settings: what must be equal on all ranks, beside what the push-sum compares.
+    """
+    mine = {
+        **settings,
+        "algorithm": repr(algorithm),
+        "buffers": repr(parts.buffers),
+        "gossip_state": repr(parts.points.points),
+        "adaptive": repr("plain" if parts.corrected is None else "corrected"),
+    }
+    # First inside every host, then between hosts: rank 0's values reach all.
+    for channel in (*push_sum.member.host.replicas, push_sum.member.channel):
+        agree(channel, mine)
+        copy_start(channel, parts.optimizer, parts.tensors.all)
+    parts.points.adopt()
+    if parts.corrected is not None:
+        parts.corrected.bind(push_sum)
+    algorithm.bind(push_sum, parts.optimizer.param_groups)
+    algorithm.bound = True
+
+
+def announce(parts: Parts, push_sum: PushSum, within_host: str | None) -> None:
+    """Collective. Rank 0 says in one line what runs where, and what it costs; then what is odd about it."""
+    hosts = start_line.hosts(push_sum.member.channel, torch.get_num_threads(), push_sum.member.host.lanes)
+    if not push_sum.member.speaks:
+        return
+    moments = None if parts.corrected is None else parts.corrected.nbytes()
+    log.info("%s", start_line.compose(push_sum, hosts, has_model=parts.model is not None, moments=moments))
+    crowd = start_line.crowded_links(push_sum, hosts) if within_host is None else None
+    if crowd is not None:
+        log.warning("%s", crowd)
+    if parts.tensors.left_out:
+        named = "; ".join(f"{name} {why}" for name, why in parts.tensors.left_out.items())
+        log.info("buffers that stay on each rank, and are not mixed: %s", named)
+
+
+def warn_about_set_up(parts: Parts, size: int, within_host: str | None) -> None:
+    """Warn, in the name of the line that calls the constructor.
+
+    Args:
+        size: the number of participants of the gossip.
+    """
+    if size == 1:
+        return
+    if isinstance(parts.optimizer, torch.optim.LBFGS):
+        warnings.warn(
+            f"LBFGS on {size} ranks: its curvature pairs see the gossip between steps, which is not the change "
+            "that its gradients explain; prefer a first-order optimizer",
+            stacklevel=3,
+        )
+    parallel = isinstance(parts.model, nn.parallel.DistributedDataParallel) and within_host is None
+    if parallel and torch.distributed.get_world_size() == size:
+        warnings.warn(
+            f"the model is wrapped in DistributedDataParallel over the same {size} ranks: gradients are averaged "
+            "by all-reduce and parameters again by gossip. Use one of the two",
+            stacklevel=3,
+        )
+
+
+def watch_first_step(push_sum: PushSum) -> None:
+    """Have every rank compare its first step with its in-peers'; rank 0 warns where two are equal."""
+    if push_sum.participants > 1:
+        speaks = push_sum.member.speaks
+        push_sum.member.watch_first_step(partial(_warn_about_shards, push_sum.rank) if speaks else _say_nothing)
+
+
+def _say_nothing(peer: int) -> None: ...
+
+
+def _warn_about_shards(rank: int, peer: int) -> None:
+    log.warning(
+        "rank %d: its first local step and rank %d's are equal, bit for bit: both train on the same data. Give each "
+        "rank its own shard: DistributedSampler(dataset, num_replicas=ps.size(), rank=ps.rank())",
+        rank,
+        peer,
+    )
