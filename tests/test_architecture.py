@@ -53,6 +53,7 @@ ROOMS = (
     "installed",
     "environment",
     "processes",
+    "clock",
     "log",
     "errors",
 )

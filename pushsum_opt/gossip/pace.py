@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from ..clock import Clock
 
 __all__ = ["Pace"]
 
@@ -17,9 +16,12 @@ class Pace:
     Without it, rank i counts in proportion to its steps per second, and the limit of training is that of a weighted
     objective (Assran and Rabbat 2020, section V). The mean is itself found by push-sum: messages carry the sender's
     estimate, and a change of this rank's own time moves its estimate as a local step moves z.
+
+    Args:
+        clock: by which steps are timed.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._last: float | None = None
         self._own: float | None = None

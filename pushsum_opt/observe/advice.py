@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
+from ..clock import Clock, monotonic
 from ..log import log
 from .events import Listener
 
@@ -19,12 +17,9 @@ class OverlapAdvice(Listener):
     """Measures how much of a rank's time its synchronous rounds wait, and logs a line if it is a tenth or more.
 
     Waits outside rounds (averages, checkpoints) are not counted, for overlap would not shorten them.
-
-    Args:
-        clock: seconds that only grow.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Clock = monotonic) -> None:
         self._clock = clock
         self._rounds = 0
         self._in_round = False

@@ -136,7 +136,7 @@ def make_mode(exchange: Exchange, options: Options, signature: Callable[[], byte
     """
     if options.staleness == "unbounded":
         return AsynchronousMode(
-            exchange, signature, Pace() if options.rate_correction else None
+            exchange, signature, Pace(exchange.transport.clock) if options.rate_correction else None
         )
     if options.staleness == 0:
         return SynchronousMode(exchange, signature)

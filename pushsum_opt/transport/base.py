@@ -22,6 +22,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..clock import Clock, monotonic
 from .roll_call import Place
 
 __all__ = ["ANY", "Notice", "Ticket", "Transport"]
@@ -83,6 +84,9 @@ class Transport(ABC):
 
     place: Place | None = None
     """Its ranks in the roll call of the job."""
+
+    clock: Clock = monotonic
+    """By which waits on this transport are measured."""
 
     threaded: bool = False
     """Whether a thread other than the main one may call, as long as no two do at the same time."""

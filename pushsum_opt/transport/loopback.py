@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..clock import Clock, monotonic
 from ..ending import Process
 from ..errors import ClosedError, MismatchError, PeerFailed
 from .base import ANY, Notice, Ticket, Transport
@@ -225,6 +226,8 @@ class LoopbackComm:
         """What this rank has open; parts of a communicator share it."""
         self.rank = rank
         self.size = world.size
+        self.clock: Clock = monotonic
+        """The clock of what is opened over it from now on."""
         self.contexts = 0
 
     def Get_rank(self) -> int:
@@ -265,6 +268,7 @@ class LoopbackTransport(Transport):
         self._closed = False
         self.rank = comm.rank
         self.size = comm.size
+        self.clock = comm.clock
         root, ranks = comm.world.of_the_job
         if self.size > 1:
             self.place = root.rolls[ranks[self.rank]].set_up(ranks)[1]

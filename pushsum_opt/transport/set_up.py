@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ..clock import Clock, monotonic
 from ..errors import MismatchError
 from ..log import log
 from .base import Notice, Ticket, Transport
@@ -29,6 +30,7 @@ class Forming:
     rank: int
     place: Place | None
     done: Callable[[], bool]
+    clock: Clock = monotonic
 
     def job_rank(self, rank: int | None = None) -> int:
         return self.rank if rank is None else rank

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from .. import settings
+from ..clock import Clock
 from ..errors import PeerFailed, PeerFinished, PeerTimeout
 from .base import Notice, Ticket, Transport
 from .calls import current_call
@@ -31,6 +31,9 @@ class Polled(Protocol):
     """What the waiter polls; a transport is one."""
 
     rank: int
+
+    @property
+    def clock(self) -> Clock: ...
 
     @property
     def place(self) -> Place | None: ...
@@ -95,14 +98,15 @@ class Waiter:
         pending = left()
         if not pending:
             return
-        begin = moved = time.monotonic()
+        clock = self._transport.clock
+        begin = moved = clock()
         said = 1
         slice = min(LISTEN_AFTER_S, self._timeout, self._stall_seconds)
         peer, call = pending[0].peer, current_call(pending[0].what)
         peer = None if peer is None or peer < 0 else peer
         self._report.wait_begins(call, peer, round)
         with contextlib.ExitStack() as stack:
-            stack.callback(lambda: self._report.wait_ends(call, peer, round, time.monotonic() - begin))
+            stack.callback(lambda: self._report.wait_ends(call, peer, round, clock() - begin))
             waiting: Waiting | None = None
             while True:
                 progress = self._transport.poll(slice)
@@ -111,7 +115,7 @@ class Waiter:
                     return
                 self.hear()
                 self._refuse_finished(pending, round)
-                now = time.monotonic()
+                now = clock()
                 if progress:
                     moved, said = now, 1
                     continue

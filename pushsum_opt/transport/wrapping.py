@@ -22,6 +22,7 @@ class Wrapping(Transport):
         self.place = inner.place
         self.ranks = inner.ranks
         self.threaded = inner.threaded
+        self.clock = inner.clock
 
     @property
     def under_way(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -179,10 +178,12 @@ def test_an_exception_in_the_thread_surfaces_in_the_next_round_with_its_tracebac
         def poll(seconds):
             if threading.get_ident() == caller:
                 return look(seconds)
+            looked.set()
             raise OSError("the network card is gone")
 
+        looked = threading.Event()
         push_sum.transport._inner.poll = poll
-        time.sleep(0.05)  # the thread has looked
+        assert looked.wait(60.0)
         with pytest.raises(OSError, match="network card") as caught:
             for _ in range(3):
                 push_sum.mix()

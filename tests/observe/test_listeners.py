@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 
 import numpy as np
 import pytest
@@ -23,9 +23,30 @@ class Recorder(ps.Listener):
         self.waits += seconds
 
 
+class Late:
+    """Lets rank 1 make a call when rank 0 waits for it, and not before."""
+
+    def __init__(self):
+        self._begun = threading.Event()
+
+    def on_rank(self, comm, push_sum):
+        if comm.rank == 0:
+            push_sum.subscribe(self.Watch(self._begun))
+        else:
+            assert self._begun.wait(60.0), "rank 0 does not wait, or nobody hears of it"
+
+    class Watch(ps.Listener):
+        def __init__(self, begun):
+            self._begun = begun
+
+        def wait_begins(self, call, peer, round):
+            self._begun.set()
+
+
 @pytest.mark.parametrize("staleness", [0, 1, 2, "unbounded"])
 def test_a_message_is_merged_when_the_event_says_so(staleness):
     """Rank 1 starts at 1 and rank 0 at 0: rank 0 is above 0 from its first merge on."""
+    in_step = threading.Barrier(2, timeout=60.0)
 
     def rank(comm):
         z = np.full(100_000, float(comm.rank))
@@ -34,7 +55,7 @@ def test_a_message_is_merged_when_the_event_says_so(staleness):
             push_sum.subscribe(recorder)
             for _ in range(60):
                 push_sum.mix()
-                time.sleep(0.002)
+                in_step.wait()
         return recorder.at_merge
 
     merged = ps.testing.run(2, rank)[0]
@@ -111,6 +132,8 @@ CALLS = {
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("warm", [False, True])
 def test_waits_of_every_call_are_heard(call, warm):
+    late = Late()
+
     def rank(comm):
         with ps.PushSum([np.zeros(1)], graph=ps.graphs.Ring(), comm=comm) as push_sum:
             if warm:
@@ -118,15 +141,16 @@ def test_waits_of_every_call_are_heard(call, warm):
             push_sum.drain()
             recorder = Recorder()
             push_sum.subscribe(recorder)
-            time.sleep(0.3 * comm.rank)
+            late.on_rank(comm, push_sum)
             CALLS[call](push_sum, comm)
             return recorder.waits
 
-    assert ps.testing.run(2, rank)[0] > 0.15
+    assert ps.testing.run(2, rank)[0] > 0.0
 
 
 def test_waits_inside_a_host_and_for_votes_are_heard(tmp_path):
     torch = pytest.importorskip("torch")
+    to_the_step, to_the_vote = Late(), Late()
 
     def rank(comm):
         z = torch.zeros(3, requires_grad=True)
@@ -135,12 +159,12 @@ def test_waits_inside_a_host_and_for_votes_are_heard(tmp_path):
             saver = ps.checkpoint.Saver(tmp_path, optimizer, check_every=1)
             recorder = Recorder()
             optimizer.push_sum.subscribe(recorder)
-            time.sleep(0.3 * comm.rank)
+            to_the_step.on_rank(comm, optimizer.push_sum)
             optimizer.step()
             inside, recorder.waits = recorder.waits, 0.0
             optimizer.push_sum.drain()
             recorder.waits = 0.0
-            time.sleep(0.3 * comm.rank)
+            to_the_vote.on_rank(comm, optimizer.push_sum)
             saver.after_step()  # votes
             saver.after_step()  # waits for every rank's vote
             voted = recorder.waits
@@ -148,5 +172,5 @@ def test_waits_inside_a_host_and_for_votes_are_heard(tmp_path):
         return inside, voted
 
     inside, voted = ps.testing.run(2, rank)[0]
-    assert inside > 0.15
-    assert voted > 0.15
+    assert inside > 0.0
+    assert voted > 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import re
 
 import numpy as np
 
@@ -120,12 +120,11 @@ def a_silent_peer_ends_in_peer_timeout_after_stall_lines(comm):
     if comm.size > 1:
         left = (comm.rank - 1) % comm.size
         channel.expect(np.zeros(4, np.uint8), left, 0, "its message of round 4")
-        begin = time.monotonic()
         try:
             waiter.wait((channel.expect(np.zeros(4, np.uint8), left, 1, "its message of round 4"),), 4)
         except PeerTimeout as error:
-            assert 0.6 < time.monotonic() - begin < 10
-            assert f"rank {comm.rank}: waited" in str(error)
+            waited = re.search(f"rank {comm.rank}: waited ([0-9.]+) s", str(error))
+            assert float(waited[1]) >= 0.7
             assert f"rank {left}: its message of round 4, round 4" in str(error)
         else:
             raise AssertionError("it did not end")
