@@ -131,7 +131,7 @@ def _average(channel: Channel, value: Any, data_weight: float | None, comm: Any)
     for what in (*why_not.values(), *unusable):
         raise ConfigurationError(f"rank {channel.rank}: average(): {what}")
     is_tensor = hasattr(value, "detach")
-    array = np.asarray(value.detach().cpu().to(_wide(value)).numpy() if is_tensor else value)
+    array = np.asarray(value.detach().cpu().to(_widest_dtype(value)).numpy() if is_tensor else value)
     array = array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
     total = np.append(array.reshape(-1).view(np.float64) * weight, weight)
     channel.sum(total, "ps.average()")
@@ -185,7 +185,7 @@ def describe_value(value: Any) -> tuple[str, list[str]]:
     return named, [f"{named}: expected a number, a torch tensor or a numpy array. allgather() takes anything"]
 
 
-def _wide(tensor: Tensor) -> torch.dtype:
+def _widest_dtype(tensor: Tensor) -> torch.dtype:
     import torch
 
     return torch.complex128 if tensor.is_complex() else torch.float64
@@ -209,8 +209,8 @@ def consensus_distance(optimizer: Any) -> float:
         moments = push_sum.member.moments()
         for chunk in push_sum.memory.exchanged:
             own = push_sum.memory.values(chunk)
-            for place in push_sum.memory.places(chunk, moments):
-                own[place] = 0.0
+            for span in push_sum.memory.spans(chunk, moments):
+                own[span] = 0.0
             mean = own.copy()
             push_sum.member.channel.sum(mean, "consensus_distance", round=push_sum.round)
             own -= mean / push_sum.participants
@@ -241,11 +241,11 @@ def averaged(push_sum: PushSum, buffers: Mapping[str, Tensor] | None = None) -> 
     with push_sum.member.failing_together(), transport.calling("averaged()"):
         memory.refresh()
         tensors = [tensor for tensor in memory.tensors.values() if hasattr(tensor, "detach")]
-        places, lent = [], None
+        positions, lent = [], None
         if tensors or buffers is not None:  # a push-sum over numpy arrays works without torch
-            from .lending import LentBuffers, Place
+            from .lending import LentBuffers, Position
 
-            places = [Place(tensor) for tensor in tensors]
+            positions = [Position(tensor) for tensor in tensors]
             lent = LentBuffers(push_sum, buffers)
         kept = [memory.raw(chunk) for chunk in memory.chunks]
     try:
@@ -257,8 +257,8 @@ def averaged(push_sum: PushSum, buffers: Mapping[str, Tensor] | None = None) -> 
             yield
     finally:
         with held_back():  # a second Ctrl-C waits until the tensors are what they were
-            for place in places:
-                place.restore()
+            for position in positions:
+                position.restore()
             memory.refresh()
             for chunk, flat in zip(memory.chunks, kept, strict=True):
                 memory.put_raw(chunk, flat)

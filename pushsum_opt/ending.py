@@ -17,6 +17,7 @@ from typing import Any, NoReturn, Protocol
 
 from . import settings, world
 from .errors import PeerFailed, PushSumError
+from .exit_codes import INTERRUPTED
 
 __all__ = [
     "THIS",
@@ -29,12 +30,12 @@ __all__ = [
     "when_the_end_begins",
 ]
 
-INTERRUPTED = 130
-FIRST_SPEAKS = 2.0  # seconds that followers leave to the rank that failed first: it normally ends the job
+GRACE_S = 2.0
+"""How long a rank that was ended by PeerFailed waits before it aborts: so the rank with the real error prints first."""
 
 
 class Member(Protocol):
-    """What is registered; :class:`pushsum_opt.PushSum` is one."""
+    """What is registered: one rank of a push-sum."""
 
     @property
     def closed(self) -> bool: ...
@@ -132,7 +133,7 @@ def abort(error: BaseException) -> NoReturn:
     """End the whole job because of an error that can no longer be raised, after printing it."""
     mpi = sys.modules["mpi4py.MPI"]
     if isinstance(error, PeerFailed):
-        time.sleep(FIRST_SPEAKS)
+        time.sleep(GRACE_S)
     if not isinstance(error, PushSumError):
         traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
     print(f"pushsum_opt: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -174,7 +175,7 @@ def stop_all_on_error() -> None:
             previous(kind, error, trace)
             return
         if isinstance(error, PeerFailed):
-            time.sleep(FIRST_SPEAKS)
+            time.sleep(GRACE_S)
         if issubclass(kind, KeyboardInterrupt):
             _say_interrupted(mpi)
         previous(kind, error, trace)

@@ -15,10 +15,10 @@ import sys
 from typing import Any, NoReturn
 
 from . import world
+from .exit_codes import INTERRUPTED
 
 __all__ = ["watch"]
 
-INTERRUPTED = 130
 UNSIGNED_BYTE = 0xFF
 LAST = "pushsum_opt_leaves_before_mpi_ends"
 

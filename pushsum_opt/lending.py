@@ -13,14 +13,14 @@ from .channel.agreement import agree
 from .push_sum import PushSum
 from .transport import calling
 
-__all__ = ["LentBuffers", "Place"]
+__all__ = ["LentBuffers", "Position"]
 
 REPLACED = (
     "A buffer may have been registered, or replaced by one of another shape, on some ranks only: do it on every rank"
 )
 
 
-class Place:
+class Position:
     """Where a tensor lies now: ``tensor.data = ...``, as ``module.to(dtype)`` does it, is undone by :meth:`restore`."""
 
     __slots__ = ("_memory", "_tensor")
@@ -70,7 +70,7 @@ class LentBuffers:
             for part in tensor_kinds.plain_parts(buffer) or ():
                 self._lent.append((buffer, copying.once(part) if alike else part))
         self._kept = [held.clone() for _, held in self._lent]
-        self._places = [Place(buffer) for buffer in floating.values()]
+        self._positions = [Position(buffer) for buffer in floating.values()]
 
     def average(self) -> None:
         """Collective. Set every buffer to its average, with the data weights."""
@@ -83,7 +83,7 @@ class LentBuffers:
         values = held.resolve_conj().resolve_neg()
         real = torch.view_as_real(values) if values.is_complex() else values
         total = real.double().cpu().contiguous().clone().numpy().reshape(-1) * push_sum.initial_weight
-        total *= push_sum.member.host.share
+        total *= push_sum.member.host.data_fraction
         push_sum.member.host.sum(total, push_sum.round, "averaged")
         push_sum.member.channel.sum(total, "averaged", round=push_sum.round)
         mean = torch.from_numpy(total / push_sum.participants).reshape(real.shape)
@@ -93,7 +93,7 @@ class LentBuffers:
         """Give every buffer its memory and its values, bit for bit."""
         if not self._lent:
             return
-        for place in self._places:
-            place.restore()
+        for position in self._positions:
+            position.restore()
         for (buffer, held), old in zip(self._lent, self._kept, strict=True):
             copying.write(buffer, held, old)

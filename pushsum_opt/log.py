@@ -1,7 +1,6 @@
-"""The logger ``pushsum_opt``: silent about formats, but never mute.
+"""The logger ``pushsum_opt``. It prints to standard error only while the program has configured no logging.
 
-A library leaves logging to the program. But a program that sets up none would not see the start line or a stall; so,
-as long as nobody has configured a handler, records go to standard error in a short form.
+Without that, a program that sets up no logging would see neither the start line nor a stall.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Metric:
         Raises:
             ConfigurationError: a value has another shape than those before, or is complex; n is negative or nan.
         """
-        value, n = _wide(value), _wide(n)
+        value, n = _widened(value), _widened(n)
         if _shape(n) not in ((), (1,)):
             raise ConfigurationError(f"n has shape {list(_shape(n))}: expected one number, of how many samples")
         n = n.reshape(()) if hasattr(n, "reshape") else n
@@ -132,7 +132,7 @@ class Metric:
         return f"Metric(local={self.local}, count={float(self._count):g})"
 
 
-def _wide(value: Any) -> Any:
+def _widened(value: Any) -> Any:
     """Return a value in float64, where it lies; a float for a plain number."""
     if hasattr(value, "detach"):
         import torch

@@ -29,13 +29,15 @@ __all__ = ["Mixing", "analyse", "mixing_matrix", "second_singular_value", "windo
 
 Floats = npt.NDArray[np.float64]
 
-ROUNDS = 300  # rounds that are followed; beyond, the error is taken to fall on as it did
-SMALL = 1e-8  # an error that is not followed further
-EXACT = 1e-12  # an error that is rounding only
-DENSE = 512  # ranks up to which the product of the rounds is formed
-EVERY = 32  # rounds up to which probes are sent through every one; beyond, through rounds growing by an eighth
+FOLLOWED_ROUNDS = 300  # rounds that are followed; beyond, the error is taken to fall on as it did
+SMALL_ERROR = 1e-8  # an error that is not followed further
+ROUNDING_ERROR = 1e-12  # an error that is rounding only
+DENSE_RANKS = 512  # ranks up to which the product of the rounds is formed
+EVERY_ROUND_UNTIL = (
+    32  # rounds up to which probes are sent through every one; beyond, through rounds growing by an eighth
+)
 PROBES = 8
-HEAVY = 16  # messages per rank and round beyond which fewer sweeps are made
+MANY_MESSAGES = 16  # messages per rank and round beyond which fewer sweeps are made
 
 
 # ---------------------------------------------------------------------- matrices
@@ -168,7 +170,9 @@ class Mixing:
         return rate if rate > 1e-12 else 0.0
 
 
-def analyse(graph: Any, size: int, *, data_weights: Sequence[float] | None = None, rounds: int = ROUNDS) -> Mixing:
+def analyse(
+    graph: Any, size: int, *, data_weights: Sequence[float] | None = None, rounds: int = FOLLOWED_ROUNDS
+) -> Mixing:
     """Analyse a graph: how fast it mixes from round 0 on, what it does to w, and what a round costs.
 
     Takes the spectrum where the ranks are alike (:meth:`Graph.symmetry`), products up to 512 ranks, and beyond that
@@ -198,22 +202,22 @@ def analyse(graph: Any, size: int, *, data_weights: Sequence[float] | None = Non
     masses = [weights.min(), weights.max()]
     scales = [1.0]
     doubly_stochastic = True
-    while product.round < rounds and errors[-1] > SMALL:
+    while product.round < rounds and errors[-1] > SMALL_ERROR:
         product.advance()
         doubly_stochastic &= product.row_sums_are_one
         masses += [product.mass.min(), product.mass.max()]
         scales += [(weights / product.mass).min(), (weights / product.mass).max()]
-        if product.round <= EVERY or product.every_round or product.round >= 1.125 * curve_rounds[-1]:
+        if product.round <= EVERY_ROUND_UNTIL or product.every_round or product.round >= 1.125 * curve_rounds[-1]:
             curve_rounds.append(product.round)
             errors.append(product.error())
     period = graph.period(size)
     second = None
     if doubly_stochastic and (weights == 1.0).all() and period in curve_rounds:
         second = errors[curve_rounds.index(period)]  # then it is the norm of E
-    elif period is not None and period <= ROUNDS:
+    elif period is not None and period <= FOLLOWED_ROUNDS:
         second = second_singular_value(graph, size)
     cycle = period or max(graph.window(size), product.round)
-    costs = [product.messages(round) for round in range(min(cycle, ROUNDS))]
+    costs = [product.messages(round) for round in range(min(cycle, FOLLOWED_ROUNDS))]
     return Mixing(
         graph=repr(graph),
         size=size,
@@ -232,7 +236,7 @@ def analyse(graph: Any, size: int, *, data_weights: Sequence[float] | None = Non
 
 def _rounds_to_exact(rounds: Sequence[int], errors: Sequence[float]) -> int | None:
     for index, error in enumerate(errors):
-        if error <= EXACT:
+        if error <= ROUNDING_ERROR:
             vanished = index == 0 or errors[index - 1] > 1e-4  # at once; otherwise it faded
             return rounds[index] if vanished else None
     return None
@@ -256,7 +260,7 @@ def _product(graph: Graph, size: int, weights: Floats | None = None) -> _Product
         weights = np.ones(size)
     if (weights == 1.0).all() and graph.symmetry(size) is not None:
         return _Spectrum(graph, size, weights)
-    return (_Dense if size <= DENSE else _Probed)(graph, size, weights)
+    return (_Dense if size <= DENSE_RANKS else _Probed)(graph, size, weights)
 
 
 class _Product(ABC):
@@ -345,7 +349,7 @@ class _Edges(_Product):
     def advance(self) -> None:
         one = self._rounds[self.round]
         self.mass = one.apply(self.mass[:, None])[:, 0]
-        self.row_sums_are_one = bool(np.abs(one.apply(np.ones((self.size, 1))) - 1.0).max() < EXACT)
+        self.row_sums_are_one = bool(np.abs(one.apply(np.ones((self.size, 1))) - 1.0).max() < ROUNDING_ERROR)
         self.round += 1
 
     def messages(self, round: int) -> tuple[float, int]:
@@ -398,8 +402,10 @@ class _Probed(_Edges):
             return back
 
         # After few rounds much is left of about the same size, and sweeps through them are cheap.
-        heavy = max(self.messages(round)[0] for round in range(min(self.round, 2))) > HEAVY
-        sweeps = max(1, 4 // self.round) if heavy else max(2 if self.round <= EVERY else 1, 16 // self.round)
+        heavy = max(self.messages(round)[0] for round in range(min(self.round, 2))) > MANY_MESSAGES
+        sweeps = (
+            max(1, 4 // self.round) if heavy else max(2 if self.round <= EVERY_ROUND_UNTIL else 1, 16 // self.round)
+        )
         return self._worst.norm(forward, backward, sweeps=sweeps)
 
     def second_singular_value(self, rounds: int) -> float:

@@ -22,6 +22,7 @@ __all__ = [
     "described",
     "host_bytes",
     "is_averageable",
+    "is_floating",
     "is_one_block",
     "is_uninitialized",
     "local_part",
@@ -40,6 +41,11 @@ def local_part(tensor: Tensor) -> Tensor:
     """Return a tensor, or this rank's shard of a DTensor."""
     to_local = getattr(tensor, "to_local", None)
     return tensor if to_local is None else to_local()
+
+
+def is_floating(tensor: Tensor) -> bool:
+    """Tell whether it holds floating or complex numbers."""
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def is_uninitialized(tensor: Tensor) -> bool:
@@ -144,7 +150,7 @@ def is_one_block(tensor: Tensor) -> bool:
 
 def is_averageable(tensor: Tensor) -> bool:
     """Tell whether a buffer has values of which an average is one: floating or complex numbers in plain memory."""
-    floating = tensor.is_floating_point() or tensor.is_complex()
+    floating = is_floating(tensor)
     if not floating or tensor.dtype in CODES or is_uninitialized(tensor):
         return False
     held = local_part(tensor)

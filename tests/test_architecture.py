@@ -55,6 +55,7 @@ ROOMS = (
     "processes",
     "clock",
     "log",
+    "exit_codes",
     "errors",
 )
 SIBLINGS = (("transport", "memory"), ("transport", "graphs"), ("memory", "graphs"), ("observe", "transport"))

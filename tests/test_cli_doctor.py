@@ -16,7 +16,7 @@ from pushsum_opt.cli import doctor, findings, main, ucx
 from pushsum_opt.cli.findings import NOTE, OK, PROBLEM, Finding
 from pushsum_opt.cli.launcher import INTEL_MPI, MPICH, OPEN_MPI, Launcher
 from pushsum_opt.cli.probe import _first_line, probe
-from pushsum_opt.cuda_aware import Verdict
+from pushsum_opt.cuda_aware import TrialVerdict
 from pushsum_opt.installed import install_command
 
 ROOT = Path(__file__).parents[1]
@@ -152,7 +152,7 @@ def test_rate_between_two_processes_of_one_gpu_is_no_reason_for_advice():
 
 
 def test_network_that_the_ucx_of_pypi_cannot_use_is_said():
-    told = findings.Way(Verdict(True, "is given to MPI"), "/ucx", None, ["mlx5_0"])
+    told = findings.Way(TrialVerdict(True, "is given to MPI"), "/ucx", None, ["mlx5_0"])
     assert "not for several hosts, as it cannot use mlx5_0" in findings.judge_gpu_memory(MPI, GPU, told)[0].seen
 
 
@@ -163,7 +163,7 @@ def test_missing_home_is_noted_with_the_command_that_sets_it():
 
 
 def way(direct, advice="", folder=None, instead=None):
-    return findings.Way(Verdict(direct, "is given to MPI" if direct else "goes through", advice), folder, instead)
+    return findings.Way(TrialVerdict(direct, "is given to MPI" if direct else "goes through", advice), folder, instead)
 
 
 def test_gpu_memory_that_mpi_takes_is_ok_and_says_through_what():

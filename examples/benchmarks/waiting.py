@@ -37,7 +37,7 @@ def main() -> None:
     say(f"{'naps alone':34}{share(lambda: nap_for(arguments.rounds * arguments.sleep)):7.1%} of a core")
     for staleness in (0, 1, 2):
         say(f"{f'staleness {staleness}':34}{measure(staleness, arguments)}")
-        with mock.patch.object(naps, "PATIENCE", math.inf):
+        with mock.patch.object(naps, "YIELD_FOR_S", math.inf):
             say(f"{f'staleness {staleness}, polling all the time':34}{measure(staleness, arguments)}")
 
 

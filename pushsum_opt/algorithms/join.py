@@ -15,23 +15,27 @@ from ..transport import Ticket, calling
 
 __all__ = ["Join"]
 
-EVERY = 8  # rounds between counts of the ranks that still have batches; a count has as many rounds to arrive
-NAP = 0.01  # seconds for which an asynchronous rank without batches waits for messages between its rounds
+ROUNDS_BETWEEN_COUNTS = 8
+"""The ranks that still have batches are counted so often; a count has as many rounds to arrive."""
+NAP_S = 0.01
+"""How long an asynchronous rank without batches waits for messages between two rounds."""
 
 
 class Join:
     """A block in which ranks take different numbers of steps.
 
-    A rank that leaves it goes on gossiping without updates of its own, so its mass keeps moving and nobody waits in
-    vain, until the last rank has left. Then all ranks are in the same round again (unless asynchronous). Every sample
-    counts gamma / n as before, since the mean over ranks moves by a_i dz / n for each step that a rank takes.
+    A rank that leaves the block goes on gossiping, without updates of its own, until the last rank has left. So its
+    mass keeps moving, and no rank waits for it in vain. Afterwards all ranks are in the same round again (unless
+    asynchronous). Every sample counts gamma / n as before, since the mean over ranks moves by a_i dz / n for each step
+    that a rank takes.
 
-    In step, all ranks count every few rounds who still has batches, by a collective that is waited for only when
-    the next count begins: nobody waits for the slowest rank in every round, and all learn of the end in the same one.
+    Ranks in step count every few rounds which of them still have batches. The count is a collective, and a rank waits
+    for its result only when the next count begins. So no round waits for the slowest rank, and all ranks learn of the
+    end in the same round.
 
     Args:
         push_sum: what is mixed.
-        round: does a round, ``push_sum.round`` of them so far.
+        round: does one round.
         divide_by_active: scale local steps by n over the data weights of the ranks that still have batches, as the last
             count found them: each sample then counts gamma / n_active.
 
@@ -46,6 +50,7 @@ class Join:
         self._round = round
         self._divide = divide_by_active
         self._active = float(push_sum.participants)  # the sum of a_i over the ranks that have batches, as last counted
+        self._active_here = True
         self._count: tuple[Ticket, Any] | None = None
 
     @property
@@ -65,13 +70,13 @@ class Join:
         try:
             if error is None and self._push_sum.size > 1:
                 if self._in_step:
-                    self._follow()
+                    self._gossip_in_step_until_all_done()
                 else:
-                    self._roam()
+                    self._gossip_freely_until_all_done()
         finally:
             self._apart.__exit__(None, None, None)
 
-    def _follow(self) -> None:
+    def _gossip_in_step_until_all_done(self) -> None:
         """Gossip round by round until no rank has batches."""
         self._active_here = False
         while True:
@@ -80,9 +85,7 @@ class Join:
                 return
             self._round()
 
-    _active_here = True
-
-    def _roam(self) -> None:
+    def _gossip_freely_until_all_done(self) -> None:
         """Gossip until every rank has left the block."""
         push_sum = self._push_sum
         with push_sum.member.failing_together():
@@ -90,7 +93,7 @@ class Join:
         while not everyone.ticket.done:
             self._round()
             with push_sum.member.failing_together():
-                push_sum.member.transport.poll(NAP)
+                push_sum.member.transport.poll(NAP_S)
                 push_sum.member.channel.hear()
         with push_sum.member.failing_together():
             everyone.check()
@@ -98,7 +101,7 @@ class Join:
     def round_begins(self) -> None:
         """Count, where a count is due. Every rank calls it before every round within the block."""
         push_sum = self._push_sum
-        if not self._in_step or push_sum.size == 1 or push_sum.round % EVERY:
+        if not self._in_step or push_sum.size == 1 or push_sum.round % ROUNDS_BETWEEN_COUNTS:
             return
         with push_sum.member.failing_together(), calling("step()" if self._active_here else "the end of join()"):
             if self._count is not None:

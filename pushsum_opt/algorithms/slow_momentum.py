@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import ConfigurationError
 from ..interrupts import held_back
 from ..push_sum import PushSum
+from ..tensor_kinds import local_part
 from .base import Algorithm, count
 
 __all__ = ["SlowMomentum"]
@@ -106,6 +107,6 @@ def _parameters(param_groups: list[dict[str, Any]]) -> list[tuple[Tensor, Tensor
     found: dict[int, tuple[Tensor, Tensor, float]] = {}
     for group in param_groups:
         for parameter in group["params"]:
-            local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+            local = local_part(parameter)
             found[id(parameter)] = (parameter, local.detach(), float(group["lr"]))
     return list(found.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from ..errors import ConfigurationError, MismatchError
 from ..log import log
 from .channel import Channel
 
-__all__ = ["agree", "normalised_data_weight", "refuse_bad_data_weights", "shared_run"]
+__all__ = ["agree", "listed", "normalised_data_weight", "refuse_bad_data_weights", "shared_run"]
 
 BUILT_ALIKE = "Build the same model, optimizer and graph on every rank (same code, same arguments)"
 
@@ -61,7 +61,7 @@ def _differences(everyone: list[dict[str, str]], ranks: list[int], most: int = 5
         for rank, items in zip(ranks, everyone, strict=True):
             holders.setdefault(items.get(name, "missing"), []).append(rank)
         if len(holders) > 1:
-            parts = [f"{value} on {_ranks(own)}" for value, own in holders.items()]
+            parts = [f"{value} on {listed(own)}" for value, own in holders.items()]
             lines.append(f"{name} is " + ", ".join(parts[:4]))
     if not lines:
         lines = _another_order(everyone, ranks)
@@ -80,7 +80,8 @@ def _another_order(everyone: list[dict[str, str]], ranks: list[int]) -> list[str
     return []
 
 
-def _ranks(ranks: list[int]) -> str:
+def listed(ranks: Sequence[int]) -> str:
+    """Name ranks in a message: "rank 3", "ranks 0, 1, 2, 3, 4, 5, ... (12 in all)"."""
     if len(ranks) == 1:
         return f"rank {ranks[0]}"
     shown = ", ".join(map(str, ranks[:6]))
@@ -113,7 +114,7 @@ def refuse_bad_data_weights(rank: int, weights: Mapping[int, float]) -> None:
     bad = [rank for rank, weight in weights.items() if _is_bad(weight)]
     if bad:
         raise ConfigurationError(
-            f"rank {rank}: data_weight={weights[bad[0]]} on {_ranks(bad)}: expected a finite number above 0, such as "
+            f"rank {rank}: data_weight={weights[bad[0]]} on {listed(bad)}: expected a finite number above 0, such as "
             "the number of samples of that rank"
         )
 

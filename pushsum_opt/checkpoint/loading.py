@@ -15,7 +15,7 @@ from ..log import log
 from ..push_sum import PushSum, push_sum_of, rounds
 from . import directory as directories
 from .directory import Manifest, read_part
-from .part import KEY, Companions, check_fits, place, restore
+from .part import KEY, Companions, check_fits, restore, seat
 from .together import raise_alike, sum_over_job, try_together
 from .weighted import WeightedSum, mass_of
 
@@ -94,7 +94,7 @@ def load_from(found: tuple[Path, Manifest], optimizer: Any, companions: Companio
     """Collective. Load the checkpoint that all ranks have found."""
     path, manifest = found
     push_sum: PushSum = optimizer.push_sum
-    exact = try_together(push_sum, "loading", lambda: place(push_sum)) == manifest.places
+    exact = try_together(push_sum, "loading", lambda: seat(push_sum)) == manifest.places
     parts: dict[int, dict[str, Any]] = {}
     own = push_sum.rank % manifest.size
 

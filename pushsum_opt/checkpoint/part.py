@@ -18,7 +18,7 @@ from .code import with_code, without_code
 from .devices import keep_dtypes, where_it_was
 from .directory import FORMAT
 
-__all__ = ["Companions", "capture", "check_fits", "place", "restore"]
+__all__ = ["Companions", "capture", "check_fits", "restore", "seat"]
 
 KEY = "push_sum"
 
@@ -83,8 +83,8 @@ def capture(optimizer: Any, companions: Companions, extra: Any) -> dict[str, Any
         "rank": push_sum.rank,
         "size": push_sum.size,
         "round": push_sum.round,
-        "place": place(push_sum),
-        "share": push_sum.member.host.share,
+        "place": seat(push_sum),
+        "share": push_sum.member.host.data_fraction,
         "buffers": optimizer.buffers,
         "layout": push_sum.memory.layout.hex(),
         "model": {} if optimizer.model is None else optimizer.model.state_dict(),
@@ -99,7 +99,7 @@ def capture(optimizer: Any, companions: Companions, extra: Any) -> dict[str, Any
     }
 
 
-def place(push_sum: PushSum) -> list[int]:
+def seat(push_sum: PushSum) -> list[int]:
     """Return (participant in the gossip, lane, lanes) of this rank: (rank, 0, 1), unless a host is one participant."""
     return [push_sum.participant, push_sum.member.host.lane, push_sum.member.host.lanes]
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import CheckpointError, ConfigurationError
+from ..exit_codes import REQUEUE
 from ..log import log
 from ..push_sum import push_sum_of
 from ..transport import calling
@@ -20,14 +21,11 @@ from .loading import find, load_from
 from .part import Companions
 from .saving import save
 from .signals import Signals
-from .votes import Verdict, Votes
+from .votes import Tally, Votes
 
 __all__ = ["REQUEUE", "Saver"]
 
 PLACES = "places of batches()"  # under this name beside what after_step() is given
-
-REQUEUE = 75
-"""The exit code that says: saved, start me again (EX_TEMPFAIL)."""
 
 ENDING_SIGNALS: tuple[int, ...] = (*([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []), signal.SIGTERM)
 """SIGUSR1 and SIGTERM; Windows knows only the second."""
@@ -177,10 +175,10 @@ class Saver:
             return
         self._steps += 1
         due = self._is_due()
-        verdict = self._check(due) if self._steps % self._check_every == 0 else None
-        if verdict is not None and verdict.stop:
-            self._stop(verdict)
-        if (due and self._votes.in_step) or (verdict is not None and verdict.save):
+        tally = self._check(due) if self._steps % self._check_every == 0 else None
+        if tally is not None and tally.stop:
+            self._stop(tally)
+        if (due and self._votes.in_step) or (tally is not None and tally.save):
             self.save(**extra)
 
     def save(self, **extra: Any) -> Path:
@@ -203,22 +201,22 @@ class Saver:
             return round // self._every > self._saved_round // self._every
         return round - self._saved_round >= self._every
 
-    def _check(self, due: bool) -> Verdict | None:
-        verdict = self._votes.take()
-        if not self._votes.open and not (verdict and verdict.stop):
+    def _check(self, due: bool) -> Tally | None:
+        tally = self._votes.take()
+        if not self._votes.open and not (tally and tally.stop):
             # Ranks in step know by themselves when to save; a wish that was just heard is not repeated.
-            wish = due and not self._votes.in_step and not (verdict and verdict.save)
+            wish = due and not self._votes.in_step and not (tally and tally.save)
             self._votes.cast(stop=self._wants_stop, save=wish)
-        return verdict
+        return tally
 
     @property
     def _wants_stop(self) -> bool:
         return self._asked or self._signals.received is not None
 
-    def _stop(self, verdict: Verdict) -> None:
+    def _stop(self, tally: Tally) -> None:
         path = self.save(**self._extra)
         if self._push_sum.member.speaks:
-            why = self._signals.received or f"the wish of {verdict.stop} ranks"
+            why = self._signals.received or f"the wish of {tally.stop} ranks"
             log.info("stopped by %s in round %d: saved %s; exit code %d", why, self._push_sum.round, path, REQUEUE)
         self._end()
         self._optimizer.close()  # together: a rank that just left would look to the others as if it had failed
@@ -239,12 +237,12 @@ class Saver:
         while not self._votes.in_step and not self._closed:
             if not self._votes.open:
                 self._votes.cast(stop=self._wants_stop, finished=True)
-            verdict = self._votes.wait(patient=True)
-            if verdict.stop:
-                self._stop(verdict)
-            if verdict.save:
+            tally = self._votes.wait(patient=True)
+            if tally.stop:
+                self._stop(tally)
+            if tally.save:
                 self.save(**self._extra)
-            if verdict.finished == self._push_sum.size:
+            if tally.finished == self._push_sum.size:
                 break
         self._end()
 
@@ -282,13 +280,13 @@ def _close(saver: weakref.ref[Saver], votes: Votes, signals: Signals) -> None:
         while not votes.in_step:
             if not votes.open:
                 votes.cast(stop=False, finished=True)
-            verdict = votes.wait(patient=True)
-            if verdict.stop or verdict.save:
+            tally = votes.wait(patient=True)
+            if tally.stop or tally.save:
                 raise CheckpointError(
                     "another rank wants to save, and this rank's optimizer and Saver were dropped without close(): "
                     "keep them until the end of the program, or call close() on every rank"
                 )
-            if verdict.finished == votes.size:
+            if tally.finished == votes.size:
                 break
     finally:
         signals.close()

@@ -6,9 +6,10 @@ All ranks of the job, that is: where several ranks of a host are one participant
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn
 
+from ..channel.agreement import listed
 from ..errors import CheckpointError, PeerFailed
 from ..push_sum import PushSum
 
@@ -67,11 +68,6 @@ def raise_alike(push_sum: PushSum, doing: str, problems: dict[int, str], cause: 
     holders: dict[str, list[int]] = {}
     for rank, text in problems.items():
         holders.setdefault(text, []).append(rank)
-    lines = [f"{_ranks(ranks)}: {text}" for text, ranks in holders.items()]
+    lines = [f"{listed(ranks)}: {text}" for text, ranks in holders.items()]
     more = "" if len(lines) <= 3 else f"; and {len(lines) - 3} more"
     raise CheckpointError(f"{doing} a checkpoint failed on {'; '.join(lines[:3])}{more}") from cause
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    shown = ", ".join(map(str, ranks[:6])) + (f", ... ({len(ranks)} in all)" if len(ranks) > 6 else "")
-    return f"rank{'s' if len(ranks) > 1 else ''} {shown}"

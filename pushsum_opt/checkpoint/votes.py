@@ -14,11 +14,11 @@ from ..observe.stall import StallInspector
 from ..push_sum import PushSum
 from ..transport import Ticket, calling
 
-__all__ = ["Verdict", "Votes"]
+__all__ = ["Tally", "Votes"]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Tally:
     """How many ranks wanted what when they cast this vote: the same on every rank."""
 
     stop: int
@@ -27,9 +27,9 @@ class Verdict:
 
 
 class Votes:
-    """One vote after another; each rank casts the next one only when it has taken the verdict of the last.
+    """One vote after another; each rank casts the next one only when it has taken the tally of the last.
 
-    Ranks in step take a verdict after the same number of steps, and wait for it if need be: they act in the same round.
+    Ranks in step take a tally after the same number of steps, and wait for it if need be: they act in the same round.
     Asynchronous ranks never wait: their steps, and with them the order of their other collective calls, differ. So
     votes have a channel of their own, over all ranks of the job.
     """
@@ -55,21 +55,21 @@ class Votes:
 
     @property
     def open(self) -> bool:
-        """Whether a vote was cast whose verdict was not taken."""
+        """Whether a vote was cast whose tally was not taken."""
         return self._ticket is not None
 
-    def take(self) -> Verdict | None:
-        """Return the verdict of the open vote; in step, wait for it; otherwise None while some rank has not voted."""
+    def take(self) -> Tally | None:
+        """Return the tally of the open vote; in step, wait for it; otherwise None while some rank has not voted."""
         if self._ticket is None:
             return None
         if self.in_step:
             return self.wait(patient=False)
         if not self._ticket.done:
             self._channel.transport.poll(0.0)
-        return self._verdict() if self._ticket.done else None
+        return self._tally() if self._ticket.done else None
 
-    def wait(self, *, patient: bool) -> Verdict:
-        """Return the verdict of the open vote, however long the slowest rank takes if ``patient``."""
+    def wait(self, *, patient: bool) -> Tally:
+        """Return the tally of the open vote, however long the slowest rank takes if ``patient``."""
         assert self._ticket is not None
         ticket = self._ticket
 
@@ -83,7 +83,7 @@ class Votes:
 
         with self._push_sum.member.failing_together(), calling("Saver.after_step()"):
             self._channel.wait_while(left, self._push_sum.round, patient=patient)
-        return self._verdict()
+        return self._tally()
 
     def _refuse_finished(self) -> None:
         for notice in self._push_sum.member.channel.finished.values():
@@ -95,9 +95,9 @@ class Votes:
                     "must take the same number of steps, and call after_step() after each"
                 )
 
-    def _verdict(self) -> Verdict:
+    def _tally(self) -> Tally:
         self._ticket = None
-        return Verdict(*(int(value) for value in self._values))
+        return Tally(*(int(value) for value in self._values))
 
     def close(self) -> None:
         """Free the channel."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..tensor_kinds import is_floating
 from .part import KEY
 
 __all__ = ["WeightedSum"]
@@ -45,14 +46,14 @@ class WeightedSum:
         for name, value in _exchanged(part).items():
             total = self.exchanged[name]
             if part["place"][1] == 0:
-                total.add_(_wide(value), alpha=weight)
+                total.add_(_real_doubles(value), alpha=weight)
             if name in state["residuals"]:
                 total += state["residuals"][name].double()
             for message in messages:
                 if name in message["tensors"]:
                     total.add_(message["tensors"][name].double(), alpha=message["mass"])
         for key, value in _local(part).items():
-            self.local[key].add_(_wide(value), alpha=data_weight)
+            self.local[key].add_(_real_doubles(value), alpha=data_weight)
 
     def over_ranks(self, sum_in_place: Callable[[Tensor], None]) -> None:
         """Collective. Sum all totals over processes with a function that sums one flat float64 tensor in place."""
@@ -83,7 +84,7 @@ class WeightedSum:
         for name, value in _exchanged(like).items():
             if value.dtype in (torch.float16, torch.bfloat16):
                 mean = self.exchanged[name] / self.weights[0]
-                found[name] = (data_weight * (mean - _wide(_narrow(mean, value)))).float()
+                found[name] = (data_weight * (mean - _real_doubles(_narrow(mean, value)))).float()
         return found
 
 
@@ -109,11 +110,11 @@ def _local(part: Mapping[str, Any]) -> dict[str, Tensor]:
         and key not in part["names"]
         and isinstance(value, Tensor)
         and value.layout == torch.strided
-        and (value.is_floating_point() or value.is_complex())
+        and is_floating(value)
     }
 
 
-def _wide(value: Tensor) -> Tensor:
+def _real_doubles(value: Tensor) -> Tensor:
     return (torch.view_as_real(value) if value.is_complex() else value).double()
 
 

@@ -16,8 +16,7 @@ from typing import Any
 from .. import cuda_aware, settings, world
 from ..environment import missing_variables
 from ..errors import ConfigurationError
-from . import findings as judge
-from . import ucx
+from . import findings, ucx
 from .cores import usable_cores
 from .findings import PROBLEM, Finding, Way
 from .launcher import find_launcher
@@ -46,7 +45,7 @@ def main(args: argparse.Namespace) -> int:
     missing = missing_variables(os.environ)
     os.environ.update(missing)  # as `pushsum run` and every rank do
     announced = world.launched_size(os.environ)
-    found = [*examine(probe(args.seconds), announced), *judge.judge_environment(missing)]
+    found = [*examine(probe(args.seconds), announced), *findings.judge_environment(missing)]
     # Every rank has the same findings; MPI itself may see each as a rank 0 of 1, so the launcher says who speaks.
     if next((os.environ[name] for name in _RANK_VARIABLES if name in os.environ), "0") != "0":
         return 0
@@ -71,25 +70,25 @@ def examine(mpi: dict[str, Any], announced: tuple[str, int] | None) -> list[Find
     """Look at this machine, given what is known of MPI and how many ranks a launcher announced (None without one)."""
     torch = _torch()
     found = [
-        judge.judge_python(sys.version_info[:3], sys.executable),
-        judge.judge_torch(torch),
-        judge.judge_mpi4py(_version("mpi4py")),
-        *judge.judge_mpi(mpi),
+        findings.judge_python(sys.version_info[:3], sys.executable),
+        findings.judge_torch(torch),
+        findings.judge_mpi4py(_version("mpi4py")),
+        *findings.judge_mpi(mpi),
     ]
     if announced is None:
-        found.append(judge.judge_launcher(find_launcher(os.environ), mpi, shutil.which("srun") is not None))
+        found.append(findings.judge_launcher(find_launcher(os.environ), mpi, shutil.which("srun") is not None))
     else:  # too late to choose a launcher
-        found.append(judge.judge_size(announced, mpi))
-        found += judge.judge_hosts(mpi.get("ranks", []))
+        found.append(findings.judge_size(announced, mpi))
+        found += findings.judge_hosts(mpi.get("ranks", []))
     ranks_here = sum(one["host"] == world.hostname() for one in mpi.get("ranks", []))
     return [
         *found,
-        *judge.judge_wheels(name for name in _MPI_WHEELS if _version(name) is not None),
-        judge.judge_gpus(torch),
-        judge.judge_cupy(_cupy(), torch),
-        *judge.judge_gpu_memory(mpi, torch, _way(mpi, torch, announced is not None)),
-        judge.judge_cores(usable_cores(), torch.get("threads"), max(1, ranks_here)),
-        *judge.judge_settings(*_settings()),
+        *findings.judge_wheels(name for name in _MPI_WHEELS if _version(name) is not None),
+        findings.judge_gpus(torch),
+        findings.judge_cupy(_cupy(), torch),
+        *findings.judge_gpu_memory(mpi, torch, _way(mpi, torch, announced is not None)),
+        findings.judge_cores(usable_cores(), torch.get("threads"), max(1, ranks_here)),
+        *findings.judge_settings(*_settings()),
     ]
 
 

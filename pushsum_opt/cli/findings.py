@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..cuda_aware import Verdict
+from ..cuda_aware import TrialVerdict
 from ..installed import install_command
 from .launcher import OPEN_MPI, Launcher
 
@@ -180,7 +180,7 @@ def judge_cupy(cupy: Mapping[str, Any], torch: Mapping[str, Any]) -> Finding:
 class Way:
     """How GPU memory would get to other ranks."""
 
-    verdict: Verdict
+    verdict: TrialVerdict
     ucx: str | None
     """The folder of an installed UCX with CUDA."""
 

@@ -12,9 +12,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
+from ..exit_codes import REQUEUE
+
 __all__ = ["exit_code", "supervise"]
 
-REQUEUE = 75
 _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 _OTHERS = tuple(getattr(signal, name) for name in ("SIGQUIT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 _PASSED_ON = (*_ENDING, *_OTHERS)

@@ -12,9 +12,9 @@ from typing import Any
 
 from .. import settings, world
 from ..log import log
-from .trial import Facts, Verdict, judge, try_out
+from .trial import Facts, TrialVerdict, judge, try_out
 
-__all__ = ["Verdict", "judge", "takes_device_memory", "try_out"]
+__all__ = ["TrialVerdict", "judge", "takes_device_memory", "try_out"]
 
 _said = False
 _said_changed = False
@@ -47,7 +47,7 @@ def _try_out_once() -> Facts:
     return _found
 
 
-def _say(verdict: Verdict) -> None:
+def _say(verdict: TrialVerdict) -> None:
     global _said
     if not _said:
         _said = True

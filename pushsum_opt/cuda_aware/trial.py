@@ -19,16 +19,16 @@ from typing import Any
 
 from ..processes import end_group, user_is_root
 
-__all__ = ["Facts", "Verdict", "advise", "judge", "outside_of_job", "try_out"]
+__all__ = ["Facts", "TrialVerdict", "advise", "judge", "outside_of_job", "try_out"]
 
 Facts = dict[str, Any]
 """What :mod:`~pushsum_opt.cuda_aware.program` found, in GB/s; with "error" where it did not come to its end."""
 
-LIMIT = 90.0  # seconds that a trial may take
-KEPT = 30 * 86400.0  # seconds for which the result of a trial that came to its end is believed
-START = 600.0  # seconds within which the ranks of one job start: they share what the first of them found
+TRIAL_LIMIT_S = 90.0  # seconds that a trial may take
+RESULT_KEPT_S = 30 * 86400.0  # seconds for which the result of a trial that came to its end is believed
+JOB_START_S = 600.0  # seconds within which the ranks of one job start: they share what the first of them found
 ENOUGH_CRASHES = 2  # in trials one after another: then it is no accident
-LITTLE = 0.25  # of what the hardware copies by itself: below it something is set wrongly
+SLOW_FRACTION = 0.25  # of what the hardware copies by itself: below it something is set wrongly
 
 _JOB = ("PMIX_", "PRTE_", "PMI_", "OMPI_", "SLURM_", "PBS_", "LSB_", "HYDRA_", "MPI_LOCAL", "MPIR_", "PALS_", "FLUX_")
 _KEPT = ("OMPI_MCA_", "OMPI_ALLOW_RUN_AS_ROOT")
@@ -38,7 +38,7 @@ _CHOICES = ("OMPI_MCA_", "UCX_", "MPICH_", "FI_", "MV2_", "I_MPI_", "LD_LIBRARY_
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TrialVerdict:
     """The way that GPU memory takes."""
 
     direct: bool
@@ -52,7 +52,7 @@ class Verdict:
 # ---------------------------------------------------------------------- judging
 
 
-def judge(wish: str, try_it: Callable[[], Facts], environ: Mapping[str, str] = os.environ) -> Verdict:
+def judge(wish: str, try_it: Callable[[], Facts], environ: Mapping[str, str] = os.environ) -> TrialVerdict:
     """Choose the way: what was asked for, else the faster one of those that work.
 
     Args:
@@ -61,23 +61,23 @@ def judge(wish: str, try_it: Callable[[], Facts], environ: Mapping[str, str] = o
     """
     if wish != "auto":
         way = "is given to MPI" if wish == "1" else "goes through pinned host memory"
-        return Verdict(wish == "1", f"{way}, without a trial (PUSHSUM_CUDA_AWARE={wish})")
+        return TrialVerdict(wish == "1", f"{way}, without a trial (PUSHSUM_CUDA_AWARE={wish})")
     found = try_it()
     staged = _through_host(found)
     aside = f"goes through pinned host memory{f', about {staged:.1f} GB/s' if staged else ''}"
     if "error" in found:
-        return Verdict(False, f"{aside}: MPI was not seen to take it ({found['error']})", advise(found, environ))
+        return TrialVerdict(False, f"{aside}: MPI was not seen to take it ({found['error']})", advise(found, environ))
     if not found.get("right"):
         wrong = f"what came was not what was sent, at {found.get('size')} bytes"
-        return Verdict(False, f"{aside}: MPI takes it, but {wrong}", advise(found, environ))
+        return TrialVerdict(False, f"{aside}: MPI takes it, but {wrong}", advise(found, environ))
     direct = float(found["direct"])
     if staged and direct < staged:
-        return Verdict(False, f"{aside}: MPI takes it, but moves only {direct:.1f} GB/s", advise(found, environ))
+        return TrialVerdict(False, f"{aside}: MPI takes it, but moves only {direct:.1f} GB/s", advise(found, environ))
     # Within one GPU the hardware copies far faster than any message moves: that is no sign of a wrong setting.
-    slow = not _one_gpu(found) and direct < LITTLE * float(found.get("hardware", 0.0))
+    slow = not _one_gpu(found) and direct < SLOW_FRACTION * float(found.get("hardware", 0.0))
     why = f"is given to MPI, {direct:.1f} GB/s"
     why += f" (through the host: {staged:.1f})" if staged else ""
-    return Verdict(True, why, advise(found, environ) if slow else "")
+    return TrialVerdict(True, why, advise(found, environ) if slow else "")
 
 
 def _through_host(found: Facts) -> float | None:
@@ -126,7 +126,7 @@ def try_out(
     command: Sequence[str] | None = None,
     *,
     environ: Mapping[str, str] = os.environ,
-    limit: float = LIMIT,
+    limit: float = TRIAL_LIMIT_S,
     cache: Path | None = None,
 ) -> Facts:
     """Return what a trial found on this host with this MPI: from the cache, or by starting one.
@@ -234,13 +234,13 @@ def _believed(record: Mapping[str, Any], environ: Mapping[str, str]) -> Facts | 
     """Return the facts of a record, if they still hold; None where it is to be tried again."""
     facts = record.get("facts")
     age = time.time() - float(record.get("when", 0.0))
-    if not isinstance(facts, dict) or not 0 <= age < KEPT:
+    if not isinstance(facts, dict) or not 0 <= age < RESULT_KEPT_S:
         return None
     if "error" not in facts or record.get("crashes", 0) >= ENOUGH_CRASHES:
         return facts
     # The ranks of one job go the same way, and do not each wait for a trial that hangs.
     same_job = record.get("job") == _job(environ) is not None and record.get("pid") != os.getpid()
-    return facts if same_job and age < START else None
+    return facts if same_job and age < JOB_START_S else None
 
 
 def _job(environ: Mapping[str, str]) -> str | None:

@@ -20,8 +20,10 @@ from .wire import HEADER_BYTES, Header, header_tag
 
 __all__ = ["AsynchronousMode"]
 
-RECEIVING = 4  # messages on their way to this rank at a time; a further sender stays busy and keeps its mass
-SENDING = 4  # rounds whose messages may be on their way from this rank
+MOST_ARRIVING = 4
+"""Messages on their way to this rank at a time. A further sender stays busy, and keeps its mass."""
+MOST_ROUNDS_SENDING = 4
+"""Rounds whose messages may be on their way from this rank."""
 
 
 @dataclass(eq=False)
@@ -67,14 +69,16 @@ class AsynchronousMode(Mode):
         self._listening: _Listening | None = None
         self.reserve()
         # An accelerator's buffers are handed out by the caller alone.
-        self._served = not exchange.memory.pending_buffers and exchange.transport.serve(self._accept)
+        self._served = not exchange.memory.pending_buffers and exchange.transport.on_progress(self._accept)
         if not self._served:
             self._accept(exchange.transport)
 
     def _make_slabs(self) -> None:
         if self._exchange.transport.size > 1:
-            self._received_slabs.reserve(RECEIVING)
-        self._sent_slabs.reserve(min(SENDING, len(self._all_out_peers())))  # a peer that is busy gets no second one
+            self._received_slabs.reserve(MOST_ARRIVING)
+        self._sent_slabs.reserve(
+            min(MOST_ROUNDS_SENDING, len(self._all_out_peers()))
+        )  # a peer that is busy gets no second one
 
     # ------------------------------------------------------------------ a round
 
@@ -84,14 +88,14 @@ class AsynchronousMode(Mode):
             self._pace.step_done(self._exchange.initial_weight / push_weight)
         self._take_in()
         self._exchange.channel.hear()
-        # In this order, as in Algorithm 1, the next local step is taken when what has come is part of w. The other way
-        # round it would be taken with what giving has left: with a smaller w, so scaled by more, and noisier.
+        # Give first, then merge, as in Algorithm 1: so the next local step is taken with a w that holds what has come.
+        # After merging first, it would be taken with what giving has left: a smaller w, which scales the step by more.
         return self._merge_what_has_come(round, self._give(round, push_weight))
 
     def _give(self, round: int, weight: float) -> float:
         exchange = self._exchange
         self._free_sent_slabs()
-        if len(self._sending) >= SENDING:
+        if len(self._sending) >= MOST_ROUNDS_SENDING:
             return weight
         unable = exchange.channel.finished.keys() | {peer for sent in self._sending for peer in sent.peers}
         gives = exchange.graph.gives(exchange.transport.rank, exchange.transport.size, round)
@@ -149,7 +153,7 @@ class AsynchronousMode(Mode):
             tickets = expect_chunks(memory, transport, slabs, header.sender, 0)
             self._arriving.append(_Arrival(header, mass, slabs, tickets))
             self._listening = None
-        if self._listening is None and len(self._arriving) < RECEIVING and transport.size > 1:
+        if self._listening is None and len(self._arriving) < MOST_ARRIVING and transport.size > 1:
             buffer = bytearray(HEADER_BYTES)
             self._listening = _Listening(transport.expect(buffer, ANY, header_tag(0), "any message"), buffer)
 
@@ -183,11 +187,14 @@ class AsynchronousMode(Mode):
     # ------------------------------------------------------------------ what is in flight
 
     def drain(self, round: int, push_weight: float, call: str) -> float:
-        """Bring every message home: the non-blocking consensus of Hoefler, Siebert and Lumsdaine (2010).
+        """Merge every message in flight: the non-blocking consensus of Hoefler, Siebert and Lumsdaine (2010).
 
-        A message counts as sent once its receiver has begun to take it. When all of this rank's are, it begins a
-        barrier; when that is done, everybody's are, and only what is already arriving is left. Until then it merges
-        what comes.
+        1. Wait until every message that this rank has sent is matched: its receiver has begun to receive it.
+        2. Begin a non-blocking barrier.
+        3. When it completes, every rank's messages are matched. So only those that are already arriving are left:
+           finish these.
+
+        Meanwhile merge whatever comes.
         """
         self._follow(round)
         channel = self._exchange.channel
@@ -196,7 +203,8 @@ class AsynchronousMode(Mode):
 
         def left() -> Sequence[Ticket]:
             nonlocal weight, everyone
-            # In this order: what had been taken before the barrier was done is accepted after it was seen to be.
+            # Read this before taking in: a message that was matched before the barrier completed must be accepted in
+            # this pass, and not missed.
             all_sent = everyone is not None and everyone.ticket.done
             self._take_in()
             weight = self._merge_what_has_come(round, weight)
@@ -227,7 +235,7 @@ class AsynchronousMode(Mode):
         return self.drain(round, push_weight, call)
 
     def close(self) -> None:
-        self._exchange.transport.serve(None)
+        self._exchange.transport.on_progress(None)
         if self._listening is not None:
             self._exchange.transport.cancel(self._listening.ticket)
             self._listening = None

@@ -6,8 +6,8 @@ from ..clock import Clock
 
 __all__ = ["Pace"]
 
-SMOOTHING = 0.9  # of the old value in the running mean of a rank's own step time
-WIDEST = 10.0  # the scale lies between its inverse and this: a single hiccup must not blow up a step
+KEPT_OF_MEAN = 0.9  # of the old value in the running mean of a rank's own step time
+LARGEST_SCALE = 10.0  # the scale lies between its inverse and this: a single hiccup must not blow up a step
 
 
 class Pace:
@@ -33,7 +33,7 @@ class Pace:
         """Own step time over the mean: 1 until both are known."""
         if self._own is None or self.estimate <= 0.0:
             return 1.0
-        return min(WIDEST, max(1.0 / WIDEST, self._own / self.estimate))
+        return min(LARGEST_SCALE, max(1.0 / LARGEST_SCALE, self._own / self.estimate))
 
     def step_done(self, step_weight: float) -> None:
         """Take the time since the last step; ``step_weight`` is a_i / w."""
@@ -43,7 +43,7 @@ class Pace:
             if self._own is None:
                 self._own = self.estimate = taken
             else:
-                change = (1.0 - SMOOTHING) * (taken - self._own)
+                change = (1.0 - KEPT_OF_MEAN) * (taken - self._own)
                 self._own += change
                 self.estimate = max(0.0, self.estimate + step_weight * change)
         self._last = now

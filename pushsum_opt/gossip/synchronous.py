@@ -22,11 +22,11 @@ from .wire import HEADER_BYTES, Header, chunk_tag, header_tag
 
 __all__ = ["SynchronousMode"]
 
-Place = dict[str, Any]
+SlabByDevice = dict[str, Any]
 """Room for one chunk that is on its way to this rank: a slab by device."""
 
-WINDOW = 4  # chunks on their way to this rank at a time: each needs a slab
-SEND_AHEAD = 64  # chunks on their way from this rank to each out-peer: most of these need none
+CHUNKS_ARRIVING = 4  # chunks on their way to this rank at a time: each needs a slab
+CHUNKS_SENT_AHEAD = 64  # chunks on their way from this rank to each out-peer: most of these need none
 
 
 class SynchronousMode(Mode):
@@ -41,7 +41,7 @@ class SynchronousMode(Mode):
     def __init__(self, exchange: Exchange, signature: Callable[[], bytes]) -> None:
         super().__init__(exchange)
         self._signature = signature
-        self._receive_slabs: list[Place] = []
+        self._receive_slabs: list[SlabByDevice] = []
         self._send_slabs: dict[int, Any] = {}
         self.reserve()
 
@@ -95,7 +95,7 @@ class SynchronousMode(Mode):
 
     # ------------------------------------------------------------------ slabs, kept from round to round
 
-    def receive_slabs(self, count: int) -> list[Place]:
+    def receive_slabs(self, count: int) -> list[SlabByDevice]:
         """Return ``count`` places to receive into, each with room for the largest chunk of each device."""
         memory = self._exchange.memory
         largest = {chunk.device: 0 for chunk in memory.exchanged}
@@ -122,9 +122,9 @@ class SynchronousMode(Mode):
 
 
 def _window(memory: Memory, in_peers: int) -> int:
-    """Return how many chunks are on their way to this rank at a time: at most one message, and WINDOW."""
+    """Return how many chunks are on their way to this rank at a time: at most one message, and CHUNKS_ARRIVING."""
     room = -(-memory.nbytes // memory.largest) if memory.exchanged else 0
-    return min(WINDOW, room, in_peers * len(memory.exchanged))
+    return min(CHUNKS_ARRIVING, room, in_peers * len(memory.exchanged))
 
 
 class _Outgoing:
@@ -152,7 +152,7 @@ class _Outgoing:
             what = f"it to take the header of round {self._round}"
             self._headers.append(self._exchange.transport.post(header, peer, header_tag(self._round), what))
             self._exchange.events.message_posted(self._round, peer, HEADER_BYTES + self._memory.nbytes, mass)
-        for _ in range(SEND_AHEAD):
+        for _ in range(CHUNKS_SENT_AHEAD):
             self.post_next()
 
     def post_next(self) -> None:
@@ -184,7 +184,7 @@ class _Incoming:
     """The half of a round that merges: (chunk, in-peer) pairs in a fixed order, through a ring of slabs."""
 
     def __init__(
-        self, exchange: Exchange, slabs: Callable[[int], list[Place]], round: int, in_peers: tuple[int, ...]
+        self, exchange: Exchange, slabs: Callable[[int], list[SlabByDevice]], round: int, in_peers: tuple[int, ...]
     ) -> None:
         self._exchange = exchange
         self._memory = memory = exchange.memory

@@ -16,7 +16,7 @@ EPOCH = 0
 _FORMAT = struct.Struct("<qd8s8sidi")
 HEADER_BYTES = _FORMAT.size
 
-ROUNDS = 16  # rounds that tags tell apart: far more than are ever in flight between two ranks
+ROUNDS_OF_TAGS = 16  # rounds that tags tell apart: far more than are ever in flight between two ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ class Header:
 
 
 def header_tag(round: int) -> int:
-    return 2 * (round % ROUNDS)
+    return 2 * (round % ROUNDS_OF_TAGS)
 
 
 def chunk_tag(round: int) -> int:
-    return 2 * (round % ROUNDS) + 1
+    return 2 * (round % ROUNDS_OF_TAGS) + 1

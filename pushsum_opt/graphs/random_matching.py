@@ -11,8 +11,8 @@ from .randomness import scramble, stir
 
 __all__ = ["RandomMatching"]
 
-SMALL = 64  # ranks up to which the network that permutes needs more steps to be fair
-STEPS = (20, 8)  # up to so many ranks, and beyond
+SMALL_SIZE = 64  # ranks up to which the network that permutes needs more steps to be fair
+NETWORK_STEPS = (20, 8)  # up to so many ranks, and beyond
 
 
 class RandomMatching(Graph):
@@ -43,7 +43,7 @@ class RandomMatching(Graph):
         self.seed = seed
 
     def out_peers(self, rank: int, size: int, round: int) -> tuple[int, ...]:
-        keys = _keys(self.seed, round, STEPS[size > SMALL])
+        keys = _keys(self.seed, round, NETWORK_STEPS[size > SMALL_SIZE])
         place = _permute(rank, size, keys)
         other = place ^ 1
         return (_restore(other, size, keys),) if other < size else ()

@@ -16,10 +16,10 @@ from .sparse import SparseRounds
 
 __all__ = ["SlowMixingWarning", "warn_if_slow"]
 
-ERROR = 1e-2
-PATIENCE = 10  # times the rounds of the best graph
+ACCEPTED_ERROR = 1e-2
+TIMES_THE_BEST = 10  # times the rounds of the best graph
 MOST_PEERS = 16  # more are not compared with, as they cost more than rounds
-PAIRS = 1 << 16  # (rank, round) pairs that may be asked for; beyond, nothing is said
+MOST_PAIRS = 1 << 16  # (rank, round) pairs that may be asked for; beyond, nothing is said
 
 
 class SlowMixingWarning(UserWarning):
@@ -39,17 +39,17 @@ def warn_if_slow(graph: Graph, size: int, stacklevel: int = 2) -> None:
     if size < 3 or declares(graph, "mixes_fast"):
         return
     rounds = SparseRounds(graph, size)
-    looked_at = list(islice(rounds, min(graph.window(size), max(1, PAIRS // size), 16)))
+    looked_at = list(islice(rounds, min(graph.window(size), max(1, MOST_PAIRS // size), 16)))
     peers = math.ceil(sum(one.edges for one in looked_at) / size / len(looked_at))
     peers = min(max(peers, 1), MOST_PEERS)
     best = default(size) if peers == 1 else BaseK(peers)
     exact = best.period(size) or 1
-    left = _left_over(rounds, size, PATIENCE * exact)
-    if left > ERROR:
+    left = _left_over(rounds, size, TIMES_THE_BEST * exact)
+    if left > ACCEPTED_ERROR:
         warnings.warn(
-            f"{graph!r} mixes slowly at {size} ranks: {PATIENCE * exact} rounds leave {left:.2g} of the disagreement; "
-            f"graphs.{best!r} also has {peers} peer{'s' if peers > 1 else ''} per rank and averages exactly in "
-            f"{exact} rounds. `pushsum graphs --size {size}` compares all graphs",
+            f"{graph!r} mixes slowly at {size} ranks: {TIMES_THE_BEST * exact} rounds leave {left:.2g} of the "
+            f"disagreement; graphs.{best!r} also has {peers} peer{'s' if peers > 1 else ''} per rank and averages "
+            f"exactly in {exact} rounds. `pushsum graphs --size {size}` compares all graphs",
             SlowMixingWarning,
             stacklevel=stacklevel + 1,
         )
@@ -70,11 +70,11 @@ def _left_over(rounds: SparseRounds, size: int, limit: int) -> float:
     mass = np.column_stack([z, np.ones(size)])
     left = 1.0
     for count, one in enumerate(islice(rounds, limit)):
-        if size * min(count, rounds.period or count) > PAIRS:
+        if size * min(count, rounds.period or count) > MOST_PAIRS:
             return 0.0
         mass = one.apply(mass)
         estimate = mass[:, :-1] / mass[:, -1:]
         left = float(np.sqrt((estimate**2).mean(axis=0)).max())
-        if left <= ERROR:
+        if left <= ACCEPTED_ERROR:
             break
     return left

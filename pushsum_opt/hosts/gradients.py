@@ -13,9 +13,11 @@ from .groups import Hosts
 
 __all__ = ["GradientAverage", "is_plain", "reduces"]
 
-CPU_RUN = 1 << 22  # elements that are gathered at a time on the host: 16 MiB, so that they stay near the processor
-DEVICE_RUN = 1 << 26  # and on a device, where each run costs a copy each way and a wait: 256 MiB
-SPAN = 1 << 22  # elements that are summed at a time
+HOST_RUN_ELEMENTS = (
+    1 << 22
+)  # elements that are gathered at a time on the host: 16 MiB, so that they stay near the processor
+DEVICE_RUN_ELEMENTS = 1 << 26  # and on a device, where each run costs a copy each way and a wait: 256 MiB
+SUM_AT_ONCE = 1 << 22  # elements that are summed at a time
 WHAT = "averaging gradients inside the host"
 
 
@@ -44,7 +46,7 @@ class GradientAverage:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         for run in _runs(parameters):
-            flat = torch.cat([grad.reshape(-1).to(_wide(grad)) for grad in run]).mul_(share)
+            flat = torch.cat([grad.reshape(-1).to(_sum_dtype(grad)) for grad in run]).mul_(share)
             if on_device and not flat.is_cpu:
                 torch.distributed.all_reduce(flat)
             elif flat.is_cpu:
@@ -60,8 +62,8 @@ class GradientAverage:
 
     def _sum(self, flat: Tensor, round: int) -> None:
         values = flat.numpy()
-        for start in range(0, values.size, SPAN):
-            self.hosts.sum(values[start : start + SPAN], round, WHAT)
+        for start in range(0, values.size, SUM_AT_ONCE):
+            self.hosts.sum(values[start : start + SUM_AT_ONCE], round, WHAT)
 
     def _host_buffer(self, flat: Tensor) -> Tensor:
         """Return host memory that the device copies to by itself. It is used again: the next run waits for this one."""
@@ -107,9 +109,11 @@ def _runs(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     for parameter in parameters:
         assert parameter.grad is not None
         grad = torch.view_as_real(parameter.grad) if parameter.grad.is_complex() else parameter.grad
-        kind = grad.device, _wide(grad)
+        kind = grad.device, _sum_dtype(grad)
         run = runs.setdefault(kind, [])
-        if run and sum(g.numel() for g in run) + grad.numel() > (CPU_RUN if grad.is_cpu else DEVICE_RUN):
+        if run and sum(g.numel() for g in run) + grad.numel() > (
+            HOST_RUN_ELEMENTS if grad.is_cpu else DEVICE_RUN_ELEMENTS
+        ):
             yield run
             run = runs[kind] = []
         run.append(grad)
@@ -121,5 +125,5 @@ def _scatter(flat: Tensor, grads: list[Tensor]) -> None:
     torch._foreach_copy_(grads, [part.view(grad.shape) for grad, part in zip(grads, parts, strict=True)])
 
 
-def _wide(grad: Tensor) -> torch.dtype:
+def _sum_dtype(grad: Tensor) -> torch.dtype:
     return torch.float64 if grad.dtype == torch.float64 else torch.float32

@@ -26,7 +26,7 @@ from .participant import Participant
 
 __all__ = ["Hosts"]
 
-SMALL = 1 << 16  # bytes up to which a sum is left to MPI
+SMALL_SUM_BYTES = 1 << 16  # bytes up to which a sum is left to MPI
 SUM_TAG = 0
 
 _ROW = struct.Struct("<qd")
@@ -61,9 +61,9 @@ class Hosts(Participant):
         self.sharded = sharded
         self.data_weight = float(sum(weights[rank] for rank in members))
         """The sum of v over this host's ranks."""
-        self.shares = [float(weights[rank]) / self.data_weight for rank in members]
+        self.data_fractions = [float(weights[rank]) / self.data_weight for rank in members]
         """How much the gradients of each of them count; sums to 1."""
-        self.share = self.shares[self.lane]
+        self.data_fraction = self.data_fractions[self.lane]
         """This rank's part of it: how much its gradients count inside the host."""
         self.gossip_comm = split(comm, self.lane)
         self.gossip_ranks = [r for r in range(self.size) if labels[:r].count(labels[r]) == self.lane]
@@ -98,7 +98,7 @@ class Hosts(Participant):
         What is large is summed in parts, one on each rank, and then put together: MPI's own non-blocking sum moves all
         of it to everyone, in steps that each wait for the next poll.
         """
-        if values.nbytes < SMALL or self.lanes == 1:
+        if values.nbytes < SMALL_SUM_BYTES or self.lanes == 1:
             self.channel.sum(values, what, round=round)
             return
         transport = self.channel.transport

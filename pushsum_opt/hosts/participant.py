@@ -25,7 +25,7 @@ class Participant:
     sharded = False
     """Whether its ranks hold different parts of the model."""
 
-    share = 1.0
+    data_fraction = 1.0
     """This rank's part of its data weight."""
 
     channels: tuple[Channel, ...] = ()
@@ -46,7 +46,7 @@ class Participant:
         """How many ranks the participant has."""
 
     @property
-    def part(self) -> tuple[int, int]:
+    def shard(self) -> tuple[int, int]:
         """(l, L): the part of what this rank holds that it exchanges with other participants."""
         return (0, 1) if self.sharded else (self.lane, self.lanes)
 

@@ -181,7 +181,7 @@ class Planned(Primitives):
         names = [self._names[piece.tensor] for piece in chunk.pieces]
         return names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}"
 
-    def places(self, chunk: Chunk, ids: frozenset[int]) -> list[slice]:
+    def spans(self, chunk: Chunk, ids: frozenset[int]) -> list[slice]:
         """Return where in the values of a chunk those of some tensors stand, which are told apart by identity."""
         found, start = [], 0
         for piece in chunk.pieces:

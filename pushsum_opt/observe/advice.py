@@ -8,9 +8,9 @@ from .events import Listener
 
 __all__ = ["OverlapAdvice"]
 
-WARM_UP = 10  # rounds that are not counted: the first ones allocate memory and open connections
-MEASURED = 100  # rounds
-WORTH_SAYING = 0.1  # of the time, spent in waiting
+WARM_UP_ROUNDS = 10  # rounds that are not counted: the first ones allocate memory and open connections
+MEASURED_ROUNDS = 100  # rounds
+WORTH_SAYING_FRACTION = 0.1  # of the time, spent in waiting
 
 
 class OverlapAdvice(Listener):
@@ -30,25 +30,25 @@ class OverlapAdvice(Listener):
         self._in_round = True
 
     def waited(self, seconds: float) -> None:
-        if self._in_round and self._rounds >= WARM_UP:
+        if self._in_round and self._rounds >= WARM_UP_ROUNDS:
             self._seconds_waited += seconds
 
     def round_ends(self, round: int, push_weight: float) -> None:
         self._in_round = False
         self._rounds += 1
-        if self._rounds == WARM_UP:
+        if self._rounds == WARM_UP_ROUNDS:
             self._begin = self._clock()
-        elif self._rounds == WARM_UP + MEASURED:
+        elif self._rounds == WARM_UP_ROUNDS + MEASURED_ROUNDS:
             self._say(self._clock() - self._begin)
 
     def _say(self, seconds: float) -> None:
         part = self._seconds_waited / seconds if seconds > 0 else 0.0
-        if part >= WORTH_SAYING:
+        if part >= WORTH_SAYING_FRACTION:
             log.info(
                 "rank 0 waited for messages during %.0f %% of its last %d steps. With staleness=1 they move while the "
                 "rank computes: a step would take down to %.2f times this time, and needs one copy of the model for "
                 "each message in flight",
                 100 * part,
-                MEASURED,
+                MEASURED_ROUNDS,
                 1 - part,
             )

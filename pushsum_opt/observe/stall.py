@@ -1,4 +1,4 @@
-"""Says early what a wait will say late: whom a standing rank waits for."""
+"""Logs, before the timeout, for which peer a stalled rank waits; and which parts of messages were skipped."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ class Member:
     @property
     def data_weight(self) -> float:
         """v_i, this rank's part in the average, as it was given."""
-        return self.options.data_weight * self.host.share
+        return self.options.data_weight * self.host.data_fraction
 
     @property
     def closed(self) -> bool:

@@ -92,7 +92,7 @@ def bind_memory(
         options.wire_dtype,
         settings.read().chunk_bytes,
         direct=lambda: cuda_aware.takes_device_memory(comm),
-        lane=participant.part,
+        lane=participant.shard,
         who=who,
     )
     memory.whose = f"{who}: "

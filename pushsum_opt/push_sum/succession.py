@@ -19,7 +19,7 @@ from ..log import log
 __all__ = ["close_what_is_over"]
 
 FAILED, REPLACED, DROPPED, IN_USE = "failed", "replaced", "dropped", "in use"
-MANY = 16  # open push-sums from which on, at every doubling, the garbage collector is asked
+COLLECT_FROM = 16  # open push-sums from which on, at every doubling, the garbage collector is asked
 
 
 def close_what_is_over(new: Any, tensors: Iterable[Any]) -> None:
@@ -29,7 +29,7 @@ def close_what_is_over(new: Any, tensors: Iterable[Any]) -> None:
         MismatchError: the same on every rank, where ``new`` takes an older one's place on some of its ranks only.
     """
     open_now = new.process.members
-    if len(open_now) >= MANY and len(open_now).bit_count() == 1:
+    if len(open_now) >= COLLECT_FROM and len(open_now).bit_count() == 1:
         gc.collect()
     mine = {id(tensor) for tensor in tensors} if new.owned else set()
     states = {one.name: _state(one, mine) for one in open_now}

@@ -11,7 +11,7 @@ from ..memory import Memory
 __all__ = ["FirstStep"]
 
 NOTHING = bytes(8)
-SAMPLE = 1024  # elements at either end of a tensor, or of its part in a chunk, that are looked at
+SAMPLED_ELEMENTS = 1024  # elements at either end of a tensor, or of its part in a chunk, that are looked at
 
 
 class FirstStep:
@@ -48,5 +48,5 @@ class FirstStep:
     def _look(self) -> bytes:
         check = 0
         for chunk in self._memory.chunks:
-            check = zlib.crc32(self._memory.sample(chunk, SAMPLE), check)
+            check = zlib.crc32(self._memory.sample(chunk, SAMPLED_ELEMENTS), check)
         return struct.pack("<q", check + 1)

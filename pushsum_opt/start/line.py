@@ -14,7 +14,7 @@ from ..transport import Transport
 __all__ = ["Host", "compose", "crowded_links", "hosts"]
 
 
-class Facts(Protocol):
+class RunFacts(Protocol):
     """What the start line tells of; a PushSum has it."""
 
     @property
@@ -63,7 +63,7 @@ def hosts(channel: Channel, threads: int, lanes: int = 1) -> list[Host]:
     return list(found.values())
 
 
-def compose(facts: Facts, hosts: list[Host], *, has_model: bool, moments: int | None = None) -> str:
+def compose(facts: RunFacts, hosts: list[Host], *, has_model: bool, moments: int | None = None) -> str:
     """Return the line for rank 0.
 
     Args:
@@ -92,7 +92,7 @@ def compose(facts: Facts, hosts: list[Host], *, has_model: bool, moments: int | 
     return "; ".join(parts)
 
 
-def crowded_links(facts: Facts, hosts: list[Host]) -> str | None:
+def crowded_links(facts: RunFacts, hosts: list[Host]) -> str | None:
     """Return what to warn about where the ranks of a host each send their whole model through its network card."""
     most = max(host.ranks for host in hosts)
     if most == 1 or len(hosts) == 1 or facts.transport.name != "mpi":

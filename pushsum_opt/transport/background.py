@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any, ParamSpec, TypeVar
 
 from .base import Notice, Ticket, Transport
-from .naps import rest
+from .naps import nap
 from .wrapping import Wrapping
 
 __all__ = ["Background"]
@@ -42,14 +42,16 @@ class Background(Wrapping):
         super().__init__(inner)
         self._prepare = prepare
         self._period = period
-        # Taken by `with` on the lock itself: an interrupt between two lines of Python's would leave it taken for ever.
+        # Taken by `with` on the lock itself: an interrupt inside a method of ours would leave it taken for ever.
         self._lock = threading.Lock()
-        self._nudge = threading.Lock()  # held, but to wake the thread, which sleeps in acquire()
-        self._nudge.acquire()
-        self._pausing = 0.0  # seconds that the thread sleeps just now
+        # The thread sleeps in sleeping.acquire(timeout=...). Whoever releases this lock wakes it. (An Event would take
+        # two locks for the same.)
+        self._sleeping = threading.Lock()
+        self._sleeping.acquire()
+        self._pause_s = 0.0  # for how long the thread sleeps now
         self._completions = 0
         self._seen = 0
-        self._work_beside: weakref.WeakMethod[Callable[[Transport], None]] | None = None
+        self._callback: weakref.WeakMethod[Callable[[Transport], None]] | None = None
         self._stopping = False
         self._inbox: list[Notice] = []
         self._error: BaseException | None = None
@@ -97,7 +99,7 @@ class Background(Wrapping):
             waited = time.monotonic() - begin
             if moved or self._inbox or waited >= seconds:
                 return moved
-            rest(waited)
+            nap(waited)
 
     def _see(self) -> bool:
         self._look()
@@ -105,51 +107,55 @@ class Background(Wrapping):
         self._seen = self._completions
         return moved
 
-    def serve(self, work: Callable[[Transport], None] | None) -> bool:
-        self._in_turn(self._serve, work)
+    def on_progress(self, callback: Callable[[Transport], None] | None) -> bool:
+        self._in_turn(self._set_callback, callback)
         return True
 
-    def _serve(self, work: Callable[[Transport], None] | None) -> None:
-        self._work_beside = None if work is None else weakref.WeakMethod(work)
+    def _set_callback(self, callback: Callable[[Transport], None] | None) -> None:
+        self._callback = None if callback is None else weakref.WeakMethod(callback)
         self._look()
 
     def close(self) -> None:
         with self._lock:
             self._stopping = True
-            self._wake()
+            self._wake_thread()
         self._thread.join()
         self._inner.close()
 
     def _look(self) -> bool:
-        """See what the transport below has done; tell whether anything has moved. The lock is held."""
+        """See what the transport below has done; tell whether anything has moved. Needs the lock."""
         moved = self._inner.poll(0.0)
         self._completions += moved
         self._inbox += self._inner.notices()
-        work = None if self._work_beside is None else self._work_beside()
-        if work is not None:
-            work(self._inner)
+        callback = None if self._callback is None else self._callback()
+        if callback is not None:
+            callback(self._inner)
         return moved
 
     def alone(self) -> AbstractContextManager[Any]:
         return self._lock
 
     def _in_turn(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Do something while the thread does nothing; raise its earlier error; have it look if there is work for it."""
+        """Call something that the thread must not do at the same time.
+
+        Raises:
+            Exception: what went wrong in the thread before.
+        """
         with self._lock:
             self._raise()
             result = work(*args, **kwargs)
-            self._wake()
+            self._wake_thread()
             return result
 
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
 
-    def _wake(self) -> None:
-        """Have the thread look at once if it rests though there is something to move. The lock is held."""
-        rests = self._pausing > self._period and self._nudge.locked()  # only callers unlock it, and they hold the lock
-        if rests and (self._stopping or self._inner.under_way):
-            self._nudge.release()
+    def _wake_thread(self) -> None:
+        """End the thread's long idle sleep early, because something was posted. Needs the lock."""
+        idle = self._pause_s > self._period and self._sleeping.locked()  # not woken already
+        if idle and (self._stopping or self._inner.under_way):
+            self._sleeping.release()
 
     # ------------------------------------------------------------------ the thread's side
 
@@ -160,9 +166,9 @@ class Background(Wrapping):
                 with self._lock:
                     moved = self._look()
                     pause = self._period if self._inner.under_way else IDLE_PERIOD_S
-                    self._pausing = 0.0 if moved else pause
+                    self._pause_s = 0.0 if moved else pause
                 if not moved:
-                    self._nudge.acquire(timeout=pause)
+                    self._sleeping.acquire(timeout=pause)
         except BaseException as error:
             with self._lock:
                 self._error = error

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..clock import Clock, monotonic
-from .roll_call import Place
+from .roll_call import Progress
 
 __all__ = ["ANY", "Notice", "Ticket", "Transport"]
 
@@ -82,8 +82,8 @@ class Transport(ABC):
     ranks: Sequence[int] | None = None
     """Its ranks as the user knows them, where they have other numbers."""
 
-    place: Place | None = None
-    """Its ranks in the roll call of the job."""
+    progress: Progress | None = None
+    """How far its ranks have come, for the roll call of the job."""
 
     clock: Clock = monotonic
     """By which waits on this transport are measured."""
@@ -146,15 +146,17 @@ class Transport(ABC):
         Waiting leaves the processor and the interpreter lock to others.
         """
 
-    def serve(self, work: Callable[[Transport], None] | None) -> bool:
-        """Where a thread polls this transport, have ``work(transport)`` done after each look, by whoever looks, alone.
+    def on_progress(self, callback: Callable[[Transport], None] | None) -> bool:
+        """Call ``callback(transport)`` after every poll, from whichever thread polled, never from two at once.
+
+        Asynchronous gossip uses it to begin to receive a message as soon as its header is here.
 
         Args:
-            work: a bound method, held weakly. It is given the transport to begin transfers on, and returns at once.
-                None: no longer.
+            callback: a bound method, held weakly. It begins transfers on the transport that it is given, and returns
+                at once. None: nothing is called any more.
 
         Returns:
-            Whether there is such a thread. Otherwise nothing is done by itself.
+            True where a thread polls in the background. Otherwise False, and nothing is ever called.
         """
         return False
 

@@ -183,7 +183,11 @@ class LoopbackWorld:
     def join(self, key: tuple[int, int], rank: int, kind: str, value: Any, ticket: Ticket) -> _Collective:
         collective = self._collectives.setdefault(key, _Collective(kind))
         if collective.kind != kind:
-            raise ValueError(f"rank {rank} called {kind} where another rank called {collective.kind}")
+            raise MismatchError(
+                f"rank {rank} called {kind} where another rank called {collective.kind} (collective {key[1]} of a "
+                "communicator). Over MPI the ranks would hang here. Make the same collective calls in the same order "
+                "on every rank"
+            )
         collective.values[rank] = value
         collective.tickets.append(ticket)
         if len(collective.values) == self.size:
@@ -271,7 +275,7 @@ class LoopbackTransport(Transport):
         self.clock = comm.clock
         root, ranks = comm.world.of_the_job
         if self.size > 1:
-            self.place = root.rolls[ranks[self.rank]].set_up(ranks)[1]
+            self.progress = root.rolls[ranks[self.rank]].set_up(ranks)[1]
 
     @property
     def under_way(self) -> int:
@@ -314,8 +318,8 @@ class LoopbackTransport(Transport):
     def _collective(self, kind: str, value: Any, what: str) -> Ticket:
         self.refuse_if_stopped()
         self.collectives += 1
-        if self.place is not None:
-            self.place.reach_collective(self.collectives)
+        if self.progress is not None:
+            self.progress.reach_collective(self.collectives)
         ticket = Ticket(what, None, value, collective=self.collectives)
         with self._open().lock:
             self._world.join((self.context, self.collectives), self.rank, kind, value, ticket)

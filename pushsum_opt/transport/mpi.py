@@ -15,8 +15,8 @@ from ..errors import ClosedError, ConfigurationError, MismatchError
 from . import fork
 from .base import ANY, Notice, Ticket, Transport
 from .mpi_post import post_of_the_job, roll_of_the_job
-from .naps import rest
-from .roll_call import Place
+from .naps import nap
+from .roll_call import Progress
 from .set_up import TIMEOUT, Forming, LogStalls, until_all_come
 from .waiting import Report
 
@@ -48,7 +48,7 @@ class MpiTransport(Transport):
             raise ConfigurationError(f"this MPI library allows tags up to {highest}: expected at least {HIGHEST_TAG}")
         self.rank = comm.Get_rank()
         self.size = comm.Get_size()
-        self._comm, self.place = _duplicate(comm, timeout, report or LogStalls(self.rank))
+        self._comm, self.progress = _duplicate(comm, timeout, report or LogStalls(self.rank))
         self._requests: list[MPI.Request] = []
         self._tickets: list[Ticket] = []
         self._inbox: list[Notice] = []
@@ -103,8 +103,8 @@ class MpiTransport(Transport):
 
     def _collective(self, request: MPI.Request, buffer: Any, what: str) -> Ticket:
         self.collectives += 1
-        if self.place is not None:
-            self.place.reach_collective(self.collectives)
+        if self.progress is not None:
+            self.progress.reach_collective(self.collectives)
         return self._track(Ticket(what, None, buffer, collective=self.collectives, request=request))
 
     # ------------------------------------------------------------------ progress
@@ -121,7 +121,7 @@ class MpiTransport(Transport):
             waited = time.monotonic() - begin
             if self._inbox or waited >= seconds:
                 return False
-            rest(waited)
+            nap(waited)
 
     def _advance(self) -> bool:
         if not self._requests:
@@ -213,19 +213,19 @@ class MpiTransport(Transport):
 _begun: list[Any] = []  # MPI cannot take back a duplication, and writes its result when it is done
 
 
-def _duplicate(comm: MPI.Comm, timeout: float, report: Report) -> tuple[MPI.Comm, Place | None]:
-    """Collective. Return a private duplicate, and its place in the roll call."""
+def _duplicate(comm: MPI.Comm, timeout: float, report: Report) -> tuple[MPI.Comm, Progress | None]:
+    """Collective. Return a private duplicate, and what counts its progress in the roll call."""
     ranks = _ranks_of_the_job(comm)
-    set_ups, place = roll_of_the_job().set_up(ranks) if ranks and len(ranks) > 1 else (None, None)
+    set_ups, progress = roll_of_the_job().set_up(ranks) if ranks and len(ranks) > 1 else (None, None)
     number = 0 if set_ups is None else roll_of_the_job().reached[f"{set_ups.channel} collectives"]
     duplicate, request = comm.Idup()
     _begun.append((duplicate, request))
     until_all_come(Forming(comm.Get_rank(), set_ups, request.Test), timeout, report, number)
     _begun.pop()
     post = post_of_the_job()
-    if post.size > 1 and post.office is None and place is not None and len(place.ranks) == post.size:
+    if post.size > 1 and post.office is None and progress is not None and len(progress.ranks) == post.size:
         post.open_office(lambda done: until_all_come(Forming(comm.Get_rank(), None, done), timeout, report))
-    return duplicate, place
+    return duplicate, progress
 
 
 def _ranks_of_the_job(comm: MPI.Comm) -> list[int] | None:

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from ..errors import MismatchError, PeerFinished
 
-__all__ = ["Need", "Place", "Post", "RollCall", "Waiting"]
+__all__ = ["Need", "Progress", "Post", "RollCall", "Waiting"]
 
 LISTEN_AFTER_S = 0.1
 """Seconds of waiting after which a rank looks for questions, and answers them."""
@@ -59,8 +59,8 @@ class Post(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A communicator in the roll call: what its ranks reach there is counted."""
+class Progress:
+    """How far the ranks of one communicator have come: what the roll call of the job asks about."""
 
     roll: RollCall
     channel: str
@@ -99,17 +99,17 @@ class RollCall:
         self.ended = False
         """Nothing will come from it any more."""
 
-    def set_up(self, ranks: Sequence[int]) -> tuple[Place, Place]:
+    def set_up(self, ranks: Sequence[int]) -> tuple[Progress, Progress]:
         """Begin to make a channel over some ranks of the job, which all do so in the same order.
 
         Returns:
-            Where its set-up is counted (as a collective), and the place of the channel itself.
+            What counts its set-up (as a collective), and what counts the channel itself.
         """
         group = hashlib.blake2b(repr(tuple(ranks)).encode(), digest_size=6).hexdigest()
-        set_ups = Place(self, group, tuple(ranks))
+        set_ups = Progress(self, group, tuple(ranks))
         number = self.reached.get(f"{group} collectives", 0) + 1
         set_ups.reach_collective(number)
-        return set_ups, Place(self, f"{group}.{number}", tuple(ranks))
+        return set_ups, Progress(self, f"{group}.{number}", tuple(ranks))
 
     def listen(self) -> None:
         """Take in what has come, and answer what is asked."""

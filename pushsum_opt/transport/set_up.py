@@ -12,8 +12,8 @@ from ..errors import MismatchError
 from ..log import log
 from .base import Notice, Ticket, Transport
 from .calls import current_call
-from .naps import rest
-from .roll_call import Place
+from .naps import nap
+from .roll_call import Progress
 from .waiting import Report, Waiter
 
 __all__ = ["TIMEOUT", "Forming", "LogStalls", "compare_calls", "until_all_come"]
@@ -28,7 +28,7 @@ class Forming:
     """A communicator that is being made: what a :class:`Waiter` needs to know of it."""
 
     rank: int
-    place: Place | None
+    progress: Progress | None
     done: Callable[[], bool]
     clock: Clock = monotonic
 
@@ -41,7 +41,7 @@ class Forming:
             waited = time.monotonic() - begin
             if waited >= seconds:
                 return False
-            rest(waited)
+            nap(waited)
         return True
 
     def notices(self) -> list[Notice]:

@@ -12,7 +12,7 @@ from ..clock import Clock
 from ..errors import PeerFailed, PeerFinished, PeerTimeout
 from .base import Notice, Ticket, Transport
 from .calls import current_call
-from .roll_call import LISTEN_AFTER_S, Need, Place, Waiting
+from .roll_call import LISTEN_AFTER_S, Need, Progress, Waiting
 
 __all__ = ["Report", "Waiter"]
 
@@ -36,7 +36,7 @@ class Polled(Protocol):
     def clock(self) -> Clock: ...
 
     @property
-    def place(self) -> Place | None: ...
+    def progress(self) -> Progress | None: ...
 
     def job_rank(self, rank: int | None = None) -> int: ...
 
@@ -109,14 +109,14 @@ class Waiter:
             stack.callback(lambda: self._report.wait_ends(call, peer, round, clock() - begin))
             waiting: Waiting | None = None
             while True:
-                progress = self._transport.poll(slice)
+                moved_now = self._transport.poll(slice)
                 pending = left()
                 if not pending:
                     return
                 self.hear()
                 self._refuse_finished(pending, round)
                 now = clock()
-                if progress:
+                if moved_now:
                     moved, said = now, 1
                     continue
                 if waiting is None:
@@ -135,8 +135,8 @@ class Waiter:
     def begin_round(self, round: int) -> None:
         """Messages of a round are exchanged from now on: whoever waits for those of this rank waits rightly."""
         self._counts_rounds = True
-        if self._transport.place is not None:
-            self._transport.place.reach_round(round + 1)
+        if self._transport.progress is not None:
+            self._transport.progress.reach_round(round + 1)
 
     # ------------------------------------------------------------------ what other ranks say
 
@@ -148,7 +148,11 @@ class Waiter:
         """
         for notice in self._transport.notices():
             if notice.failed:
-                raise PeerFailed(f"rank {self._me}: rank {self._name(notice.sender)} stopped: {notice.reason}")
+                sender = self._name(notice.sender)
+                raise PeerFailed(
+                    f"rank {self._me}: rank {sender} stopped: {notice.reason}. See what rank {sender} printed: this "
+                    "rank stops because of it"
+                )
             self.finished[notice.sender] = notice
 
     def _refuse_finished(self, pending: Iterable[Ticket], round: int) -> None:
@@ -172,25 +176,25 @@ class Waiter:
         return self._transport.alone() if isinstance(self._transport, Transport) else contextlib.nullcontext()
 
     def _roll_call(self, ticket: Ticket, round: int) -> Waiting | None:
-        place = self._transport.place
-        if place is None:
+        progress = self._transport.progress
+        if progress is None:
             return None
         call = current_call(ticket.what) + _in_round(round, " in")
-        return Waiting(place.roll, self._me, lambda rank: self._name(place.ranks.index(rank)), call)
+        return Waiting(progress.roll, self._me, lambda rank: self._name(progress.ranks.index(rank)), call)
 
     def _needs(self, pending: Iterable[Ticket], round: int) -> list[Need]:
-        place = self._transport.place
-        assert place is not None
+        progress = self._transport.progress
+        assert progress is not None
         found: dict[Need, None] = {}
         for ticket in pending:
             if ticket.peer is None:
-                found[place.collective(ticket.collective)] = None
+                found[progress.collective(ticket.collective)] = None
             elif ticket.peer < 0 or not self._counts_rounds:
                 continue
             elif round >= 0:
-                found[place.round(round + 1, ticket.peer)] = None
+                found[progress.round(round + 1, ticket.peer)] = None
             elif ticket.sends and isinstance(self._transport, Transport):  # taken at the latest in the next meeting
-                found[place.collective(self._transport.collectives + 1, ticket.peer)] = None
+                found[progress.collective(self._transport.collectives + 1, ticket.peer)] = None
         return list(found)
 
     # ------------------------------------------------------------------ words
@@ -210,8 +214,8 @@ class Waiter:
     def _who(self, ticket: Ticket, waiting: Waiting | None) -> str:
         if ticket.peer is not None:
             return f"rank {self._name(ticket.peer)}: {ticket.what}"
-        place = self._transport.place
-        missing = waiting.missing(place.collective(ticket.collective)) if waiting is not None and place else []
+        progress = self._transport.progress
+        missing = waiting.missing(progress.collective(ticket.collective)) if waiting is not None and progress else []
         text = f"{ticket.what}, a collective call that not every rank has made"
         if not missing:
             return text

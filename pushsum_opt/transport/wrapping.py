@@ -19,7 +19,7 @@ class Wrapping(Transport):
         self.rank = inner.rank
         self.size = inner.size
         self.name = inner.name
-        self.place = inner.place
+        self.progress = inner.progress
         self.ranks = inner.ranks
         self.threaded = inner.threaded
         self.clock = inner.clock

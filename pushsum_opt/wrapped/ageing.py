@@ -19,7 +19,7 @@ from .points import Points
 
 __all__ = ["Ageing"]
 
-LEAST = 1e-6  # what is left of m is not followed below this: m is divided by it for a moment
+SMALLEST_FACTOR = 1e-6  # what is left of m is not followed below this: m is divided by it for a moment
 
 
 class Ageing:
@@ -84,7 +84,7 @@ class Ageing:
     @torch.no_grad()
     def _scale(self, steps: int, *, backwards: bool) -> None:
         for group in self.optimizer.param_groups:
-            factor = max(float(group["betas"][0]) ** steps, LEAST)
+            factor = max(float(group["betas"][0]) ** steps, SMALLEST_FACTOR)
             slots = [self._points.slot(parameter, self._name) for parameter in group["params"]]
             local = [tensor_kinds.local_part(slot) for slot in slots if slot is not None]
             if local:

@@ -9,13 +9,20 @@ import torch
 from torch import Tensor
 
 from ..log import log
+from ..tensor_kinds import local_part
 
 __all__ = ["Finder"]
 
-LOOKS = (1, 2, 4, 8, 16)  # after these local steps: Lookahead's slow weights, for one, move every 5 or 6 steps only
-NEAR = 0.5  # |s - p| / |p| of a point in parameter space is below this
-ALONG = 0.7  # or, where p is far from its start: the cosine between what s and p have moved is above this
-ROOM = (16, 8, 2, 2)  # elements that are looked at along the first axes of each parameter; 1 along others
+LOOK_AFTER_STEPS = (
+    1,
+    2,
+    4,
+    8,
+    16,
+)  # after these local steps: Lookahead's slow weights, for one, move every 5 or 6 steps only
+NEAR_FRACTION = 0.5  # |s - p| / |p| of a point in parameter space is below this
+ALONG_COSINE = 0.7  # or, where p is far from its start: the cosine between what s and p have moved is above this
+SAMPLED_PER_AXIS = (16, 8, 2, 2)  # elements that are looked at along the first axes of each parameter; 1 along others
 
 
 class Finder:
@@ -47,14 +54,14 @@ class Finder:
         """Look, if it is time to; tell whether that was the last look."""
         self._steps += 1
         capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-        if self._steps in LOOKS and not capturing:
+        if self._steps in LOOK_AFTER_STEPS and not capturing:
             try:
                 self._look(optimizer)
             except Exception as error:  # state of a kind of its own: a hint is not worth a failing step
                 log.debug("state of %s was not looked at: %s", type(optimizer).__name__, error)
                 self._moved.clear()
                 return True
-        return self._steps >= LOOKS[-1]
+        return self._steps >= LOOK_AFTER_STEPS[-1]
 
     def _look(self, optimizer: torch.optim.Optimizer) -> None:
         candidates: dict[str, dict[int, Tensor]] = {}
@@ -70,8 +77,8 @@ class Finder:
         now = torch.cat(list(corners.values()))
         held = torch.cat([_corner(self._parameters[index]) for index in corners])
         start = torch.cat([self._start[index] for index in corners])
-        near = (now - held).norm() <= NEAR * held.norm()
-        along = torch.dot(now - start, held - start) >= ALONG * (now - start).norm() * (held - start).norm()
+        near = (now - held).norm() <= NEAR_FRACTION * held.norm()
+        along = torch.dot(now - start, held - start) >= ALONG_COSINE * (now - start).norm() * (held - start).norm()
         moved_far = start.norm() <= (held - start).norm()
         if not (near or (moved_far and along)):
             self._far.add(name)
@@ -103,9 +110,11 @@ def _shares(value: Tensor, parameter: Tensor) -> bool:
 
 def _corner(tensor: Tensor) -> Tensor:
     """Return a few elements in float64, on the host."""
-    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    local = local_part(tensor)
     local = local.detach()
     if local.layout != torch.strided or not local.is_floating_point():
         return torch.zeros(0, dtype=torch.float64)
-    part = local[tuple(slice(0, ROOM[axis] if axis < len(ROOM) else 1) for axis in range(local.dim()))]
+    part = local[
+        tuple(slice(0, SAMPLED_PER_AXIS[axis] if axis < len(SAMPLED_PER_AXIS) else 1) for axis in range(local.dim()))
+    ]
     return part.reshape(-1).to("cpu", torch.float64, copy=True)

@@ -138,7 +138,7 @@ class HostGradients:
             losses = [one.loss for one in standings]
             if loss is None or None in losses:
                 return result
-            mean = sum(share * (its or 0.0) for share, its in zip(self._hosts.shares, losses, strict=True))
+            mean = sum(share * (its or 0.0) for share, its in zip(self._hosts.data_fractions, losses, strict=True))
             return torch.full_like(result, mean) if isinstance(result, Tensor) else mean
 
         return averaging_closure
@@ -203,7 +203,7 @@ class HostGradients:
             return
         mixed = any(one.call == BACKWARD for one in standings)
         in_backward = standings[self._hosts.lane].call == BACKWARD
-        share = self._hosts.share
+        share = self._hosts.data_fraction
         if not mixed:
             self._refuse_scales(standings)
             if any(one.joined for one in standings) and not all(one.joined for one in standings):
@@ -211,7 +211,7 @@ class HostGradients:
                 needed = bytearray(p.grad is not None for p in parameters)
         elif not in_backward:
             self._joined = True
-        alike = len({one.digest for one in standings}) == 1 and share == self._hosts.share
+        alike = len({one.digest for one in standings}) == 1 and share == self._hosts.data_fraction
         counts: Any = needed if alike else self._counted(needed)
         members = [parameter for parameter, count in zip(parameters, counts, strict=True) if count]
         on_device = all(one.reduces for one in standings)
@@ -232,9 +232,9 @@ class HostGradients:
 
     def _share_of_the_ready(self, standings: list[Standing]) -> float:
         """A rank that only joined in has missed what the script did to the gradients since: it takes the others'."""
-        pairs = zip(self._hosts.shares, standings, strict=True)
+        pairs = zip(self._hosts.data_fractions, standings, strict=True)
         ready = sum(share for share, one in pairs if not one.joined)
-        return 0.0 if self._joined else self._hosts.share / ready
+        return 0.0 if self._joined else self._hosts.data_fraction / ready
 
     def _refuse_sparse(self, standings: list[Standing]) -> None:
         ranks = [rank for rank, one in zip(self._hosts.members, standings, strict=True) if one.sparse]

@@ -10,7 +10,7 @@ from torch import nn
 from .. import _torch_compat
 from ..channel.copying import write
 from ..interrupts import held_back
-from ..lending import Place
+from ..lending import Position
 from ..tensor_kinds import is_averageable, plain_parts
 
 __all__ = ["put_back"]
@@ -28,7 +28,7 @@ def put_back(model: nn.Module | None, *, buffers: bool) -> Iterator[None]:
     """
     tables = [] if model is None else [(m, _torch_compat.own_tables(m, buffers=buffers)) for m in model.modules()]
     held = {id(t): t for _, own in tables for table in own.tensors for t in table.values() if t is not None}
-    places = [Place(tensor) for tensor in held.values()]
+    positions = [Position(tensor) for tensor in held.values()]
     counters = [b for b in model.buffers() if not is_averageable(b)] if model is not None and buffers else []
     kept = [(part, part.clone()) for counter in counters for part in plain_parts(counter) or ()]
     try:
@@ -37,7 +37,7 @@ def put_back(model: nn.Module | None, *, buffers: bool) -> Iterator[None]:
         with held_back():
             for module, own in tables:
                 _torch_compat.put_tables(module, own)
-            for place in places:
-                place.restore()
+            for position in positions:
+                position.restore()
             for part, values in kept:
                 write(part, part, values)

@@ -27,8 +27,10 @@ from ..tensor_kinds import local_part
 
 __all__ = ["Moments", "Rule", "correct"]
 
-SPAN = 1 << 24  # elements that are corrected at a time: the memory that this takes for a moment is 4 or 8 bytes of each
-LEAST = 1e-36  # added to v: where g^2 is too small for its dtype, v must not end below 0 by rounding
+ELEMENTS_AT_ONCE = (
+    1 << 24
+)  # elements that are corrected at a time: the memory that this takes for a moment is 4 or 8 bytes of each
+SMALLEST_V = 1e-36  # added to v: where g^2 is too small for its dtype, v must not end below 0 by rounding
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,11 @@ def correct(rule: Rule, moments: Sequence[Moments]) -> None:
 
 def _parts(moments: Sequence[Moments]) -> Iterator[list[Moments]]:
     part: list[Moments] = []
-    room = SPAN
+    room = ELEMENTS_AT_ONCE
     for one in moments:
         if part and one.m.numel() > room:
             yield part
-            part, room = [], SPAN
+            part, room = [], ELEMENTS_AT_ONCE
         part.append(one)
         room -= one.m.numel()
     if part:
@@ -91,7 +93,7 @@ def _correct(rule: Rule, moments: Sequence[Moments]) -> None:
     share = (1 - rule.beta2) / rule.beta2 * (1 - rule.theta)
     torch._foreach_addcmul_(v, mean, mean, share)
     torch._foreach_addcmul_(v, g, g, -share)
-    torch._foreach_add_(v, LEAST)
+    torch._foreach_add_(v, SMALLEST_V)
 
 
 def _unbias(mean: tuple[Tensor, ...] | list[Tensor], beta1: float, steps: Sequence[Tensor | float]) -> None:

@@ -111,16 +111,14 @@ class Tensors:
         for prefix, module in self._model.named_modules() if self._model is not None else ():
             held = [(short, tensor, False) for short, tensor in module.named_parameters(recurse=False)]
             if self._with_buffers:
-                held += [(short, b, True) for short, b in module.named_buffers(recurse=False) if _is_floating(b)]
+                held += [
+                    (short, b, True) for short, b in module.named_buffers(recurse=False) if tensor_kinds.is_floating(b)
+                ]
             for short, tensor, is_buffer in held:
                 name = f"{prefix}.{short}" if prefix else short
                 if not (is_buffer and name in self.left_out):
                     homes.setdefault(tensor, (module, short, name))
         return homes
-
-
-def _is_floating(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _why_left_out(buffer: Tensor, shared: str | None) -> str | None:
@@ -129,7 +127,7 @@ def _why_left_out(buffer: Tensor, shared: str | None) -> str | None:
     Args:
         shared: what it shares its memory with, if it does.
     """
-    if not _is_floating(buffer):
+    if not tensor_kinds.is_floating(buffer):
         return None
     if shared is not None:
         return shared

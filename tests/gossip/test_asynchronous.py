@@ -164,7 +164,7 @@ def test_all_that_is_here_is_merged_in_one_round_without_a_thread_too(monkeypatc
 
 def test_a_full_pool_has_a_place_again_in_the_round_that_merges(monkeypatch):
     """Without a thread: nobody else would listen before the next round, and until then its senders would be stuck."""
-    monkeypatch.setattr(asynchronous, "RECEIVING", 1)
+    monkeypatch.setattr(asynchronous, "MOST_ARRIVING", 1)
     monkeypatch.setattr(LoopbackTransport, "threaded", False)
     in_step = threading.Barrier(2, timeout=60.0)
 

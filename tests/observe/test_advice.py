@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import pushsum_opt as ps
-from pushsum_opt.observe.advice import MEASURED, WARM_UP, OverlapAdvice
+from pushsum_opt.observe.advice import MEASURED_ROUNDS, WARM_UP_ROUNDS, OverlapAdvice
 
 
 class Clock:
@@ -35,7 +35,7 @@ def lines(caplog):
 
 def test_the_measured_part_of_waiting_is_said_once(lines):
     clock = Clock()
-    run(OverlapAdvice(clock), clock, 3 * (WARM_UP + MEASURED), compute=3.0, wait=1.0)
+    run(OverlapAdvice(clock), clock, 3 * (WARM_UP_ROUNDS + MEASURED_ROUNDS), compute=3.0, wait=1.0)
     assert len(lines()) == 1
     assert "25 %" in lines()[0]
     assert "0.75 times" in lines()[0]
@@ -43,15 +43,15 @@ def test_the_measured_part_of_waiting_is_said_once(lines):
 
 def test_little_waiting_is_not_worth_a_line(lines):
     clock = Clock()
-    run(OverlapAdvice(clock), clock, WARM_UP + MEASURED, compute=19.0, wait=1.0)
+    run(OverlapAdvice(clock), clock, WARM_UP_ROUNDS + MEASURED_ROUNDS, compute=19.0, wait=1.0)
     assert lines() == []
 
 
 def test_the_first_rounds_and_waits_outside_rounds_do_not_count(lines):
     clock = Clock()
     listener = OverlapAdvice(clock)
-    run(listener, clock, WARM_UP, compute=0.0, wait=1.0)
-    for _ in range(MEASURED):
+    run(listener, clock, WARM_UP_ROUNDS, compute=0.0, wait=1.0)
+    for _ in range(MEASURED_ROUNDS):
         clock.now += 1.0
         listener.waited(1.0)  # an average over ranks, for example
         run(listener, clock, 1, compute=0.0, wait=0.0)
@@ -64,7 +64,7 @@ def test_only_synchronous_rounds_of_rank_0_are_watched(lines, staleness, said):
 
     def rank(comm):
         with ps.PushSum([np.zeros(1)], graph=ps.graphs.Complete(), staleness=staleness, comm=comm) as push_sum:
-            for _ in range(WARM_UP + MEASURED):
+            for _ in range(WARM_UP_ROUNDS + MEASURED_ROUNDS):
                 if comm.rank == 2:
                     __import__("time").sleep(2e-3)
                 push_sum.mix()
