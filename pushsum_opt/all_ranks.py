@@ -12,7 +12,8 @@ import numpy as np
 
 from .channel import Channel
 from .channel.agreement import agree
-from .collectives import ONE_KIND, describe_value, pickled, together, unpickled
+from .collectives import together
+from .collectives.values import ONE_KIND, describe_value, pickled, unpickled
 from .errors import ConfigurationError
 
 __all__ = ["allgather", "barrier", "sum"]

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import pushsum_opt as ps
-from pushsum_opt import collectives, testing
+from pushsum_opt import testing
+from pushsum_opt.collectives import over_push_sum
 from pushsum_opt.errors import CheckpointError, ClosedError, PeerFailed, PeerFinished
 from pushsum_opt.interrupts import held_back
 from pushsum_opt.push_sum import closing, rounds
@@ -64,7 +65,7 @@ def none_comes():
 @pytest.fixture(autouse=True)
 def hold_back(monkeypatch):
     """In the threads of ranks nothing is held back, as Python calls no handlers there; ours is one."""
-    for module in (collectives, closing, rounds, putting_back):
+    for module in (over_push_sum, closing, rounds, putting_back):
         monkeypatch.setattr(module, "held_back", none_comes)
 
 
@@ -268,7 +269,7 @@ def test_second_interrupt_while_averaged_puts_back_waits_until_all_is_put_back(m
         plain(chunk, flat)
 
     monkeypatch.setattr(memory, "put_raw", put_raw)
-    for module in (collectives, putting_back):
+    for module in (over_push_sum, putting_back):
         monkeypatch.setattr(module, "held_back", held_back)
     with pytest.raises(KeyboardInterrupt), optimizer.averaged():
         with torch.no_grad():
