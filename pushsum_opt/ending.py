@@ -1,7 +1,8 @@
 """How a process ends: what is still open is closed, in the order in which it was made, before MPI goes away.
 
-A push-sum is held here until it is closed: what is open is then the same on every rank, whatever the garbage collector
-does, and closing at the end needs no agreement. A child made by a fork has no part in MPI: its end does nothing here.
+A push-sum is held here until it is closed. So what is open is the same on every rank, whatever the garbage collector
+does, and ranks can close at the end without agreeing first. A forked child has no part in MPI: its end does nothing
+here.
 """
 
 from __future__ import annotations
@@ -78,12 +79,12 @@ _self_keyval: int | None = None
 
 
 def when_the_end_begins(callback: Callable[[], None]) -> None:
-    """Have something done at the end of the program, before anything is closed."""
+    """Call a function at the end of the program, before anything is closed."""
     _first.append(callback)
 
 
 def when_all_is_closed(callback: Callable[[], None]) -> None:
-    """Have something done at the end of the program, when all is closed and MPI still runs; the newest comes first."""
+    """Call a function at the end of the program, when all is closed and MPI still runs; the newest function first."""
     if callback not in _last:
         _last.append(callback)
 
@@ -117,7 +118,7 @@ def _at_exit() -> None:
 
 
 def _end_before_finalize() -> None:
-    """Have MPI_Finalize, whoever calls it, begin with :func:`_end`: it first frees what MPI_COMM_SELF carries."""
+    """Make MPI_Finalize call :func:`_end` first, whoever calls it: it begins by freeing what MPI_COMM_SELF carries."""
     global _self_keyval
     if _self_keyval is None:
         from mpi4py import MPI
@@ -146,7 +147,7 @@ def _say_interrupted(mpi: Any) -> NoReturn:
 
 
 def _end_all(mpi: Any, code: int) -> NoReturn:
-    time.sleep(0.2)  # the launcher must have passed on what was printed, or it ends with the ranks
+    time.sleep(0.2)  # the launcher needs time to pass on what was printed: otherwise it is lost with the ranks
     mpi.COMM_WORLD.Abort(code)
     os._exit(code)  # with MPICH, Abort may return while the launcher is still ending the ranks
 
@@ -171,7 +172,7 @@ def stop_all_on_error() -> None:
     previous = sys.excepthook
 
     def report_and_abort(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if world.is_forked() or not world.mpi_runs():  # nobody waits for a child, or after the end of MPI
+        if world.is_forked() or not world.mpi_runs():  # no rank waits for a child, and none after the end of MPI
             previous(kind, error, trace)
             return
         if isinstance(error, PeerFailed):

@@ -1,4 +1,4 @@
-"""Variables without which an MPI library does not start, and values that let it start."""
+"""Environment variables that an MPI library needs to start, with values that work where they are missing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ __all__ = ["missing_variables"]
 def missing_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that Open MPI needs and ``environ`` lacks, each with a value that works here.
 
-    ``HOME``: without it Open MPI stops before anything else; containers and batch systems leave it out. ``TMPDIR``: a
-    folder that exists and cannot be written to stops it too.
+    ``HOME``: Open MPI does not start without it, and some containers and batch systems do not set it. ``TMPDIR``: Open
+    MPI does not start where this folder exists and cannot be written to.
     """
     found = {}
     if "HOME" not in environ:
@@ -42,7 +42,7 @@ def _temporary_folder() -> str | None:
 
 
 def _can_be_written(folder: str) -> bool:
-    """Try it: a root user may write by permission where the file system refuses it."""
+    """Try to write: root has permission everywhere, but a file system may be read-only."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return True

@@ -1,8 +1,8 @@
-"""How a child made by a fork of a rank ends: as any Python process does, except that MPI is left alone.
+"""How a forked child of a rank ends: as any Python process does, except that it does not end MPI.
 
-mpi4py ends MPI with the last of Python's own steps, and in a child both Open MPI and MPICH wait there for ever, or end
-the job. So a child leaves just before that step, when Python has done all else: exit handlers have run, files are
-written and closed. The exit code, which Python does not tell, is found out on the way.
+mpi4py ends MPI in the last step of Python's own end. In a forked child both Open MPI and MPICH wait there for ever, or
+end the job. So a child leaves just before that step, when Python has done everything else: exit handlers have run,
+files are written and closed. Python does not tell its exit code, so this module finds it out.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ UNSIGNED_BYTE = 0xFF
 LAST = "pushsum_opt_leaves_before_mpi_ends"
 
 _watching = False
-_error_before: Any = None  # what had not been caught when the child was made
+_error_before: Any = None  # the exception that was being handled when the child was made
 _found: dict[str, int] = {}  # the exit code, and a signal to end by
 _code: Any = SystemExit.__dict__["code"]  # what holds the code of a SystemExit
 _set_code, _delete_code = _code.__set__, _code.__delete__
 
 
 def watch() -> None:
-    """Have children that are forked from now on end so. Idempotent."""
+    """Make children that are forked from now on end in this way. Idempotent."""
     global _watching
     if not _watching and hasattr(os, "register_at_fork"):
         _watching = True
@@ -56,7 +56,7 @@ class _Leaves:
     def __del__(
         self, found: dict[str, int] = _found, end: Any = os._exit, kill: Any = os.kill, pid: Any = os.getpid
     ) -> None:
-        # Modules are empty by now, so all that is used here is held by the function itself.
+        # Modules are emptied by now, so the function itself holds all that it uses.
         if "signal" in found:
             kill(pid(), found["signal"])
         end(found.get("code", 0))
@@ -66,12 +66,12 @@ class _Leaves:
 
 
 def _watch_exit_codes() -> None:
-    """Notice where Python itself, when all frames are gone, asks a SystemExit for its code.
+    """Notice when Python asks a SystemExit for its code, after all frames have ended.
 
-    There is no hook for it. A call of ``sys.exit()`` says nothing: it may be caught, and ``raise SystemExit`` does
-    without it.
+    Python has no hook for this. Watching calls of ``sys.exit()`` would not do: such an exit may be caught, and ``raise
+    SystemExit`` makes no such call.
     """
-    import ctypes  # only here: importing the package stays cheap
+    import ctypes  # imported here, so that importing the package stays cheap
 
     names = gc.get_referents(SystemExit.__dict__)[0]
     if isinstance(names, dict) and names.get("code") is _code:
@@ -114,6 +114,6 @@ def _note_the_error() -> None:
     if "code" in _found or error is None or error is _error_before:
         return
     _found["code"] = 1
-    if isinstance(error, KeyboardInterrupt):  # Python ends by the signal, so that a shell sees what it was
+    if isinstance(error, KeyboardInterrupt):  # Python ends by the signal itself, so that a shell can tell
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         _found.update(code=INTERRUPTED, signal=int(signal.SIGINT))

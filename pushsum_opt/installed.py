@@ -1,4 +1,4 @@
-"""How this project was installed, and so which command adds one of its extras."""
+"""Finds the command that installs one of this project's extras: it depends on how the project was installed."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 def install_command(extra: str) -> str:
     """Return the shell command that installs what an extra of this project asks for.
 
-    The project need not be on a package index, so its name is not enough: the command names the folder or the address
-    that it was installed from. Where that is not known or no longer there, it names the packages of the extra.
+    The project may not be on a package index, so its name alone is not enough: the command names the folder or address
+    from which it was installed. Where that is unknown, or gone, the command names the packages of the extra.
     """
     try:
         distribution = metadata.distribution(DISTRIBUTION)
@@ -72,5 +72,5 @@ def _source(origin: Mapping[str, Any], extra: str) -> str | None:
 
 
 def _quote(text: str) -> str:
-    """Quote for a shell: by double quotes, which every shell knows, unless the text holds what they do not keep."""
+    """Quote for a shell: in double quotes, which every shell knows; not where they would change the text."""
     return shlex.quote(text) if any(one in text for one in '"$`\\!') else f'"{text}"'

@@ -1,4 +1,4 @@
-"""Holds an interrupt back while something short must not be left half-done, such as putting tensors back."""
+"""Delays an interrupt while something short must be done completely, such as giving tensors their old values."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["held_back", "is_interrupt"]
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Tell whether an error is no fault of anything here: Ctrl-C, or sys.exit() in a signal handler."""
+    """Tell whether an error comes from outside: Ctrl-C, or sys.exit() in a signal handler."""
     return not isinstance(error, Exception)
 
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Inside, Python's signal handlers wait; at the end of the block those of the signals that came are called.
+    """Inside, Python's signal handlers are not called; at the end of the block the handlers of signals that came are.
 
-    For what is local and short: nothing inside may wait for another rank. On other threads than the main one, where
-    Python calls no handlers, it does nothing.
+    Use it for what is local and short: nothing inside may wait for another rank. On threads other than the main one it
+    does nothing, because Python calls no handlers there.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -35,7 +35,8 @@ def held_back() -> Iterator[None]:
         came.setdefault(number, (handler, frame))
 
     with contextlib.ExitStack() as afterwards:
-        # Called last, when all handlers are back; one that raises keeps no other from being called.
+        # All handlers are back before the first one is called. One that raises does not keep the others from being
+        # called.
         afterwards.callback(_call_all, came)
         for number in signal.valid_signals():
             handler = signal.getsignal(number)

@@ -1,4 +1,4 @@
-"""Tensors that hold other values for a while: what is done to them, and how they become again what they were."""
+"""Tensors that hold other values for a while: averages are written to them, and afterwards their own values again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REPLACED = (
 
 
 class Position:
-    """Where a tensor lies now: ``tensor.data = ...``, as ``module.to(dtype)`` does it, is undone by :meth:`restore`."""
+    """Where a tensor lies now. :meth:`restore` undoes ``tensor.data = ...``, which ``module.to(dtype)`` does, too."""
 
     __slots__ = ("_memory", "_tensor")
 
@@ -32,7 +32,7 @@ class Position:
     def restore(self) -> None:
         before, now = self._memory, self._tensor
         if before is None:
-            return  # sparse, lazy, wrapping others: told apart by its identity alone
+            return  # sparse, lazy, or wrapping other tensors: it has no single block of memory
         if now.dtype is not before.dtype or now.device != before.device or not _same_memory(now, before):
             now.data = before
 
@@ -64,7 +64,8 @@ class LentBuffers:
             for channel in (*push_sum.member.host.channels, push_sum.member.channel):
                 agree(channel, form, fix=REPLACED)
             parts = [part for buffer in floating.values() for part in tensor_kinds.plain_parts(buffer) or ()]
-            # Elements that are expanded are averaged once; not with lanes, which would have to agree as well.
+            # Expanded elements are averaged once, where all ranks expand alike. With lanes all ranks of a host would
+            # have to agree on it too, so there every element is averaged.
             alike = push_sum.member.host.lanes == 1 and copying.alike_everywhere(push_sum.member.channel, parts)
         for buffer in floating.values():
             for part in tensor_kinds.plain_parts(buffer) or ():

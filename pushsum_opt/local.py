@@ -21,7 +21,7 @@ SIZE_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 def local_rank() -> int:
     """Return the rank of this process among those on the same host.
 
-    Where the launcher does not say it, finding out is collective: then all ranks must call it.
+    Some launchers set no variable that says so. Then this call is collective: all ranks must make it.
     """
     return _local(RANK_VARIABLES, "local_rank()")[0]
 
@@ -34,9 +34,8 @@ def local_size() -> int:
 def local_device() -> torch.device:
     """Return this rank's device and make it the current one: GPU local_rank % number of GPUs; without a GPU, the CPU.
 
-    Ranks share GPUs where there are more ranks than GPUs on a host. A rank that sees only its own GPU
-    (CUDA_VISIBLE_DEVICES set per rank) gets it; but better let all ranks see all GPUs of the host, for only then can
-    they copy from GPU to GPU.
+    Where a host has more ranks than GPUs, ranks share GPUs. A rank that sees only one GPU (CUDA_VISIBLE_DEVICES set per
+    rank) gets that one. But let all ranks see all GPUs of the host: only then can they copy from GPU to GPU.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""A running mean that stops no rank while it runs."""
+"""A running mean over steps and ranks, for which no step waits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["Metric"]
 class Metric:
     """The mean of values over steps and ranks: sum of v n over sum of n.
 
-    Averaging a loss over ranks in every step makes every rank wait for the slowest one in every step, which takes away
-    what gossip gains. :meth:`update` is local, and :meth:`compute` meets the other ranks once, at the end of an epoch.
+    Averaging a loss over ranks in every step makes every step wait for the slowest rank, and what gossip gains is lost.
+    Here :meth:`update` is local. :meth:`compute` is collective: call it once, at the end of an epoch.
 
     Args:
         comm: None for all ranks of the job.
@@ -36,7 +36,7 @@ class Metric:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew. Local."""
+        """Forget all values. Local."""
         self._total: Any = None  # sum of v n on this rank: None, a float, or a float64 tensor or array
         self._count: Any = 0.0
 

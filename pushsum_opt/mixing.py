@@ -29,15 +29,19 @@ __all__ = ["Mixing", "analyse", "mixing_matrix", "second_singular_value", "windo
 
 Floats = npt.NDArray[np.float64]
 
-FOLLOWED_ROUNDS = 300  # rounds that are followed; beyond, the error is taken to fall on as it did
-SMALL_ERROR = 1e-8  # an error that is not followed further
-ROUNDING_ERROR = 1e-12  # an error that is rounding only
-DENSE_RANKS = 512  # ranks up to which the product of the rounds is formed
-EVERY_ROUND_UNTIL = (
-    32  # rounds up to which probes are sent through every one; beyond, through rounds growing by an eighth
-)
+FOLLOWED_ROUNDS = 300
+"""So many rounds are computed. Beyond, the error is assumed to fall at the same rate."""
+SMALL_ERROR = 1e-8
+"""Below this error no further rounds are computed."""
+ROUNDING_ERROR = 1e-12
+"""An error below this is rounding alone: the average is exact."""
+DENSE_RANKS = 512
+"""Up to so many ranks the product of the rounds is formed as a dense matrix."""
+EVERY_ROUND_UNTIL = 32
+"""Up to this round the error is computed after every round; beyond, after rounds that grow by an eighth."""
 PROBES = 8
-MANY_MESSAGES = 16  # messages per rank and round beyond which fewer sweeps are made
+MANY_MESSAGES = 16
+"""Per rank and round: with more than these, fewer sweeps are made."""
 
 
 # ---------------------------------------------------------------------- matrices

@@ -11,7 +11,7 @@ __all__ = ["end_group", "user_is_root"]
 
 
 def end_group(child: subprocess.Popen[Any]) -> None:
-    """Kill a child that was started with ``start_new_session=True``, with its helpers: they would hold pipes open."""
+    """Kill a child that was started with ``start_new_session=True``, and its own children, which hold pipes open."""
     if hasattr(os, "killpg"):
         os.killpg(child.pid, signal.SIGKILL)
     else:  # Windows
@@ -19,5 +19,5 @@ def end_group(child: subprocess.Popen[Any]) -> None:
 
 
 def user_is_root() -> bool:
-    """Tell whether this is the root user, to whom Open MPI's mpirun refuses to start without an option."""
+    """Tell whether this is the root user: for root, Open MPI's mpirun needs an extra option."""
     return hasattr(os, "geteuid") and os.geteuid() == 0

@@ -1,9 +1,9 @@
-"""pytest under mpirun: a test that fails on one rank soon fails on all, and the next test starts on all of them alike.
+"""pytest under mpirun: a test that fails on one rank soon fails on all, and all ranks start the next test together.
 
-Loaded by pytest itself. It does nothing unless mpirun has started several ranks.
+pytest loads this plugin by itself. It does nothing unless mpirun has started several ranks.
 
-A rank whose test raises tells the others, so that those that wait for it in a call of this library stop with its
-reason. After every test all ranks say how it ended; where one failed, what is open is given up on all of them.
+A rank whose test raises tells the others. Those that wait for it in a call of this library stop with its reason. After
+every test all ranks say how it ended for them. Where it failed on one, all ranks give up what is open.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 MIXED = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
-# Scales and packed codes: their averages are no values of the same kind.
+# Scales and packed codes: an average of them is not a value of the same kind.
 CODES = tuple(getattr(torch, name) for name in ("float8_e8m0fnu", "float4_e2m1fn_x2") if hasattr(torch, name))
 
 
@@ -63,7 +63,7 @@ def described(tensor: Any) -> str:
     held = local_part(tensor)
     if held.is_nested and not _wraps(held):
         return f"{dtype}, nested"
-    # The length of a ragged axis is a symbol, which each process counts for itself: its parts are described below.
+    # The length of a ragged axis is a symbol with a number of this process. So only its parts are described, below.
     text = f"{dtype}[{', '.join(str(n) if isinstance(n, int) else 'ragged' for n in held.shape)}]"
     if held.layout != torch.strided:
         text += f" {str(held.layout).removeprefix('torch.')}"
@@ -102,7 +102,7 @@ def plain_parts(tensor: Tensor) -> list[Tensor] | None:
 
 
 def shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Name the tensors in plain memory of which elements lie in the memory of others, or of each other; say which."""
+    """Name the tensors in plain memory that share elements with others, or within themselves; say with which."""
     spans: list[tuple[str, int, int, str]] = []
     found: dict[str, str] = {}
     for name, tensor in {id(t): (n, t) for n, t in reversed(list(tensors.items()))}.values():
@@ -136,20 +136,21 @@ class _Block:
 def host_bytes(tensor: Tensor) -> npt.NDArray[np.uint8]:
     """Return the bytes of a contiguous tensor on the host, which share its memory.
 
-    ``Tensor.numpy()`` would forbid to resize it, for good, and observers of quantization-aware training resize theirs.
+    ``Tensor.numpy()`` is not used: torch refuses to resize a tensor after that, and observers of quantization-aware
+    training resize theirs.
     """
     return np.asarray(_Block(tensor)) if tensor.numel() else np.empty(0, np.uint8)
 
 
 def is_one_block(tensor: Tensor) -> bool:
-    """Tell whether the values lie in one block of memory, which ``tensor.data = ...`` exchanges for another."""
+    """Tell whether the values lie in one block of memory, so that ``tensor.data = ...`` can replace it."""
     if type(tensor) in (Tensor, Parameter):
         return not (tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta)
     return len(plain_parts(tensor) or ()) == 1
 
 
 def is_averageable(tensor: Tensor) -> bool:
-    """Tell whether a buffer has values of which an average is one: floating or complex numbers in plain memory."""
+    """Tell whether the values of a buffer can be averaged: floating or complex numbers in plain memory."""
     floating = is_floating(tensor)
     if not floating or tensor.dtype in CODES or is_uninitialized(tensor):
         return False
@@ -158,7 +159,7 @@ def is_averageable(tensor: Tensor) -> bool:
 
 
 def why_not_mixed(tensor: Tensor) -> tuple[str, str] | None:
-    """Return what keeps a floating tensor from being mixed in place, and the way out; None where nothing does."""
+    """Return why a floating tensor cannot be mixed in place, and what to do instead; None where it can."""
     kind = type(tensor).__name__
     if is_uninitialized(tensor):
         return "belongs to a lazy module and has no shape yet", "run one batch through the model before it is wrapped"
@@ -193,7 +194,7 @@ def why_not_mixed(tensor: Tensor) -> tuple[str, str] | None:
 
 
 def refuse_unmixable(tensor: Tensor, name: str) -> None:
-    """Raise ConfigurationError, with the name and the way out, for a tensor that cannot be exchanged."""
+    """Raise ConfigurationError for a tensor that cannot be exchanged: it names the tensor, and says what to do."""
     reason = why_not_mixed(tensor)
     if reason is not None:
         raise ConfigurationError(f"parameter {name} {reason[0]}. To exchange it, {reason[1]}")

@@ -1,6 +1,6 @@
 """This process among the others: rank and size.
 
-MPI starts at the first question that needs it, never at import.
+MPI starts with the first call that needs it, never at import.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _forked = False
 def _count_fork() -> None:
     global _forks, _forked
     _forks += 1
-    _forked = _forked or mpi_runs()  # started by the user's own code, perhaps
+    _forked = _forked or mpi_runs()  # the user's own code may have started it
 
 
 if hasattr(os, "register_at_fork"):
@@ -46,9 +46,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def forks() -> int:
-    """Return how many forks lie between the first process of this program and this one: a child has one more.
+    """Return how many forks have led to this process: a child has one more than its parent.
 
-    Not by the process id: torch.compile cannot trace ``os.getpid``.
+    The process id is not used, because torch.compile cannot trace ``os.getpid``.
     """
     return _forks
 
@@ -57,7 +57,7 @@ _rank_of_thread: ContextVar[Any] = ContextVar("rank_of_thread", default=None)
 
 
 def work_as(comm: Any) -> None:
-    """Make this thread one of the ranks of this process: its questions here are answered by ``comm`` from now on.
+    """Make this thread one of the ranks of this process: from now on :func:`communicator` gives it ``comm``.
 
     Threads that it starts do not belong to the rank.
     """
@@ -75,9 +75,9 @@ def _remember_devices() -> None:
 
 
 def changed_devices() -> tuple[str | None, str | None] | None:
-    """Return CUDA_VISIBLE_DEVICES as it was when MPI started and as it is now; None where it did not change since.
+    """Return CUDA_VISIBLE_DEVICES when MPI started, and now; None where both are the same.
 
-    Where somebody else has started MPI, only changes after the import of this module are known.
+    Where other code has started MPI, only changes after the import of this module are seen.
     """
     now = os.environ.get(DEVICES)
     if _devices_at_start is None or _devices_at_start == (now,):
@@ -87,7 +87,7 @@ def changed_devices() -> tuple[str | None, str | None] | None:
 
 def is_forked() -> bool:
     """Tell whether this process is a child, made by a fork, of a rank that had started MPI."""
-    return _forked or (_pid is not None and os.getpid() != _pid)  # a fork in foreign code runs no Python
+    return _forked or (_pid is not None and os.getpid() != _pid)  # a fork in compiled code calls no Python hook
 
 
 def mpi_runs() -> bool:
@@ -183,8 +183,8 @@ def finalize_if_nobody_does() -> None:
 
 
 def launched_size(environ: Mapping[str, str]) -> tuple[str, int] | None:
-    """Return the variable, and the number of ranks in it, by which a launcher says how many it started."""
-    # torchrun's variable is a common name: others set it too, without starting anything.
+    """Return the variable in which a launcher says how many ranks it has started, and that number."""
+    # torchrun's variable has a common name: other programs set it too, and start nothing.
     for name in (*SIZE_VARIABLES, *(("WORLD_SIZE",) if "TORCHELASTIC_RUN_ID" in environ else ())):
         text = environ.get(name, "")
         if text.isdigit():
@@ -203,7 +203,7 @@ def size() -> int:
 
 
 def _rank_and_size() -> tuple[int, int]:
-    """They stay what they were after the end of MPI, and in a forked child."""
+    """Return rank and size. After the end of MPI, and in a forked child, they are what they were before."""
     global _place
     if (own := _rank_of_thread.get()) is not None:
         return own.rank, own.size

@@ -22,7 +22,7 @@ class Algorithm(ABC):
     """Whether it belongs to an optimizer already."""
 
     def bind(self, push_sum: PushSum, param_groups: list[dict[str, Any]]) -> None:  # noqa: B027
-        """Get to know what it works on; called once, at construction of the optimizer.
+        """Receive what it works on. Called once, when the optimizer is constructed.
 
         Args:
             push_sum: what mixes the parameters.
@@ -42,7 +42,7 @@ class Algorithm(ABC):
     def round(self, push_sum: PushSum, param_groups: list[dict[str, Any]]) -> None:
         """Do round ``push_sum.round``: call ``push_sum.mix()`` or ``push_sum.average()`` once.
 
-        Which of the two must depend on the number of the round alone, for all ranks do the same.
+        The choice must depend on the number of the round alone, because all ranks must make the same one.
         """
 
     def state_dict(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class Algorithm(ABC):
 
     @abstractmethod
     def __repr__(self) -> str:
-        """Name it with its settings; all ranks compare them."""
+        """Name the algorithm and its settings: all ranks compare this text."""
 
 
 def count(name: str, value: Any, least: int) -> int:

@@ -99,7 +99,7 @@ class Join:
             everyone.check()
 
     def round_begins(self) -> None:
-        """Count, where a count is due. Every rank calls it before every round within the block."""
+        """Count the ranks that have batches, if that is due. Every rank calls this before each round in the block."""
         push_sum = self._push_sum
         if not self._in_step or push_sum.size == 1 or push_sum.round % ROUNDS_BETWEEN_COUNTS:
             return

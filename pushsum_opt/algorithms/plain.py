@@ -1,4 +1,4 @@
-"""Gossip in every round: the algorithm where none is given."""
+"""Gossip in every round: the default algorithm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Gossip"]
 
 
 class Gossip(Algorithm):
-    """Stochastic Gradient Push as it is (Assran et al. 2019, Algorithm 1)."""
+    """Every round gossips: Stochastic Gradient Push (Assran et al. 2019, Algorithm 1)."""
 
     def round(self, push_sum: PushSum, param_groups: list[dict[str, Any]]) -> None:
         push_sum.mix()

@@ -52,7 +52,8 @@ class SlowMomentum(Algorithm):
             raise ConfigurationError(f"lr={lr!r}: expected a finite number above 0")
         self.momentum = float(momentum)
         self.lr = float(lr)
-        # By id of the parameter, which is held beside them: groups may change. In the order of the groups.
+        # By id of the parameter, because groups may change; each entry holds its parameter too. In the order of the
+        # groups.
         self._held: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # parameter, y, u
         self._loaded: list[tuple[Tensor, Tensor]] = []  # (y, u) from a file, until the next slow step
 
@@ -77,7 +78,7 @@ class SlowMomentum(Algorithm):
         for parameter, x, gamma in _parameters(param_groups):
             if id(parameter) in before:
                 y, u = before[id(parameter)][1:]
-            else:  # it was added, or another file loaded: it starts here
+            else:  # the parameter is new, or another file was loaded: it starts here
                 y, u = next(loaded, None) or (x.clone(), torch.zeros_like(x))
             y, u = y.to(x.device), u.to(x.device)  # read from a file, or the model has moved
             self._held[id(parameter)] = parameter, y, u

@@ -1,4 +1,4 @@
-"""What all ranks settle before the first round: that they will exchange the same things, and their data weights."""
+"""What all ranks compare before the first round: what they will exchange, and their data weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def agree(
 
     Args:
         required: what must be equal on all ranks, by a name that a user understands.
-        versions: what had better be equal: a difference is only logged, on rank 0.
+        versions: what should be equal: rank 0 logs a warning where it is not.
         fix: the last sentence of the error.
 
     Raises:
@@ -70,7 +70,7 @@ def _differences(everyone: list[dict[str, str]], ranks: list[int], most: int = 5
 
 
 def _another_order(everyone: list[dict[str, str]], ranks: list[int]) -> list[str]:
-    """Where all ranks hold the same items: they are exchanged by their place, so the order must be the same as well."""
+    """Compare the order of items that all ranks hold: tensors are exchanged by their position."""
     first = list(everyone[0])
     for rank, items in zip(ranks, everyone, strict=True):
         place = next((k for k, (one, other) in enumerate(zip(first, items, strict=True)) if one != other), None)

@@ -1,4 +1,4 @@
-"""One private channel per communicator, for calls that belong to no push-sum: opened at the first, closed at the end.
+"""One private channel per communicator, for calls that belong to no push-sum. The first such call opens it.
 
 An MPI communicator carries its channel as an attribute. So a channel ends with its communicator, and a later one with
 the same handle finds none.
@@ -31,7 +31,7 @@ _keyval: int | None = None
 
 
 class _Overheard(Listener):
-    """Passes waits on to whoever listens to a push-sum over the same communicator."""
+    """Passes waits on to the listeners of every push-sum over the same communicator."""
 
     def __init__(self, comm: Any) -> None:
         self._comm = weakref.ref(comm) if isinstance(comm, LoopbackComm) else lambda: comm
@@ -60,7 +60,7 @@ def found(comm: Any) -> Channel | None:
 
 
 def report(comm: Any) -> Events:
-    """Return what waits on a communicator are reported to: the log, and whoever listens to a push-sum over it."""
+    """Return what waits on a communicator are reported to: the log, and the listeners of every push-sum over it."""
     events = Events()
     events.subscribe(StallInspector(comm.Get_rank()))
     events.subscribe(_Overheard(comm))
@@ -83,8 +83,8 @@ def opened(comm: Any) -> Channel:
 def leaving_together(comm: Any, channel: Channel) -> Iterator[None]:
     """Inside, all ranks make a call. A rank that leaves it half-way ends it on all; the next call opens a new channel.
 
-    Half-way is where it is interrupted, or raises an error while something is still under way: an error that all ranks
-    raise alike comes when what they do together is done.
+    A rank leaves half-way when it is interrupted, or raises an error while a transfer is still under way. (Where all
+    ranks raise the same error, all transfers of the call are done.)
     """
     try:
         yield
@@ -121,7 +121,7 @@ def _close(channel: Channel) -> None:
 
 def abandon_all() -> None:
     """Close every channel over MPI. All ranks do it at the same point, so that the next call opens a new one."""
-    for comm, _ in tuple(_open):  # closing one takes it out
+    for comm, _ in tuple(_open):  # a copy, because closing a channel removes it
         comm.Delete_attr(_mpi_key())
 
 

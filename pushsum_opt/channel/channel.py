@@ -119,7 +119,7 @@ class Channel:
         meeting.check()
 
     def let_everyone_know(self, what: str = "everyone to see the difference") -> None:
-        """Before an error that all ranks raise alike: return once all have learnt of it themselves."""
+        """Call this before an error that all ranks raise: it returns once every rank has found the error too."""
         with contextlib.suppress(PeerFailed):
             self.barrier(what)
 
@@ -140,7 +140,7 @@ class Channel:
     # ------------------------------------------------------------------ the end
 
     def stop_others(self, reason: str) -> None:
-        """Tell all ranks that this one stops, at best effort: the error at hand is the one to raise. Local."""
+        """Tell all ranks that this one stops. Local. It raises nothing: the caller raises the error at hand."""
         with contextlib.suppress(Exception):
             self.tell(range(self.size), failed=True, rounds=0, reason=reason)
             self.transport.poll(0.0)
@@ -152,7 +152,7 @@ class Channel:
 
     @property
     def closing(self) -> bool:
-        """Whether this rank finishes."""
+        """Whether this rank is finishing."""
         return self._waiter.closing
 
     def hear(self) -> None:
@@ -174,14 +174,11 @@ class Channel:
         self.transport.tell(ranks, notice)
 
     def finish(self) -> None:
-        """From now on it is no error that another rank has finished: so does this one. Local."""
+        """This rank finishes: from now on it is no error that another rank has finished. Local."""
         self._waiter.closing = True
 
     def hear_all_finish(self, ranks: Collection[int]) -> None:
-        """Wait until each of some ranks, which have all called :meth:`tell`, has said that it has finished.
-
-        So nothing is left on the wire.
-        """
+        """Wait until some ranks have said by :meth:`tell` that they have finished: then nothing is left in flight."""
         while not set(ranks) <= self.finished.keys():
             self.transport.poll(1.0)
             self.hear()

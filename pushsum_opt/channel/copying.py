@@ -1,6 +1,6 @@
-"""Rank ``root``'s bytes and tensors reach every rank: bit for bit, in place, whatever kind of tensor it is.
+"""Copies rank ``root``'s bytes and tensors to every rank, bit for bit and in place, whatever kind of tensor it is.
 
-Values travel, not layouts. What is compared first is what all ranks must hold alike: names, shapes, dtypes and kinds.
+Values travel, not strides. Names, shapes, dtypes and kinds are compared first: they must be equal on all ranks.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def equal_everywhere(channel: Channel, digest: bytes) -> bool:
 def broadcast_tensors(channel: Channel, tensors: Mapping[str, Tensor], root: int) -> None:
     """Collective. Copy rank ``root``'s tensors, of any dtype, to every rank, in place.
 
-    What has no values (on the meta device) is left as it is. With one rank nothing is touched.
+    Tensors without values (on the meta device) are left as they are. With one rank nothing is touched.
 
     Raises:
         MismatchError: on every rank, where names, shapes, dtypes or kinds differ; nothing has changed then.
@@ -93,7 +93,7 @@ def _broadcast_plain(channel: Channel, tensors: list[Tensor], root: int) -> None
                 continue
             flat = held.cpu().resolve_conj().resolve_neg().contiguous()
             if channel.rank != root and flat.data_ptr() == held.data_ptr():
-                flat = flat.clone()  # an interrupt leaves each tensor whole, and nothing that could write to it later
+                flat = flat.clone()  # an interrupt leaves each tensor whole, and no transfer writes to it later
             channel.broadcast(tensor_kinds.host_bytes(flat), root, "broadcast_parameters")
             if channel.rank != root:
                 write(tensor, held, flat)
@@ -119,7 +119,7 @@ def once(tensor: Tensor) -> Tensor:
 
 
 def write(tensor: Tensor, held: Tensor, values: Tensor) -> None:
-    """Set a tensor to values; one that is expanded, and so cannot hold them all, gets memory of its own.
+    """Set a tensor to values. A tensor that is expanded, and so cannot hold them, gets new memory.
 
     Args:
         held: the tensor, or what :func:`once` returned of it.
@@ -148,7 +148,7 @@ def write(tensor: Tensor, held: Tensor, values: Tensor) -> None:
 
 
 def _broadcast_saved(channel: Channel, name: str, tensor: Tensor, root: int) -> None:
-    """Copy a sparse, quantized or nested tensor as a file would; what is equal already does not travel."""
+    """Copy a sparse, quantized or nested tensor in its saved form. It does not travel where it is equal already."""
     import torch
 
     try:
@@ -166,4 +166,4 @@ def _broadcast_saved(channel: Channel, name: str, tensor: Tensor, root: int) -> 
     theirs = broadcast_bytes(channel, mine if channel.rank == root else b"", root)
     if channel.rank != root:
         received = torch.load(io.BytesIO(theirs), map_location="cpu", weights_only=False)
-        tensor.data = received.to(tensor.device)  # copy_() takes no other number of sparse elements
+        tensor.data = received.to(tensor.device)  # copy_() refuses another number of sparse elements

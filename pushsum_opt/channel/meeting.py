@@ -1,4 +1,4 @@
-"""Calls that all ranks make together: each says which one it makes, so that two different ones do not meet."""
+"""A barrier in which all ranks compare which call they make, so that two different calls never wait for each other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Meeting:
     Args:
         call: the name of the call; of longer ones the first 128 bytes count.
         round: the round in which it is made; -1 where rounds may differ.
-        layout: 8 bytes, of what is summed or counted after the meeting: the elements of all ranks must lie alike.
+        layout: 8 bytes, the digest of the tensors that are summed afterwards: it must be equal on all ranks.
     """
 
     def __init__(self, transport: Transport, call: str, round: int, layout: bytes = bytes(8)) -> None:
@@ -31,9 +31,9 @@ class Meeting:
         self.ticket, self._rows = transport.gather(_FORMAT.pack(call.encode(), round, layout), call)
 
     def check(self) -> None:
-        """Once the ticket is done: raise MismatchError, on every rank, unless all made the same call.
+        """Raise MismatchError, on every rank, unless all made the same call. Call it once the ticket is done.
 
-        Also where their parameters lie differently: then the sum of what they pass would mix different elements.
+        Parameters that lie differently are a mismatch too: a sum would then add different elements.
         """
         rows = [_FORMAT.unpack(row.tobytes()) for row in self._rows]
         calls = [(call, round) for call, round, _ in rows]

@@ -1,4 +1,4 @@
-"""The batches of an epoch, from where a run was saved: the same ones, with the same random draws."""
+"""The batches of an epoch that follow those before a checkpoint: the same ones, with the same random draws."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ class Places:
         """Let the next loops begin where :meth:`state` found them; the generators have been put back already.
 
         Args:
-            exact: put them back once more where the first new batch begins.
-            ratio: the number of ranks that saved over the number that goes on: of as many batches each has seen.
+            exact: put the generators back once more when the first new batch begins.
+            ratio: the number of ranks that saved, over the number that goes on. Each rank then leaves out so many times
+                the batches that were seen.
         """
         self._resumed = dict(enumerate(state))
         self._generators = randomness.state() if exact else None
@@ -99,7 +100,7 @@ class Batches:
     def _epoch(self, place: Mapping[str, Any], resumed: dict[str, Any] | None) -> Iterator[Any]:
         self._number = place["number"]
         exactly = resumed is not None and place["start"] is not None
-        if exactly:  # draw the epoch's order from what it was drawn from
+        if exactly:  # draw the order of the epoch from the generators as they were when it was drawn
             _restore(place["start"], self._own)
         elif place["own"] is not None:
             _put(self._own, place["own"])
@@ -107,7 +108,7 @@ class Batches:
         seed = int(torch.empty((), dtype=torch.int64).random_().item())
         iterator = self._begin(seed)
         if exactly and resumed is not None:
-            randomness.restore(resumed)  # the loader's own generators are where the order of the batches has left them
+            randomness.restore(resumed)  # drawing the order has moved the loader's own generators
         for batch in iterator:
             self._number += 1
             yield batch
@@ -123,7 +124,7 @@ class Batches:
             drawn = _save(self._own)
             iterator = iter(self._loader)
             for _ in islice(iterator, self._number):
-                pass  # a stream: what was seen must be read again
+                pass  # a stream: batches that were seen must be read again
         _restore(drawn, self._own)
         return iterator
 

@@ -1,4 +1,4 @@
-"""Functions in an optimizer's parameter groups: they are part of the program, and neither travel nor are saved."""
+"""Functions in an optimizer's parameter groups. They belong to the program: they do not travel, and are not saved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files are read onto the CPU: what was on another device goes back to where its owner has it now."""
+"""Moves loaded tensors to their devices: files are read onto the CPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["where_it_was"]
 def where_it_was(saved: Any, present: Any) -> Any:
     """Return a loaded state with each tensor on the device of the tensor that is in its place at present.
 
-    What has no counterpart stays on the CPU: whoever loads it puts it where the parameters are, as optimizers do.
+    A tensor without a counterpart stays on the CPU: an optimizer that loads it moves it to the parameters' device.
     """
     if isinstance(saved, Tensor):
         return saved.to(present.device) if isinstance(present, Tensor) and present.device != saved.device else saved

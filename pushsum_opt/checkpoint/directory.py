@@ -119,14 +119,14 @@ def commit(path: Path, manifest: Manifest) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a checkpoint, the manifest first: what is removed only in part is no checkpoint any more."""
+    """Remove a checkpoint. The manifest goes first: without it, what is left is not taken for a checkpoint."""
     with contextlib.suppress(FileNotFoundError):
         (path / MANIFEST).unlink()
     shutil.rmtree(path, ignore_errors=True)
 
 
 def prune(directory: Path, keep: int | None, newest: Path) -> None:
-    """Remove what is older than the last ``keep`` complete checkpoints, and what older saves left incomplete."""
+    """Remove all but the last ``keep`` complete checkpoints, and incomplete ones that are older than the newest."""
     complete = [path for path in _all(directory) if _is_complete(path)]
     stale = [path for path in _all(directory) if not _is_complete(path) and _number(path) < _number(newest)]
     for path in [*stale, *(complete[:-keep] if keep else [])]:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and that say when they are not what they should be."""
+"""Files that are complete or absent, and whose length and hash show any change."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 def sync_directory(path: Path) -> None:
     """Bring the names in a directory to the disk."""
-    if os.name == "nt":  # Windows opens no folders, and writes their names by itself
+    if os.name == "nt":  # Windows cannot open folders, and writes names by itself
         return
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -58,7 +58,7 @@ class _Hashing(io.RawIOBase):
         try:
             written = self._file.write(data)
         except BaseException as error:
-            self.error = error  # torch turns it into another one, or into none at all at the end of the file
+            self.error = error  # torch replaces this error, or swallows it at the end of the file
             raise
         self.hash.update(data)
         self.bytes += memoryview(data).nbytes
@@ -81,7 +81,7 @@ def save_tensors(path: Path, value: Any) -> dict[str, Any]:
         try:
             torch.save(value, cast(IO[bytes], counted[0]))
         except Exception as error:
-            if counted[0].error is None:  # not the disk's
+            if counted[0].error is None:  # an error of this file's contents, not of the disk
                 raise CheckpointError(f"{path}: {refused(value, error)}") from error
         finally:
             if counted[0].error is not None:

@@ -21,7 +21,7 @@ from .weighted import WeightedSum, mass_of
 
 __all__ = ["Resumed", "find", "load", "load_from"]
 
-CLOSE = 1e-9  # how far, relative to n, the mass of a checkpoint may be from n
+CLOSE = 1e-9  # the mass of a checkpoint may differ from n by this, relative to n
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def load_from(found: tuple[Path, Manifest], optimizer: Any, companions: Companio
         part = _average(push_sum, path, manifest, part)
 
     def put_back() -> None:
-        with held_back():  # all of a run's state is of one round
+        with held_back():  # every part is of the same round
             restore(part, optimizer, companions, random=exact)
 
     try_together(push_sum, "loading", put_back)
@@ -132,7 +132,7 @@ def _check_mass(push_sum: PushSum, path: Path, manifest: Manifest, mass: float) 
 
 
 def _average(push_sum: PushSum, path: Path, manifest: Manifest, like: dict[str, Any]) -> dict[str, Any]:
-    """Collective. Return a part for this rank that holds the average over all parts; each file is read once."""
+    """Collective. Return a part for this rank that holds the average over all parts. Each file is read once."""
     total = WeightedSum(like)
 
     def add() -> None:

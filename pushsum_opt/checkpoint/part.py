@@ -86,7 +86,7 @@ def capture(optimizer: Any, companions: Companions, extra: Any) -> dict[str, Any
         "place": seat(push_sum),
         "share": push_sum.member.host.data_fraction,
         "buffers": optimizer.buffers,
-        "layout": push_sum.memory.layout.hex(),
+        "layout": push_sum.memory.layout_digest.hex(),
         "model": {} if optimizer.model is None else optimizer.model.state_dict(),
         "names": names,
         "points": optimizer.points,
@@ -113,7 +113,7 @@ def _names(model: torch.nn.Module | None, exchanged: Mapping[str, Tensor]) -> di
 
 def check_fits(part: Mapping[str, Any], optimizer: Any, companions: Companions, *, exact: bool) -> None:
     """Raise CheckpointError unless a part belongs to such a model and optimizer. Nothing is changed."""
-    layout = optimizer.push_sum.memory.layout.hex()
+    layout = optimizer.push_sum.memory.layout_digest.hex()
     if exact and part["place"][2] > 1 and part["layout"] != layout:
         raise CheckpointError(
             f"expected layout {part['layout']} of the model over the lanes of a host, as saved, got {layout}: is "
@@ -128,7 +128,7 @@ def check_fits(part: Mapping[str, Any], optimizer: Any, companions: Companions, 
     if part["names"] != names:
         changed = sorted(set(part["names"].items()) ^ set(names.items()))[:3]
         raise CheckpointError(f"expected the same tensors to be exchanged as when it was saved, but {changed} differ")
-    # Older files say it in the optimizer's state only, which some wrappers of optimizers keep in a form of their own.
+    # Older files have it in the optimizer's state only, and some wrappers of optimizers save that in their own form.
     groups = part.get("groups") or [len(group["params"]) for group in part["optimizer"]["param_groups"]]
     found = _groups(optimizer)
     if groups != found:
@@ -162,7 +162,7 @@ def _form(value: Any) -> str:
 
 
 def _load_model(model: torch.nn.Module, saved: Mapping[str, Any]) -> None:
-    """Load a state_dict that is known to fit, also into tensors that torch's ``load_state_dict`` cannot write to."""
+    """Load a state_dict that fits; also into tensors to which torch's ``load_state_dict`` cannot write."""
     held = model.state_dict(keep_vars=True)
     special = [key for key, value in held.items() if isinstance(value, Tensor) and _takes_no_copy(value)]
     rest = copy.copy(saved)  # an OrderedDict with the versions of its modules stays one
@@ -191,7 +191,7 @@ def restore(part: Mapping[str, Any], optimizer: Any, companions: Companions, *, 
     with saving.restoring_exactly(optimizer.push_sum.member):
         optimizer.load_state_dict(with_code(where_it_was(part["optimizer"], present), present))
     keep_dtypes(optimizer.optimizer, part["optimizer"])
-    # After the optimizer's state, which points in parameter space are a part of: theirs may be an average.
+    # After the optimizer's state: that holds points in parameter space too, and theirs may be an average.
     exchanged = optimizer.push_sum.memory.tensors
     with torch.no_grad():
         for name, tensor in part["parameters"].items():

@@ -1,8 +1,8 @@
-"""A DataLoader that begins anywhere in its epoch, and whose workers draw the same for a batch wherever it begins.
+"""A DataLoader that can begin anywhere in its epoch, with the same random draws for each batch.
 
-Workers draw from generators of their own, which run on from batch to batch (and with ``persistent_workers`` from epoch
-to epoch). So each batch brings a seed, from which its worker's generators begin: what is drawn for a batch depends on
-the epoch's seed and the batch's number alone.
+Workers have their own generators, which go on from batch to batch (with ``persistent_workers`` from epoch to epoch). So
+each batch brings a seed, and its worker's generators start from that. What is drawn for a batch then depends only on
+the seed of the epoch and the number of the batch.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Positioned:
             options |= {"sampler": self._prepared, "batch_size": None}
         self._prepared.seeded = seeded
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the loader itself has warned
+            warnings.simplefilter("ignore")  # the loader itself has warned already
             self._twin: DataLoader[Any] = DataLoader(dataset, **options)
 
     def prepare(self, seed: int, skip: int) -> None:
@@ -88,7 +88,7 @@ class _Key(NamedTuple):
 
 
 class _Reseeding:
-    """A dataset that lets the generators of its process begin anew for each batch; collate_fn goes on from there."""
+    """A dataset that seeds the generators of its process for each batch; collate_fn draws from them afterwards."""
 
     def __init__(self, dataset: Any, *, single: bool) -> None:
         self._dataset = dataset

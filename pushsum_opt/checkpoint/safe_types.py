@@ -1,9 +1,9 @@
-"""Values of common types as tensors and plain values, which torch.load(weights_only=True) takes; and back.
+"""Turns values of common types into tensors and plain values, which torch.load(weights_only=True) reads; and back.
 
-torch's safe loader knows tensors, numbers, strings and plain containers. numpy's scalars and arrays, dates, paths and
-such are written as a dict with the name of their type. Reading one back calls nothing but the constructors listed here:
-of classes in a user's program only enums, flags and named tuples are known, by name, and only where their module is
-loaded.
+torch's safe loader knows tensors, numbers, strings and plain containers. Numpy scalars and arrays, dates, paths and
+similar values are written as a dict with the name of their type. Reading one back calls only the constructors that are
+listed here. Of the classes of a user's program only enums, flags and named tuples are known; they are found by name,
+and only where their module is loaded.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _encode_mapping(value: Any, depth: int) -> Any:
     keys = [encode(key, depth + 1) for key in value]
     values = [encode(one, depth + 1) for one in value.values()]
     if any(new is not old for new, old in zip(keys, value, strict=True)) or TYPE in value:
-        # A key that must be written as a dict can be no key itself.
+        # A dict cannot be a key, so a key that is written as one is refused.
         return {TYPE: "mapping", "ordered": type(value) is not dict, "items": list(zip(keys, values, strict=True))}
     if all(new is old for new, old in zip(values, value.values(), strict=True)):
         return value

@@ -1,4 +1,4 @@
-"""A run that saves itself now and then, stops when it is told to, and goes on when it is started again."""
+"""Saves a run regularly, stops it when a signal asks for that, and resumes it when it is started again."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Saver:
         self._extra: Mapping[str, Any] = {}
         self._places = Places()
         self._closed = False
-        # The push-sum outlives the optimizer where that is dropped, so it must hold neither the optimizer nor this.
+        # The push-sum lives longer than an optimizer that is dropped, so it must not refer to the optimizer or to this.
         self._push_sum.member.before_close.append(partial(_close, weakref.ref(self), self._votes, self._signals))
         if optimizer is not self._push_sum:
             optimizer.companions.append(self)
@@ -190,7 +190,7 @@ class Saver:
         return path
 
     def request_stop(self) -> None:
-        """Do as if a signal had come to this rank: all ranks will save in the same round and exit with code 75."""
+        """Act as if this rank had got a signal: all ranks will save in the same round and exit with code 75."""
         self._asked = True
 
     def _is_due(self) -> bool:
@@ -204,7 +204,7 @@ class Saver:
     def _check(self, due: bool) -> Tally | None:
         tally = self._votes.take()
         if not self._votes.open and not (tally and tally.stop):
-            # Ranks in step know by themselves when to save; a wish that was just heard is not repeated.
+            # Ranks in step know by themselves when to save. A wish that was just fulfilled is not repeated.
             wish = due and not self._votes.in_step and not (tally and tally.save)
             self._votes.cast(stop=self._wants_stop, save=wish)
         return tally
@@ -219,7 +219,7 @@ class Saver:
             why = self._signals.received or f"the wish of {tally.stop} ranks"
             log.info("stopped by %s in round %d: saved %s; exit code %d", why, self._push_sum.round, path, REQUEUE)
         self._end()
-        self._optimizer.close()  # together: a rank that just left would look to the others as if it had failed
+        self._optimizer.close()  # all together: to the others, a rank that simply left would look as if it had failed
         raise SystemExit(REQUEUE)
 
     # ------------------------------------------------------------------ the end
@@ -233,7 +233,7 @@ class Saver:
         if self._closed:
             return
         if self._votes.in_step and self._votes.open:
-            self._votes.wait(patient=False)  # too late to act on it
+            self._votes.wait(patient=False)  # too late to act on the signal
         while not self._votes.in_step and not self._closed:
             if not self._votes.open:
                 self._votes.cast(stop=self._wants_stop, finished=True)
@@ -260,7 +260,7 @@ class Saver:
         if error is None:
             self.close()
         elif not self._closed:
-            self._end()  # the others are told by whoever sees the error
+            self._end()  # the push-sum tells the others of the error
 
 
 def _close(saver: weakref.ref[Saver], votes: Votes, signals: Signals) -> None:

@@ -66,7 +66,7 @@ def save(
     root = Path(directory)
     companions = Companions(scaler, scheduler, also)
     push_sum.member.lifetime.refuse_if_on_loan(CALL)
-    # A rank that is interrupted while it writes is waited for by the others.
+    # The others wait for a rank that is interrupted while it writes, so they are told.
     with push_sum.member.ending_together(), push_sum.member.during(CALL):
         rounds.await_in_flight(push_sum.member, CALL)
         return _save(push_sum, root, optimizer, companions, extra, keep)
@@ -78,7 +78,7 @@ def _save(push_sum: PushSum, root: Path, optimizer: Any, companions: Companions,
     def begin() -> list[str] | None:
         return [str(directories.begin(root, push_sum.round)), push_sum.member.run] if first else None
 
-    begun, run = try_together(push_sum, "saving", begin)[0]  # the lanes of hosts have names of their own for the run
+    begun, run = try_together(push_sum, "saving", begin)[0]  # every lane has its own name for the run
     path = Path(begun)
     try:
         entries = try_together(

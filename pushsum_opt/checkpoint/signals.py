@@ -1,4 +1,4 @@
-"""Signals that ask for an end: taken note of at once, acted on when it suits all ranks."""
+"""Signals that ask for an end: remembered at once; all ranks act on them later, in the same round."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _taken: weakref.WeakSet[Signals] = weakref.WeakSet()
 
 
 def _give_back_in_child() -> None:
-    """A forked child ends by SIGTERM as if nobody had asked: its parent may end a DataLoader's worker in this way."""
+    """In a forked child SIGTERM has its default effect again: a parent may end a DataLoader's worker in this way."""
     for one in list(_taken):
         one.close()
 
@@ -28,8 +28,8 @@ if hasattr(os, "register_at_fork"):
 class Signals:
     """Remembers whether one of some signals has come.
 
-    Python takes signals on the main thread only; made on another one, this object hears of none. A handler that was
-    there before is called as well.
+    Python calls signal handlers on the main thread only: made on another thread, this object hears of no signal. A
+    handler that was there before is called as well.
     """
 
     def __init__(self, numbers: Sequence[int]) -> None:

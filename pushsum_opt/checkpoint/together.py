@@ -1,6 +1,6 @@
-"""What may fail on one rank is tried on all, and fails on all of them alike.
+"""Runs what may fail on one rank in such a way that it then fails on all ranks of the job, with the same error.
 
-All ranks of the job, that is: where several ranks of a host are one participant of the gossip, those too.
+Where several ranks of a host are one participant of the gossip, all of them are meant.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["raise_alike", "sum_over_job", "try_together"]
 
 
 def _gather(push_sum: PushSum, mine: Any, what: str) -> list[Any]:
-    """Collective. Return every rank's value, in the order of ranks; it must be one for JSON."""
+    """Collective. Return every rank's value, in rank order. JSON must be able to hold it."""
     known = [[push_sum.rank, mine]]
     with push_sum.member.failing_together():
         for channel in push_sum.member.channels:
@@ -33,9 +33,9 @@ def sum_over_job(push_sum: PushSum, values: Any, what: str) -> None:
 
 
 def try_together(push_sum: PushSum, doing: str, function: Callable[[], Any]) -> list[Any]:
-    """Collective. Run a function of this rank alone on every rank.
+    """Collective. Run a function on every rank, and raise on all of them where it fails on some.
 
-    The exchange of messages is not harmed by a failure: whoever catches it may train on.
+    A failure does not harm the exchange of messages: a program that catches the error may train on.
 
     Args:
         doing: what the ranks do, for messages: "saving", "loading".
@@ -61,7 +61,7 @@ def try_together(push_sum: PushSum, doing: str, function: Callable[[], Any]) -> 
 
 
 def raise_alike(push_sum: PushSum, doing: str, problems: dict[int, str], cause: Exception | None = None) -> NoReturn:
-    """Collective. Raise what all ranks know, on all of them; none ends before the others know it too."""
+    """Collective. Raise an error that all ranks know of. No rank ends before the others know it too."""
     with contextlib.suppress(PeerFailed):
         for channel in push_sum.member.channels:
             channel.barrier(f"everyone to see the error in {doing}", round=push_sum.round)

@@ -1,4 +1,4 @@
-"""Trying whether an optimizer takes back what it has given: before a run relies on a checkpoint that never loads."""
+"""Tests whether an optimizer can load the state that it has returned: better now than when a run is resumed."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _tried: weakref.WeakSet[Any] = weakref.WeakSet()
 def try_loading(optimizer: Any, file: Path) -> None:
     """Load what was just saved into a copy of the wrapped optimizer that shares its tensors; once for each optimizer.
 
-    Only where the optimizer has a state_dict() or load_state_dict() of its own: torch's need no trial.
+    Only where the optimizer has its own state_dict() or load_state_dict(): those of torch need no test.
 
     Raises:
-        CheckpointError: it does not take it.
+        CheckpointError: it cannot.
     """
     inner = optimizer.optimizer
     if optimizer in _tried:
@@ -41,7 +41,7 @@ def try_loading(optimizer: Any, file: Path) -> None:
         return
     try:
         copied = _twin(inner)
-    except Exception:  # it holds something that cannot be copied: then loading shows it
+    except Exception:  # it holds something that cannot be copied: then only loading will tell
         return
     saved = load_tensors(file)["optimizer"]
     state = with_code({key: value for key, value in saved.items() if key != KEY}, inner.state_dict())

@@ -1,4 +1,4 @@
-"""How ranks that gossip agree on a moment without meeting: a small all-reduce now, its result some steps later."""
+"""How ranks agree on when to save, without waiting: a small all-reduce begins now, and its result is read later."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Tally", "Votes"]
 
 @dataclass(frozen=True)
 class Tally:
-    """How many ranks wanted what when they cast this vote: the same on every rank."""
+    """The result of a vote: how many ranks wanted what. The same on every rank."""
 
     stop: int
     save: int
@@ -27,11 +27,11 @@ class Tally:
 
 
 class Votes:
-    """One vote after another; each rank casts the next one only when it has taken the tally of the last.
+    """One vote after another. A rank casts the next vote only when it has taken the tally of the last one.
 
-    Ranks in step take a tally after the same number of steps, and wait for it if need be: they act in the same round.
-    Asynchronous ranks never wait: their steps, and with them the order of their other collective calls, differ. So
-    votes have a channel of their own, over all ranks of the job.
+    Ranks in step take a tally after the same number of steps, and wait for it if necessary: so they act in the same
+    round. Asynchronous ranks never wait. Their numbers of steps differ, and so does the order of their other collective
+    calls. Therefore votes have a channel of their own, over all ranks of the job.
     """
 
     def __init__(self, push_sum: PushSum) -> None:
@@ -69,12 +69,16 @@ class Votes:
         return self._tally() if self._ticket.done else None
 
     def wait(self, *, patient: bool) -> Tally:
-        """Return the tally of the open vote, however long the slowest rank takes if ``patient``."""
+        """Wait for the tally of the open vote, and return it.
+
+        Args:
+            patient: wait however long the slowest rank takes.
+        """
         assert self._ticket is not None
         ticket = self._ticket
 
         def left() -> list[Ticket]:
-            # A rank that has failed, or finished, says so on the channel of the messages.
+            # A rank says that it has failed, or finished, on the channel of the messages.
             self._push_sum.member.transport.poll(0.0)
             self._push_sum.member.channel.hear()
             if self.in_step and not ticket.done:

@@ -1,8 +1,8 @@
 """The exact weighted average of the parts of a checkpoint, mass in flight included.
 
-sum_i (w_i z_i + r_i + sum of m z_j in flight to i) / sum of all mass, in float64. What is not exchanged, floating
-buffers above all, is averaged with the data weights, as inside averaged(); what is not floating, and all of it with
-``buffers="local"``, is one rank's own.
+sum_i (w_i z_i + r_i + sum of m z_j in flight to i) / sum of all mass, in float64. What is not exchanged
+(mainly floating buffers) is averaged with the data weights, as inside averaged(). What is not floating, and with
+``buffers="local"`` all that is not exchanged, is taken from one rank.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class WeightedSum:
     def add(self, part: Mapping[str, Any]) -> None:
         """Add one rank's part.
 
-        The ranks of a host that is one participant hold the same parameters, which count once; of what is in flight and
-        of residuals each has its lane's, and 0 elsewhere. Their buffers are their own.
+        The ranks of a host that is one participant hold the same parameters, which count once. Of messages in flight
+        and of residuals each rank has those of its lane, and 0 elsewhere. Each rank has its own buffers.
         """
         state = part["optimizer"][KEY]
         weight, data_weight = state["push_weight"], state["data_weight"] * part["share"]

@@ -1,7 +1,7 @@
 """The command ``pushsum``: each subcommand is one module here, and only the one that is called is imported.
 
-A subcommand's module has ``NAME``, ``HELP`` (one line), ``main(args) -> int`` and one of ``add_arguments(parser)`` or,
-where the words on the command line are not all its own to read, ``parse_arguments(argv)``.
+A subcommand's module has ``NAME``, ``HELP`` (one line), ``main(args) -> int`` and ``add_arguments(parser)``. Where some
+words of the command line are for another program, it has ``parse_arguments(argv)`` in place of the last.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PushSumError as error:
         print(f"pushsum {words[0]}: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # the reader of `pushsum ... | head` has left
+    except BrokenPipeError:  # `pushsum ... | head`: head has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 

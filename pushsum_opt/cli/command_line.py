@@ -16,7 +16,7 @@ __all__ = ["split"]
 _EXAMPLE = "Example: pushsum run -np 4 train.py"
 
 _RANKS = r"--?(?:np|n)|--nproc[-_]per[-_]node|--num[-_]proc(?:esse)?s?"
-_SAME_MACHINE = re.compile(r"--standalone|--nnodes=1(?::1)?")  # torchrun's words for what is so anyway
+_SAME_MACHINE = re.compile(r"--standalone|--nnodes=1(?::1)?")  # torchrun's: needed for nothing here
 _TORCHRUN = re.compile(
     r"--(?:nnodes|node[-_]rank|master[-_](?:addr|port)|rdzv[-_]\w+|num[-_]machines|machine[-_]rank)$"
 )
@@ -47,7 +47,7 @@ def split(words: Sequence[str], python: str) -> tuple[list[str], list[str]]:
     """
     options: list[str] = []
     rest = list(words)
-    unknown = False  # whether the word before was an option of which it is not known whether a value follows
+    unknown = False  # whether the word before was an unknown option, which may take a value
     while rest:
         word = rest[0]
         if word in ("-m", "--module"):

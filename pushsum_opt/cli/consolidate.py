@@ -24,7 +24,7 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         CheckpointError: the checkpoint cannot be read.
     """
-    import torch  # only here: the command's help needs none
+    import torch  # imported here, because the command's help does not need torch
 
     from ..checkpoint import consolidate
     from ..checkpoint.files import write_whole

@@ -46,7 +46,8 @@ def main(args: argparse.Namespace) -> int:
     os.environ.update(missing)  # as `pushsum run` and every rank do
     announced = world.launched_size(os.environ)
     found = [*examine(probe(args.seconds), announced), *findings.judge_environment(missing)]
-    # Every rank has the same findings; MPI itself may see each as a rank 0 of 1, so the launcher says who speaks.
+    # Every rank has the same findings, and one prints them. MPI may see each rank as rank 0 of 1, so the launcher's
+    # number counts.
     if next((os.environ[name] for name in _RANK_VARIABLES if name in os.environ), "0") != "0":
         return 0
     print(report(found, as_json=args.json), flush=True)
@@ -77,7 +78,7 @@ def examine(mpi: dict[str, Any], announced: tuple[str, int] | None) -> list[Find
     ]
     if announced is None:
         found.append(findings.judge_launcher(find_launcher(os.environ), mpi, shutil.which("srun") is not None))
-    else:  # too late to choose a launcher
+    else:  # inside a job: the launcher was chosen already
         found.append(findings.judge_size(announced, mpi))
         found += findings.judge_hosts(mpi.get("ranks", []))
     ranks_here = sum(one["host"] == world.hostname() for one in mpi.get("ranks", []))
@@ -122,7 +123,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _way(mpi: dict[str, Any], torch: dict[str, Any], in_job: bool) -> Way | None:
-    """Find out which way GPU memory would take; None without GPUs. A trial takes some seconds, once per host."""
+    """Find out how GPU memory would travel; None without GPUs. A trial takes some seconds, once per host."""
     if "error" in mpi or not torch.get("gpus"):
         return None
     environ = dict(os.environ)

@@ -1,4 +1,4 @@
-"""What the doctor thinks of what it saw: pure functions from facts to findings, each with its fix."""
+"""What the doctor concludes from what it saw: pure functions from facts to findings, each with its fix."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def judge_launcher(launcher: Launcher | None, mpi: Mapping[str, Any], has_srun: 
         return Finding("Launcher", NOTE, f"{launcher}; not compared, as MPI does not start")
     if launcher.vendor == "unknown":
         return Finding("Launcher", NOTE, f"{launcher.path}, of unknown make", f"make sure that it is {mpi['vendor']}'s")
-    # MPICH, Intel MPI, MVAPICH and Cray's start each other's programs; Open MPI stands alone.
+    # MPICH, Intel MPI, MVAPICH and Cray MPICH start each other's programs. Open MPI starts only its own.
     if (launcher.vendor == OPEN_MPI) != (mpi["vendor"] == OPEN_MPI):
         seen = f"{launcher}, but the ranks load {mpi['vendor']} {mpi['version']}: each would be alone, rank 0 of 1"
         return Finding("Launcher", PROBLEM, seen, _one_mpi(mpi["vendor"]))
@@ -161,7 +161,7 @@ def judge_gpus(torch: Mapping[str, Any]) -> Finding:
 
 
 def judge_cupy(cupy: Mapping[str, Any], torch: Mapping[str, Any]) -> Finding:
-    """cupy, which makes the buffers on a GPU, is there if it is of use."""
+    """cupy, which makes the buffers on a GPU, is installed where there is a GPU."""
     if torch.get("hip") and torch.get("gpus"):
         seen = "not of use with a torch for ROCm: models are exchanged from host memory only"
         return Finding("cupy", NOTE, seen, "keep each rank's model on the CPU, or use GPUs by NVIDIA")
@@ -192,7 +192,7 @@ class Way:
 
 
 def judge_gpu_memory(mpi: Mapping[str, Any], torch: Mapping[str, Any], way: Way | None) -> list[Finding]:
-    """Say which way GPU memory would take, and why."""
+    """Say how GPU memory would travel, and why."""
     if way is None:
         return []
     verdict = way.verdict
@@ -203,14 +203,14 @@ def judge_gpu_memory(mpi: Mapping[str, Any], torch: Mapping[str, Any], way: Way 
     else:
         set_up = "the MPI library was built for GPU memory" if mpi["cuda"] else f"no UCX from PyPI: {way.without_ucx}"
     seen = f"{verdict.why}; {set_up}"
-    if verdict.direct and len(torch["gpus"]) == 1:  # two processes shared it: the rate tells nothing of two GPUs
+    if verdict.direct and len(torch["gpus"]) == 1:  # both processes used it: no rate between two
         return [Finding("GPU memory", OK, f"{seen}; measured by two processes that share the one GPU")]
     if verdict.direct and not verdict.advice:
         return [Finding("GPU memory", OK, seen)]
     fixes = [verdict.advice] if verdict.advice else []
     if not verdict.direct and not mpi["cuda"] and way.ucx is None:
         if torch.get("hip"):
-            pass  # the packages for CUDA are of no use
+            pass  # the packages for CUDA do not help here
         elif mpi["vendor"] == OPEN_MPI:
             fixes.insert(0, f"`{install_command(f'cuda{_cuda_major(torch)}')}` brings UCX with CUDA")
         else:

@@ -1,4 +1,4 @@
-"""From words on the command line to a graph."""
+"""Turns words of the command line into a graph."""
 
 from __future__ import annotations
 

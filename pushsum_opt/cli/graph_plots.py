@@ -88,7 +88,7 @@ def _points(mixing: Mixing, last: int) -> tuple[list[int], list[float]]:
     for k, error in zip(mixing.rounds, mixing.errors, strict=True):
         if k > last:
             break
-        if k == mixing.rounds_to_exact and rounds:  # straight down, rather than aslant from the round before
+        if k == mixing.rounds_to_exact and rounds:  # a vertical line, not a slanted one from the round before
             rounds.append(k)
             errors.append(errors[-1])
         rounds.append(k)
@@ -97,7 +97,7 @@ def _points(mixing: Mixing, last: int) -> tuple[list[int], list[float]]:
 
 
 def _alike(found: Sequence[Mixing], last: int) -> list[list[Mixing]]:
-    """Put together what would hide each other: graphs whose errors are the same."""
+    """Group graphs whose errors are the same: their curves would hide each other."""
     groups: list[list[Mixing]] = []
     for mixing in found:
         rounds, errors = _points(mixing, last)

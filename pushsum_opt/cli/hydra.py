@@ -1,7 +1,8 @@
-"""Options of Open MPI's mpirun, put into the words of MPICH's (Hydra).
+"""Translates options of Open MPI's mpirun into those of MPICH's (Hydra).
 
 Hydra answers ``-H`` with its help and exit code 0, takes ``-N`` for ``-n``, and ends with a message about its own
-source code at others. So what has a counterpart is translated, and the rest is refused by name before anything starts.
+source code at other options. So options with a counterpart are translated. The rest is refused by name, before anything
+starts.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def translate(options: Sequence[str]) -> list[str]:
 
 
 def _translated(word: str, name: str, values: Sequence[str]) -> tuple[list[str], int]:
-    """Return Hydra's words for an option, and how many words behind it they stand for too."""
+    """Return Hydra's words for an option, and how many words after the option they replace."""
     value = values[0] if values else ""
     if name in _SAME:
         if _SAME[name] == "f":
@@ -101,7 +102,7 @@ def _translated(word: str, name: str, values: Sequence[str]) -> tuple[list[str],
 def _refuse_slots(file: str) -> None:
     try:
         text = Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):  # mpirun says better what is wrong with it
+    except (OSError, UnicodeDecodeError):  # mpirun's own error says more
         return
     if _OPEN_MPIS_SLOTS.search(text):
         raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""The ``mpirun`` of this environment: where it is, and whose it is."""
+"""Finds the ``mpirun`` of this environment, and tells which MPI library it belongs to."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Launcher:
 
 def find_launcher(environ: Mapping[str, str], executable: str = sys.executable) -> Launcher | None:
     """Find the ``mpirun`` that goes with this Python: the one beside it, else the first on PATH; None without one."""
-    # Not resolved: the python of a virtual environment is a link to one that has no mpirun beside it.
+    # The link is not followed: a virtual environment's python is a link to one that has no mpirun beside it.
     beside = str(Path(executable).parent)
     for folder in (beside, environ.get("PATH", os.defpath)):
         for name in ("mpirun", "mpiexec"):

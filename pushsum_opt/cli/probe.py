@@ -1,6 +1,6 @@
-"""Start MPI and say what it is, as JSON: in a process of its own, because starting a broken MPI can hang or crash.
+"""Starts MPI in a process of its own, and describes it as JSON: starting a broken MPI can hang or crash.
 
-Under mpirun the children are the ranks of the job; each hears from all.
+Under mpirun these child processes are the ranks of the job, and each hears from all.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def probe(seconds: float, command: tuple[str, ...] = (sys.executable, "-m", __na
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        close_fds=False,  # MPICH's mpirun talks to a rank through a descriptor that it hands down
+        close_fds=False,  # MPICH's mpirun talks to a rank through a file descriptor that the rank inherits
         start_new_session=True,
     )
     try:
@@ -86,13 +86,13 @@ def describe_mpi() -> dict[str, Any]:
 
 
 def _first_line(text: str) -> str:
-    """Shorten what a library says of itself: "Open MPI v5.0.11, package: ..." or "MPICH Version:\\t5.0.2 ..."."""
+    """Shorten the version text of a library: "Open MPI v5.0.11, package: ..." or "MPICH Version:\\t5.0.2 ..."."""
     line = text.strip("\0 \n").splitlines()[0].split(", package")[0]
     return " ".join(line.replace("Version:", " ").split())
 
 
 def _has_fault_tolerance(MPI: Any) -> bool:
-    """Try to revoke a communicator of one: mpi4py always has the method, the library only sometimes."""
+    """Try to revoke a communicator of one: mpi4py always has the method, but not every library does."""
     alone = MPI.COMM_SELF.Dup()
     alone.Set_errhandler(MPI.ERRORS_RETURN)
     try:

@@ -166,8 +166,8 @@ def plan(
             added.append("--allow-run-as-root")
         if ranks is not None and ranks > cores and not elsewhere:
             added += [] if any("oversubscribe" in word.lower() for word in options) else ["--oversubscribe"]
-        # Open MPI binds one or two ranks to a core each, more ranks to a package or NUMA domain. The latter helps where
-        # ranks fill the host; bound to one core, a rank's own threads and its loader's workers share that core.
+        # Open MPI binds one or two ranks to a core each, and more ranks to a package or NUMA domain. The second helps
+        # where ranks fill the host; bound to one core, a rank's own threads and its loader's workers share that core.
         fill = ranks is not None and hosts is not None and ranks == cores * hosts and threads == "1"
         if not (fill and ranks is not None and ranks > 2) and not _binds(options, environ):
             added += ["--bind-to", "none"]
@@ -205,7 +205,7 @@ def count_hosts(options: Sequence[str], environ: Mapping[str, str]) -> int | Non
     file = _value(options, _HOST_FILES) or environ.get("PBS_NODEFILE")
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines() if file else []
-    except OSError:  # mpirun says better what is wrong with it
+    except OSError:  # mpirun's own error says more
         return None
     return len({re.split(r"[\s:]", line.strip())[0] for line in lines if line.strip() and line[0] != "#"}) or None
 

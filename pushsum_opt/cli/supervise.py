@@ -1,6 +1,6 @@
-"""Wait for mpirun as a thin parent: hand it every signal once, and end with an exit code that means one thing.
+"""Waits for mpirun: passes every signal on once, and ends with the same exit codes for every launcher.
 
-Without a parent the code would depend on the launcher: on Ctrl-C Open MPI's returns 1, as for any error, and MPICH's 2.
+Without it the code would depend on the launcher: after Ctrl-C, Open MPI's returns 1, as after any error, and MPICH's 2.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _FROM_THE_KERNEL = 0x80  # si_code SI_KERNEL: typed at the terminal, not sent by
 def supervise(command: Sequence[str], environ: Mapping[str, str]) -> int:
     """Start ``command``, pass signals on to it, wait for its end and return the exit code that the shell should see.
 
-    A key typed at the terminal (Ctrl-C) reaches every process of the foreground group by itself, so there the command
-    must share our group and gets nothing twice: two interrupts make some launchers kill ranks that are still cleaning
-    up. Away from a terminal the command gets a group of its own and what we receive is passed on.
+    A key typed at the terminal (Ctrl-C) reaches every process of the foreground group by itself. So at a terminal the
+    command shares our group, and such a signal is not passed on: two interrupts make some launchers kill ranks that are
+    still cleaning up. Without a terminal the command gets its own group, and every signal is passed on.
     """
     at_terminal = sys.stdin is not None and sys.stdin.isatty()
     if not hasattr(signal, "sigwaitinfo"):
         return _supervise_by_handlers(command, environ, at_terminal)
-    # Blocked and then waited for: no handler runs in between, and nothing that comes early is lost.
+    # Signals are blocked and then waited for: no handler runs in between, and a signal that comes early is not lost.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (*_PASSED_ON, signal.SIGCHLD))
     try:
         group = os.getpgrp() if at_terminal else 0  # 0: one of its own
@@ -60,7 +60,7 @@ def _wait(child: int, at_terminal: bool) -> int:
 def _supervise_by_handlers(command: Sequence[str], environ: Mapping[str, str], at_terminal: bool) -> int:
     """As :func:`supervise`, without sigwaitinfo (macOS, Windows): the source of a signal cannot be told there.
 
-    So at a terminal an interrupt, which reaches the command by itself, is not passed on, whoever sent it.
+    So at a terminal no interrupt is passed on, as one that was typed reaches the command by itself.
     """
     ended_by: list[int] = []
     child = subprocess.Popen(list(command), env=dict(environ), start_new_session=not at_terminal)
@@ -83,8 +83,8 @@ def _supervise_by_handlers(command: Sequence[str], environ: Mapping[str, str], a
 def exit_code(returned: int, ended_by: int | None) -> int:
     """Translate what mpirun returned (negative: the signal that killed it), given the signal that asked it to end.
 
-    A script that took the signal well says so itself, with 0 or with 75 for "saved, to be requeued": that stays. Any
-    other code after a signal is 128 plus the signal: 130 for an interrupt.
+    A script that has handled the signal returns 0, or 75 for "saved, to be requeued": that code stays. Any other code
+    after a signal becomes 128 plus the signal: 130 for an interrupt.
     """
     if ended_by is not None and returned not in (0, REQUEUE):
         return 128 + ended_by

@@ -1,7 +1,7 @@
-"""UCX with CUDA from PyPI: where it is, and what makes Open MPI from PyPI send GPU memory with it.
+"""Makes Open MPI from PyPI send GPU memory with the UCX from PyPI that has CUDA.
 
-Open MPI's wheel is built with UCX and without CUDA. It finds its own UCX by a path that LD_LIBRARY_PATH precedes, so
-the UCX of the packages libucx-cu12 and libucx-cu13, which brings the CUDA transports, takes its place.
+Open MPI's wheel is built with UCX and without CUDA. It looks for its own UCX after LD_LIBRARY_PATH. So the UCX of the
+packages libucx-cu12 and libucx-cu13, which has the CUDA transports, can replace it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PACKAGES = ("libucx-cu13", "libucx-cu12")
 SETTINGS = {
     "pml": "ucx",  # messages through UCX, whatever the network
     "osc": "ucx",
-    "opal_common_ucx_tls": "any",  # or Open MPI takes UCX only for some networks
+    "opal_common_ucx_tls": "any",  # otherwise Open MPI uses UCX for some networks only
     "opal_common_ucx_devices": "any",
 }
 
@@ -59,7 +59,7 @@ def why_not(
         return "another choice of pml was made"
     if any(word in ("--with-ft", "-with-ft") for word in given):
         return "fault tolerance (--with-ft) turns UCX off"
-    # The packages' UCX is built without verbs and rdmacm: it would take the fast network away from every message.
+    # The UCX of these packages is built without verbs and rdmacm: with it no message would use the fast network.
     if several_hosts and (cards := network_cards()):
         return f"several hosts and {', '.join(cards)}: that UCX can use neither InfiniBand, nor RoCE, nor EFA"
     if not several_hosts and not has_gpu():

@@ -1,8 +1,8 @@
-"""Whether MPI takes GPU memory: not asked, but tried, in a job of its own whose crash costs nothing.
+"""Finds out by a trial whether MPI takes GPU memory. The trial is a job of its own, so a crash of it does no harm.
 
-An MPI library may say that it does and crash, or say that it does not and do it through UCX. So two processes of a job
-of their own send real buffers to each other, check what came, and take the time; the same through host memory. What
-they found is kept for this host and this MPI, and the faster way is taken.
+An MPI library may say that it takes GPU memory, and crash; or say that it does not, and do it through UCX. So two
+processes send real buffers to each other, check what came, and measure the time; then the same through host memory. The
+result is kept for this host and this MPI, and the faster way is used.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def takes_device_memory(comm: Any) -> bool:
 
 
 def _try_out_once() -> Facts:
-    """Return what a trial found; a process asks once, also where the trial failed and would be made again."""
+    """Return what a trial found. A process asks once, even where the trial failed and could be repeated."""
     global _found
     if _found is None:
         _found = try_out()

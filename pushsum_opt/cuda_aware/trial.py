@@ -1,4 +1,4 @@
-"""The trial: start it, survive it, remember it, and judge what it found."""
+"""Starts the trial in a job of its own, keeps its result, and chooses the way of GPU memory from it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,16 @@ __all__ = ["Facts", "TrialVerdict", "advise", "judge", "outside_of_job", "try_ou
 Facts = dict[str, Any]
 """What :mod:`~pushsum_opt.cuda_aware.program` found, in GB/s; with "error" where it did not come to its end."""
 
-TRIAL_LIMIT_S = 90.0  # seconds that a trial may take
-RESULT_KEPT_S = 30 * 86400.0  # seconds for which the result of a trial that came to its end is believed
-JOB_START_S = 600.0  # seconds within which the ranks of one job start: they share what the first of them found
-ENOUGH_CRASHES = 2  # in trials one after another: then it is no accident
-SLOW_FRACTION = 0.25  # of what the hardware copies by itself: below it something is set wrongly
+TRIAL_LIMIT_S = 90.0
+"""A trial may take so long."""
+RESULT_KEPT_S = 30 * 86400.0
+"""The result of a complete trial is used for so long."""
+JOB_START_S = 600.0
+"""The ranks of one job start within this time, and share what the first of them found."""
+ENOUGH_CRASHES = 2
+"""After so many crashes in a row, no further trial is made."""
+SLOW_FRACTION = 0.25
+"""Of the rate at which the hardware itself copies: below it, some setting is probably wrong."""
 
 _JOB = ("PMIX_", "PRTE_", "PMI_", "OMPI_", "SLURM_", "PBS_", "LSB_", "HYDRA_", "MPI_LOCAL", "MPIR_", "PALS_", "FLUX_")
 _KEPT = ("OMPI_MCA_", "OMPI_ALLOW_RUN_AS_ROOT")
@@ -73,7 +78,7 @@ def judge(wish: str, try_it: Callable[[], Facts], environ: Mapping[str, str] = o
     direct = float(found["direct"])
     if staged and direct < staged:
         return TrialVerdict(False, f"{aside}: MPI takes it, but moves only {direct:.1f} GB/s", advise(found, environ))
-    # Within one GPU the hardware copies far faster than any message moves: that is no sign of a wrong setting.
+    # Within one GPU the hardware copies much faster than any message travels, so there a low fraction means nothing.
     slow = not _one_gpu(found) and direct < SLOW_FRACTION * float(found.get("hardware", 0.0))
     why = f"is given to MPI, {direct:.1f} GB/s"
     why += f" (through the host: {staged:.1f})" if staged else ""
@@ -186,7 +191,7 @@ def _run(command: Sequence[str], environ: Mapping[str, str], limit: float) -> tu
         found = _read(result) or {}
     if found.get("stage") == "done" and not problem:
         return found, False
-    # Right data first, and a crash when the processes end, is no way that a training would survive either.
+    # Right data, and then a crash at the end of the processes: a training run would crash too.
     stage = found.get("stage", "starting")
     facts = {**found, "error": f"{problem or 'it ended early'} while {stage}"}
     return facts, crashed and stage in ("messages from GPU memory", "done")
@@ -238,7 +243,7 @@ def _believed(record: Mapping[str, Any], environ: Mapping[str, str]) -> Facts | 
         return None
     if "error" not in facts or record.get("crashes", 0) >= ENOUGH_CRASHES:
         return facts
-    # The ranks of one job go the same way, and do not each wait for a trial that hangs.
+    # The ranks of one job use the same result, so they do not all wait for a trial that hangs.
     same_job = record.get("job") == _job(environ) is not None and record.get("pid") != os.getpid()
     return facts if same_job and age < JOB_START_S else None
 

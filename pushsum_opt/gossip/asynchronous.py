@@ -133,7 +133,7 @@ class AsynchronousMode(Mode):
         listening = self._listening
         if listening is not None and listening.ticket.done:
             header = Header.unpack(listening.buffer)
-            if header.layout != exchange.memory.layout:  # that is why it was not accepted
+            if header.layout != exchange.memory.layout_digest:  # that is why it was not accepted
                 exchange.merger.check(header, header.sender, None)
 
     def _accept(self, transport: Transport) -> None:
@@ -145,7 +145,7 @@ class AsynchronousMode(Mode):
         memory, listening = self._exchange.memory, self._listening
         if listening is not None and listening.ticket.done:
             header = Header.unpack(listening.buffer)
-            if header.layout != memory.layout:
+            if header.layout != memory.layout_digest:
                 return
             mass = self._exchange.merger.check(header, header.sender, None)
             slabs = self._received_slabs.take()

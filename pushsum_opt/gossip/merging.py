@@ -87,7 +87,7 @@ class Merger:
                 f"this rank is in epoch {EPOCH}: the ranks run different versions of pushsum_opt. Install one version "
                 "on all hosts"
             )
-        if header.layout != self._memory.layout:
+        if header.layout != self._memory.layout_digest:
             raise MismatchError(
                 f"rank {here}: the parameters of rank {there} in round {header.round} have other shapes, strides "
                 "or dtypes than on this rank. Convert the model (memory_format, dtype) on every rank at the same step"

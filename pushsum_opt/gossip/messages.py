@@ -26,7 +26,7 @@ class Slabs:
     def __init__(self, memory: Memory, what: str) -> None:
         self._memory = memory
         self._what = what
-        self._layout = memory.layout
+        self._layout = memory.layout_digest
         self._free: list[dict[int, Any]] = []
         self.made = 0
         """Sets that exist, free or not."""
@@ -58,8 +58,8 @@ class Slabs:
         return slabs
 
     def _pop_free(self) -> dict[int, Any] | None:
-        if self._layout != self._memory.layout:
-            self._layout, self._free, self.made = self._memory.layout, [], 0
+        if self._layout != self._memory.layout_digest:
+            self._layout, self._free, self.made = self._memory.layout_digest, [], 0
         return self._free.pop() if self._free else None
 
     def put_back(self, slabs: dict[int, Any]) -> None:
@@ -100,7 +100,7 @@ class Outgoing:
         self.peers = {peer for peer, _ in masses}
         self.tickets: list[Ticket] = []
         for peer, mass in masses:
-            header = Header(round, mass, memory.layout, signature, exchange.transport.rank, pace).pack()
+            header = Header(round, mass, memory.layout_digest, signature, exchange.transport.rank, pace).pack()
             what = f"it to take the header of round {round}"
             self.tickets.append(post(header, peer, header_tag(tag_round), what, not tagged))
             exchange.events.message_posted(round, peer, HEADER_BYTES + memory.nbytes, mass)

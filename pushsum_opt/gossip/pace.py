@@ -1,4 +1,4 @@
-"""Lets slow ranks count as much as fast ones where ranks run freely."""
+"""Lets slow ranks count as much as fast ones in asynchronous runs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from ..clock import Clock
 
 __all__ = ["Pace"]
 
-KEPT_OF_MEAN = 0.9  # of the old value in the running mean of a rank's own step time
-LARGEST_SCALE = 10.0  # the scale lies between its inverse and this: a single hiccup must not blow up a step
+KEPT_OF_MEAN = 0.9
+"""Weight of the old value in the running mean of a rank's own step time."""
+LARGEST_SCALE = 10.0
+"""The scale lies between 1 / this and this, so that a single long step cannot enlarge a step too much."""
 
 
 class Pace:

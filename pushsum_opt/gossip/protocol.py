@@ -168,7 +168,7 @@ class Mode(ABC):
         if self._exchange.channel.closing:
             return bytes(8)
         self._exchange.memory.refresh()
-        return self._exchange.memory.layout
+        return self._exchange.memory.layout_digest
 
     def _follow_the_plan(self, round: int, in_flight: bool) -> None:
         """Take the tensors as they lie now.
@@ -193,9 +193,9 @@ class Mode(ABC):
                     round,
                 )
             return
-        before = memory.layout, memory.exchanged
+        before = memory.layout_digest, memory.exchanged
         memory.refresh()
-        if (memory.layout, memory.exchanged) != before and in_flight:
+        if (memory.layout_digest, memory.exchanged) != before and in_flight:
             raise LayoutError(
                 f"rank {rank}, round {round}: the parameters changed their strides while messages of the old form are "
                 "in flight. Call drain() on every rank before module.to(...)"

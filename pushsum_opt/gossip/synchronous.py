@@ -25,8 +25,10 @@ __all__ = ["SynchronousMode"]
 SlabByDevice = dict[str, Any]
 """Room for one chunk that is on its way to this rank: a slab by device."""
 
-CHUNKS_ARRIVING = 4  # chunks on their way to this rank at a time: each needs a slab
-CHUNKS_SENT_AHEAD = 64  # chunks on their way from this rank to each out-peer: most of these need none
+CHUNKS_ARRIVING = 4
+"""Chunks on their way to this rank at a time. Each needs a slab."""
+CHUNKS_SENT_AHEAD = 64
+"""Chunks on their way from this rank to each out-peer. Most of them need no slab."""
 
 
 class SynchronousMode(Mode):
@@ -148,7 +150,8 @@ class _Outgoing:
 
     def begin(self, signature: bytes) -> None:
         for peer, mass in self._masses:
-            header = Header(self._round, mass, self._memory.layout, signature, self._exchange.transport.rank).pack()
+            layout, sender = self._memory.layout_digest, self._exchange.transport.rank
+            header = Header(self._round, mass, layout, signature, sender).pack()
             what = f"it to take the header of round {self._round}"
             self._headers.append(self._exchange.transport.post(header, peer, header_tag(self._round), what))
             self._exchange.events.message_posted(self._round, peer, HEADER_BYTES + self._memory.nbytes, mass)

@@ -16,7 +16,8 @@ EPOCH = 0
 _FORMAT = struct.Struct("<qd8s8sidi")
 HEADER_BYTES = _FORMAT.size
 
-ROUNDS_OF_TAGS = 16  # rounds that tags tell apart: far more than are ever in flight between two ranks
+ROUNDS_OF_TAGS = 16
+"""Tags repeat after so many rounds: far more than are ever in flight between two ranks."""
 
 
 @dataclass(frozen=True, slots=True)

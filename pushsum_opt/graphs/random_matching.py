@@ -11,8 +11,10 @@ from .randomness import scramble, stir
 
 __all__ = ["RandomMatching"]
 
-SMALL_SIZE = 64  # ranks up to which the network that permutes needs more steps to be fair
-NETWORK_STEPS = (20, 8)  # up to so many ranks, and beyond
+SMALL_SIZE = 64
+"""Up to so many ranks, the network that permutes them needs more steps to be fair."""
+NETWORK_STEPS = (20, 8)
+"""Steps of the network: up to SMALL_SIZE ranks, and beyond."""
 
 
 class RandomMatching(Graph):

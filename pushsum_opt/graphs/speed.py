@@ -1,4 +1,4 @@
-"""Whether a graph mixes so slowly that its user should know."""
+"""Warns of a graph that mixes much more slowly than another one of the same cost."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ from .sparse import SparseRounds
 __all__ = ["SlowMixingWarning", "warn_if_slow"]
 
 ACCEPTED_ERROR = 1e-2
-TIMES_THE_BEST = 10  # times the rounds of the best graph
-MOST_PEERS = 16  # more are not compared with, as they cost more than rounds
-MOST_PAIRS = 1 << 16  # (rank, round) pairs that may be asked for; beyond, nothing is said
+"""Part of the disagreement that may be left then."""
+TIMES_THE_BEST = 10
+"""A graph is tried for so many times the rounds of the best graph."""
+MOST_PEERS = 16
+"""The best graph is sought among graphs of at most so many peers."""
+MOST_PAIRS = 1 << 16
+"""(rank, round) pairs that may be asked for; where more are needed, the graph is not tried."""
 
 
 class SlowMixingWarning(UserWarning):
@@ -29,7 +33,7 @@ class SlowMixingWarning(UserWarning):
 def warn_if_slow(graph: Graph, size: int, stacklevel: int = 2) -> None:
     """Warn when 10 times the rounds of the best graph of as many peers leave more than 1e-2 of the disagreement.
 
-    Tried on a few probe vectors, so it errs on the side of silence. Families known to be fast are not tried.
+    It is tried on a few probe vectors, so some slow graphs are not noticed. Families known to be fast are not tried.
     """
     parts = graph.parts(size)
     for part, its_size in parts:  # of a hierarchy, a Kronecker product, the slower level decides

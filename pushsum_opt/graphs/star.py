@@ -11,9 +11,9 @@ __all__ = ["Star"]
 class Star(Graph):
     """In every round, one rank sends to all others and all others send to it.
 
-    A parameter server in gossip's clothes: half of the disagreement goes in each round whatever n is, and the centre
-    pays for it with n - 1 messages each way. Column-stochastic only: the centre's push weight rises to
-    n^2 / (3 n - 2), about n / 3, and everybody else's falls to 2 n / (3 n - 2), about 2 / 3.
+    A parameter server as a graph. Each round removes half of the disagreement, whatever n is, and costs the centre n -
+    1 messages each way. Column-stochastic only: the centre's push weight rises to n^2 / (3 n - 2), about n / 3, and
+    everybody else's falls to 2 n / (3 n - 2), about 2 / 3.
 
     Args:
         centre: the rank in the middle.

@@ -1,6 +1,6 @@
 """Ranks that share a host: gradients averaged inside, the model split over the lanes outside.
 
-:mod:`.gradients` needs torch and is imported by whoever has it.
+:mod:`.gradients` needs torch, so it is not imported here.
 """
 
 from __future__ import annotations

@@ -13,11 +13,12 @@ from .groups import Hosts
 
 __all__ = ["GradientAverage", "is_plain", "reduces"]
 
-HOST_RUN_ELEMENTS = (
-    1 << 22
-)  # elements that are gathered at a time on the host: 16 MiB, so that they stay near the processor
-DEVICE_RUN_ELEMENTS = 1 << 26  # and on a device, where each run costs a copy each way and a wait: 256 MiB
-SUM_AT_ONCE = 1 << 22  # elements that are summed at a time
+HOST_RUN_ELEMENTS = 1 << 22
+"""Gathered at a time on the host: 16 MiB, which stay in the cache of the processor."""
+DEVICE_RUN_ELEMENTS = 1 << 26
+"""Gathered at a time on a device: 256 MiB, because each run costs a copy each way and a wait."""
+SUM_AT_ONCE = 1 << 22
+"""Elements that are summed at a time."""
 WHAT = "averaging gradients inside the host"
 
 
@@ -66,7 +67,7 @@ class GradientAverage:
             self.hosts.sum(values[start : start + SUM_AT_ONCE], round, WHAT)
 
     def _host_buffer(self, flat: Tensor) -> Tensor:
-        """Return host memory that the device copies to by itself. It is used again: the next run waits for this one."""
+        """Return pinned host memory. Every run uses the same, so the next run waits for this one."""
         held = self._pinned.get(flat.dtype)
         if held is None or held.numel() < flat.numel():
             held = self._pinned[flat.dtype] = torch.empty(flat.numel(), dtype=flat.dtype, pin_memory=flat.is_cuda)
@@ -76,8 +77,9 @@ class GradientAverage:
 def reduces(hosts: Hosts, parameters: Sequence[Tensor]) -> bool:
     """Tell whether torch.distributed can sum this rank's gradients where they lie.
 
-    It can where all are on a device, and the default process group has NCCL for it and looks like the ranks of this
-    host. A group of all ranks of the job is not split here: that is collective over the job, and costs communicators.
+    It can where all gradients are on a device, and the default process group has NCCL for it and holds the ranks of
+    this host. A group of all ranks of the job is not split here: that would be collective over the job, and costs
+    communicators.
     """
     devices = {parameter.device.type for parameter in parameters}
     if len(devices) != 1 or not devices <= _BACKENDS.keys():

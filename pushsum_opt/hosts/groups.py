@@ -1,8 +1,8 @@
 """The ranks of a job as hosts times lanes, and what the lanes of one host do together.
 
-Rank l of every host forms lane l with its counterparts on the other hosts. In push-sum a host is one participant: it
-has one push weight, and its ranks hold the same parameters. Between hosts lane l carries part l of L of them, so every
-rank's link is used and a host sends its model once, not L times; inside, the parts are then put together.
+Lane l is rank l of every host. In push-sum a host is one participant: it has one push weight, and its ranks hold the
+same parameters. Between hosts, lane l carries shard l of L of the parameters. So every rank's link is used, and a host
+sends its model once, not L times. Inside a host the shards are then put together.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from .participant import Participant
 
 __all__ = ["Hosts"]
 
-SMALL_SUM_BYTES = 1 << 16  # bytes up to which a sum is left to MPI
+SMALL_SUM_BYTES = 1 << 16
+"""Sums up to this size are left to MPI."""
 SUM_TAG = 0
 
 _ROW = struct.Struct("<qd")
@@ -80,12 +81,12 @@ class Hosts(Participant):
     def reassemble(self, memory: Memory, round: int) -> None:
         if self.sharded or self.lanes == 1:
             return
-        self.channel.meet("putting the lanes together", round=round, layout=memory.layout)
+        self.channel.meet("reassembling the lanes", round=round, layout=memory.layout_digest)
         received = []
         for chunk in memory.chunks:
             mine = memory.owners[chunk.index] == self.lane
             data = memory.host_bytes(chunk) if mine else np.empty(memory.held_bytes(chunk), np.uint8)
-            ticket = self.channel.transport.broadcast(data, memory.owners[chunk.index], "putting the lanes together")
+            ticket = self.channel.transport.broadcast(data, memory.owners[chunk.index], "reassembling the lanes")
             received.append((chunk, ticket, None if mine else data))
         for chunk, ticket, data in received:
             self.channel.wait((ticket,), round)
@@ -95,8 +96,8 @@ class Hosts(Participant):
     def sum(self, values: Any, round: int, what: str) -> None:
         """Collective over a host. Replace a flat numpy array by its sum over its ranks, equal bits on each.
 
-        What is large is summed in parts, one on each rank, and then put together: MPI's own non-blocking sum moves all
-        of it to everyone, in steps that each wait for the next poll.
+        A large array is summed in parts, one on each rank, and then gathered. MPI's own non-blocking sum would move all
+        of it to every rank, in steps that each wait for the next poll.
         """
         if values.nbytes < SMALL_SUM_BYTES or self.lanes == 1:
             self.channel.sum(values, what, round=round)
@@ -110,7 +111,7 @@ class Hosts(Participant):
         self.channel.wait(tickets, round)
         received[self.lane] = mine.copy()
         mine[:] = 0
-        for lane in range(self.lanes):  # always in this order
+        for lane in range(self.lanes):  # always in this order, so that the sum has the same bits in every run
             mine += received[lane]
         self.channel.wait([transport.broadcast(part, lane, what) for lane, part in enumerate(parts)], round)
 
@@ -131,7 +132,7 @@ class Hosts(Participant):
 
     def close(self, *, cleanly: bool) -> None:
         self.channel.close()
-        for comm in (self._host_comm, self.gossip_comm):  # freeing could wait for a rank that is gone
+        for comm in (self._host_comm, self.gossip_comm):  # after an error, freeing could wait for a rank that is gone
             if cleanly and hasattr(comm, "Free") and not _finalized():
                 comm.Free()
 

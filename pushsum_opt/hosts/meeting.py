@@ -1,6 +1,6 @@
 """The ranks of a host tell each other at which point of the training loop they are, before they average anything.
 
-Each sends a short message to each other one, so that whoever waits can name the rank that is missing.
+Each rank sends a short message to each other one, so that a rank that waits can name the one that is missing.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _awaited(hosts: Hosts, lane: int, mine: Standing) -> str:
 
 
 def refuse_apart(hosts: Hosts, standings: Sequence[Standing], round: int) -> None:
-    """Raise MismatchError, the same on every rank, unless all are at one point, or those that are not may join in.
+    """Raise MismatchError, the same on every rank, unless all are at one point, or the others may join in there.
 
     A rank may join in the averaging of the others' backward() while it has averaged nothing of its own in this step:
     the loss of its batch depends on no parameter of this optimizer.

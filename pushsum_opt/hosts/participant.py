@@ -13,7 +13,7 @@ __all__ = ["Participant"]
 
 
 class Participant:
-    """One rank that takes part by itself: a host with one lane. Everything inside it is done at once.
+    """One rank that takes part by itself. It has one lane, so what the ranks of a host would do together is empty here.
 
     Args:
         comm: all ranks of the job.
@@ -26,7 +26,7 @@ class Participant:
     """Whether its ranks hold different parts of the model."""
 
     data_fraction = 1.0
-    """This rank's part of its data weight."""
+    """This rank's part of the participant's data weight, > 0; they sum to 1."""
 
     channels: tuple[Channel, ...] = ()
     """The channels over its ranks: none for a rank alone, otherwise one."""
@@ -47,7 +47,7 @@ class Participant:
 
     @property
     def shard(self) -> tuple[int, int]:
-        """(l, L): the part of what this rank holds that it exchanges with other participants."""
+        """(l, L): this rank exchanges part l of L of what it holds with other participants."""
         return (0, 1) if self.sharded else (self.lane, self.lanes)
 
     @property
@@ -72,7 +72,7 @@ class Participant:
         """Tell its other ranks that this one has failed or finished, at best effort."""
 
     def leave(self, round: int) -> None:
-        """Collective over its ranks. Wait for the others to finish too, and take in that they have."""
+        """Collective over its ranks. Wait until the others have finished too."""
 
     def close(self, *, cleanly: bool) -> None:
         """Free what was made for it.

@@ -1,4 +1,4 @@
-"""Where the slabs live: one protocol, one module per kind of array."""
+"""Where the parameters lie, and the arithmetic of push-sum on them: one protocol, one module per kind of array."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["Chunk", "Memory", "Piece", "TensorSpec", "Verdict", "WireFormat", "b
 
 
 CHUNK_BYTES = 1 << 22
-"""What is merged while it is still in the cache of a processor."""
+"""Small enough that a chunk is merged while it is still in the cache of a processor."""
 
 CHUNK_BYTES_ON_DEVICE = 1 << 25
-"""At least: each chunk costs some launches of kernels and an answer from the device, so more than on the host."""
+"""At least. On a device each chunk costs some kernel launches and an answer, so chunks are larger than on the host."""
 
 CHUNKS_ON_DEVICE = 64
-"""Chunks of a large message, about: every look at what has come costs time for each chunk that is under way."""
+"""About so many chunks has a large message: every poll costs time for each chunk that is under way."""
 
 
 def bind(

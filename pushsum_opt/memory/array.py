@@ -45,7 +45,7 @@ class ArrayMemory(Memory):
             raise ConfigurationError(f"array {name} has negative strides. Pass np.ascontiguousarray of it")
         return TensorSpec(real.shape, strides, str(real.dtype), real.itemsize)
 
-    def _place(self, tensor: Array) -> object:
+    def _position(self, tensor: Array) -> object:
         return (tensor.ctypes.data, tensor.strides, tensor.shape, tensor.dtype)
 
     def _address(self, tensor: Array) -> int:

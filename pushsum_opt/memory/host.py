@@ -49,7 +49,7 @@ class HostMemory(Memory):
             )
         return "cpu"
 
-    def _place(self, tensor: Tensor) -> object:
+    def _position(self, tensor: Tensor) -> object:
         local = _storage_of(tensor)
         return (local.data_ptr(), local.stride(), local.shape, local.dtype)
 

@@ -1,4 +1,4 @@
-"""The tensors of one rank as a fixed list of chunks, and what belongs to their elements while the plan changes."""
+"""The tensors of one rank, cut into chunks; cut anew when they move, and residuals move along."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WIDTH = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 
 
 class Planned(Primitives):
-    """Tensors, cut into chunks; residuals of half-precision elements follow them from plan to plan.
+    """Tensors, cut into chunks. A plan is one way to cut them; residuals of half-precision elements move to the next.
 
     Args:
         tensors: what is exchanged. They are changed in place, never re-bound, and never multiplied by w.
@@ -41,8 +41,8 @@ class Planned(Primitives):
     owners: tuple[int, ...]
     """The lane that exchanges each chunk."""
 
-    layout: bytes
-    """8 bytes that are equal on two ranks if and only if their messages fit each other."""
+    layout_digest: bytes
+    """8 bytes, a hash of all shapes, strides, dtypes and the plan: equal on two ranks whose messages fit each other."""
 
     whose: str = ""
     """Stands in front of errors: the rank that these tensors belong to."""
@@ -62,7 +62,7 @@ class Planned(Primitives):
         self._wire_dtype = wire_dtype
         self.chunk_bytes = chunk_bytes
         self._lane, self._lanes = lane
-        self._places: list[object] = []
+        self._positions: list[object] = []
         self._residual: dict[int, Array] = {}
         self._before: dict[int, Array] = {}
         self._rebuild()
@@ -70,12 +70,12 @@ class Planned(Primitives):
     # ------------------------------------------------------------------ the plan
 
     def refresh(self) -> None:
-        """Notice that a tensor has moved or changed its strides since the last round, and plan anew.
+        """Plan anew if a tensor has moved, or has other strides, since the last round.
 
         Raises:
             LayoutError: a tensor changed its shape or dtype.
         """
-        if [self._place(tensor) for tensor in self._tensors] != self._places:
+        if [self._position(tensor) for tensor in self._tensors] != self._positions:
             self._rebuild()
 
     def keeps_its_form(self) -> bool:
@@ -110,16 +110,13 @@ class Planned(Primitives):
                     "convert the model first, then make a new optimizer"
                 )
         self._refuse_overlaps(specs)
-        # Residuals belong to elements, not to chunks: carry them over to the new plan in tensor order.
-        residuals = self._by_tensor(self._residual, "float32")
-        for index, flat in residuals.items():
-            residuals[index] = self._reorder(flat, (self._specs or specs)[index], specs[index])
+        residuals = self._residuals_by_tensor(specs)
         wires = [self._wire_format(spec) for spec in specs]
         self._specs = specs
         chunk_bytes = self._lane_chunk_bytes(specs)
         self.chunks = self._plan(specs, wires, chunk_bytes)
         self.owners = assign_lanes(self.chunks, self._lanes)
-        self.layout = layout_hash(specs, wires, chunk_bytes)
+        self.layout_digest = layout_hash(specs, wires, chunk_bytes)
         self._views = [[self._piece_view(self._tensors[p.tensor], p) for p in chunk.pieces] for chunk in self.chunks]
         self._wire_views = {
             chunk.index: self._wire_bytes(self._views[chunk.index][0]) for chunk in self.chunks if not chunk.packed
@@ -128,13 +125,27 @@ class Planned(Primitives):
         self._residual.clear()
         for chunk in self.exchanged:
             if chunk.dtype in HALF:
-                flat = self._allocate(chunk.numel, "float32", chunk.device)
-                flat[:] = 0  # not flat * 0: new memory may hold nan
-                for view, piece in zip(self._parts(flat, chunk), chunk.pieces, strict=True):
-                    if piece.tensor in residuals:
-                        self._copy([view], [residuals[piece.tensor][piece.start : piece.stop]])
-                self._residual[chunk.index] = flat
-        self._places = [self._place(tensor) for tensor in self._tensors]
+                self._residual[chunk.index] = self._cut_residual(chunk, residuals)
+        self._positions = [self._position(tensor) for tensor in self._tensors]
+
+    def _residuals_by_tensor(self, specs: Sequence[TensorSpec]) -> dict[int, Array]:
+        """Return the residuals of each tensor, in the memory order of its new description.
+
+        Residuals belong to elements, not to chunks: so they are carried from one plan to the next by tensor.
+        """
+        residuals = self._by_tensor(self._residual, "float32")
+        for index, flat in residuals.items():
+            residuals[index] = self._reorder(flat, (self._specs or specs)[index], specs[index])
+        return residuals
+
+    def _cut_residual(self, chunk: Chunk, residuals: Mapping[int, Array]) -> Array:
+        """Return the residuals of a chunk; 0 where there are none."""
+        flat = self._allocate(chunk.numel, "float32", chunk.device)
+        flat[:] = 0  # not flat * 0: new memory may hold nan
+        for view, piece in zip(self._parts(flat, chunk), chunk.pieces, strict=True):
+            if piece.tensor in residuals:
+                self._copy([view], [residuals[piece.tensor][piece.start : piece.stop]])
+        return flat
 
     def _plan(self, specs: Sequence[TensorSpec], wires: Sequence[WireFormat], most: int) -> tuple[Chunk, ...]:
         return plan_chunks(specs, wires, most)
@@ -182,7 +193,7 @@ class Planned(Primitives):
         return names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}"
 
     def spans(self, chunk: Chunk, ids: frozenset[int]) -> list[slice]:
-        """Return where in the values of a chunk those of some tensors stand, which are told apart by identity."""
+        """Return which parts of the values of a chunk belong to some tensors, given by their identities."""
         found, start = [], 0
         for piece in chunk.pieces:
             if id(self._tensors[piece.tensor]) in ids:
@@ -191,7 +202,7 @@ class Planned(Primitives):
         return found
 
     def name_nonfinite(self, chunk: Chunk, values: Values) -> str:
-        """Name the tensors of a chunk of whose values some are inf or nan, for messages.
+        """Name the tensors of a chunk that hold inf or nan, for messages.
 
         Args:
             values: of shape (chunk.numel,), on the host.

@@ -25,7 +25,7 @@ class Primitives(ABC):
         """Return the spec of a tensor, or raise ConfigurationError where it cannot be exchanged."""
 
     @abstractmethod
-    def _place(self, tensor: Array) -> object:
+    def _position(self, tensor: Array) -> object:
         """Return a value that changes when the tensor moves in memory or changes its strides; cheap."""
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Says once what overlap would gain, where synchronous rounds are seen to wait."""
+"""Logs once what overlap would gain, where synchronous rounds wait for much of the time."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from .events import Listener
 
 __all__ = ["OverlapAdvice"]
 
-WARM_UP_ROUNDS = 10  # rounds that are not counted: the first ones allocate memory and open connections
-MEASURED_ROUNDS = 100  # rounds
-WORTH_SAYING_FRACTION = 0.1  # of the time, spent in waiting
+WARM_UP_ROUNDS = 10
+"""The first rounds are not counted: they allocate memory and open connections."""
+MEASURED_ROUNDS = 100
+WORTH_SAYING_FRACTION = 0.1
+"""Of the time: where less is spent in waiting, nothing is logged."""
 
 
 class OverlapAdvice(Listener):
     """Measures how much of a rank's time its synchronous rounds wait, and logs a line if it is a tenth or more.
 
-    Waits outside rounds (averages, checkpoints) are not counted, for overlap would not shorten them.
+    Waits outside rounds (averages, checkpoints) are not counted, because overlap would not shorten them.
     """
 
     def __init__(self, clock: Clock = monotonic) -> None:

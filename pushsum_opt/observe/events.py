@@ -8,7 +8,7 @@ __all__ = ["Events", "Listener"]
 
 
 class Listener:
-    """Does nothing at every point; override what is of interest.
+    """Hears of every event, and does nothing; override the methods that are of interest.
 
     Called on the thread that steps, at the moment that the name says: be quick.
 
@@ -51,22 +51,22 @@ class Listener:
         """A collective call begins on this rank: an average, a drain, a checkpoint, the end."""
 
     def call_ends(self, call: str, round: int) -> None:
-        """It has ended on this rank, also if by an error."""
+        """That call has ended on this rank, perhaps by an error."""
 
     # ------------------------------------------------------------------ waits
 
     def wait_begins(self, call: str, peer: int | None, round: int) -> None:
-        """This rank begins to stand still: in a round or in a collective call, which has no single ``peer`` (None)."""
+        """This rank begins to wait, in a round or in a collective call; there ``peer`` is None."""
 
     def wait_ends(self, call: str, peer: int | None, round: int, seconds: float) -> None:
-        """That wait is over, also if by an error; it lasted ``seconds`` seconds. Calls :meth:`waited`."""
+        """That wait is over, perhaps by an error. It lasted ``seconds`` seconds. Calls :meth:`waited`."""
         self.waited(seconds)
 
     def waited(self, seconds: float) -> None:
         """The short form of :meth:`wait_ends`."""
 
     def stalled(self, seconds: float, what: str) -> None:
-        """Nothing has moved for ``seconds`` seconds while waiting for ``what``."""
+        """This rank waits for ``what``, and nothing has moved for ``seconds`` seconds."""
 
 
 class Events(Listener):

@@ -26,7 +26,7 @@ class StallInspector(Listener):
 
     def chunk_skipped(self, round: int, peer: int, what: str) -> None:
         self._skipped += 1
-        if self._skipped & (self._skipped - 1) == 0:  # the 1st, 2nd, 4th, 8th ...: said, but not in every round
+        if self._skipped & (self._skipped - 1) == 0:  # the 1st, 2nd, 4th, 8th ...: not every one
             log.warning(
                 "rank %d, round %d: %s from rank %d is not finite and was not merged (%d so far); its mass was, so the "
                 "mean over ranks has changed",

@@ -160,7 +160,7 @@ def fingerprint(memory: Memory, graph: Graph, size: int, options: Options) -> di
         "staleness": repr(options.staleness),
         "nonfinite": repr(options.nonfinite),
         "the size of chunks (PUSHSUM_CHUNK_BYTES)": str(memory.chunk_bytes),
-        "the layout of messages": memory.layout.hex(),
+        "the layout of messages": memory.layout_digest.hex(),
         "the version of the wire": str(VERSION),
     }
 

@@ -1,8 +1,7 @@
 """Which older push-sums end when a new one is made. All ranks decide it together, and close the same ones.
 
-A wrapped optimizer that is made anew over the parameters of an older one takes its place. One that its user has dropped
-on every rank is closed too; where it lives on one rank only, because the garbage collector has not come by there, it
-stays open on all of them.
+A new optimizer over the parameters of an older one replaces it. An optimizer that its user has dropped on every rank is
+closed too. Where it still lives on one rank, because the garbage collector has not run there, it stays open on all.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ from ..log import log
 __all__ = ["close_what_is_over"]
 
 FAILED, REPLACED, DROPPED, IN_USE = "failed", "replaced", "dropped", "in use"
-COLLECT_FROM = 16  # open push-sums from which on, at every doubling, the garbage collector is asked
+COLLECT_FROM = 16
+"""With so many open push-sums, and at every doubling, the garbage collector runs."""
 
 
 def close_what_is_over(new: Any, tensors: Iterable[Any]) -> None:

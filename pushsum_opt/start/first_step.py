@@ -11,7 +11,8 @@ from ..memory import Memory
 __all__ = ["FirstStep"]
 
 NOTHING = bytes(8)
-SAMPLED_ELEMENTS = 1024  # elements at either end of a tensor, or of its part in a chunk, that are looked at
+SAMPLED_ELEMENTS = 1024
+"""So many elements at either end of a tensor, or of its part in a chunk, are looked at."""
 
 
 class FirstStep:

@@ -17,7 +17,7 @@ _calls = _Calls()
 
 
 class calling:
-    """A context in which this thread waits on behalf of a call; the outermost one is what the user wrote.
+    """Inside, errors and stall lines of this thread name a call; of nested ones the outermost, as the user wrote it.
 
     >>> with calling("checkpoint.save()"), calling("drain()"):
     ...     current_call()

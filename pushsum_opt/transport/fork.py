@@ -1,9 +1,9 @@
-"""Notices a fork after MPI has started, on a host whose network does not take it well.
+"""Warns of a fork after MPI has started, on hosts whose network card reads and writes memory by itself.
 
-Such networks read and write the memory of a process by themselves, at physical addresses that MPI has registered. A
-fork makes pages copy-on-write: whoever writes first gets a new page, and the network goes on with the old one. Messages
-are then lost, or a process crashes (``ibv_fork_init(3)`` has the details). Most drivers of today protect what is
-registered, at a cost and with limits; over shared memory and TCP nothing happens.
+Such a card uses physical addresses that MPI has registered. A fork makes pages copy-on-write: the process that writes
+first gets a new page, and the card goes on with the old one. Then messages are lost, or a process crashes
+(``ibv_fork_init(3)`` has the details). Most drivers of today protect registered memory, within limits. Over shared
+memory and TCP there is no such problem.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _warned = False
 def watch(rank: int, size: int) -> None:
     """Warn from now on, once, when this process forks. Idempotent; without such a network nothing is installed.
 
-    Programs that are started (``subprocess``, ``os.system``, workers by "forkserver" or "spawn") are no forks, except
-    with a ``preexec_fn``.
+    Starting a program (``subprocess``, ``os.system``, workers by "forkserver" or "spawn") is not a fork in this sense,
+    except with a ``preexec_fn``.
 
     Args:
         rank: who speaks.

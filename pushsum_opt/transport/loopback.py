@@ -1,8 +1,8 @@
 """n ranks in one process, a thread each: for tests, and for trying things out without an MPI launcher.
 
-As unkind as MPI may be: the bytes of a send are taken when it completes and not when it is posted; nothing larger than
-a header completes before its receive is posted; what is being received holds 0xff bytes (nan) until it is there; and
-with a seed, messages are late and overtake each other between peers.
+It promises no more than MPI does. The bytes of a send are read when it completes, not when it is posted. Nothing larger
+than a header completes before its receive is posted. A receive buffer holds 0xff bytes (nan) until its message is
+there. With a seed, messages are late, and overtake each other between peers.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from .roll_call import Message, RollCall
 
 __all__ = ["Delays", "LoopbackComm", "LoopbackTransport", "LoopbackWorld"]
 
-EAGER_BYTES = 128  # a message up to this size may complete before it is received,
-EAGER_SLOTS = 8  # as long as no more than this many lie unreceived on its way
+EAGER_BYTES = 128
+"""A message of at most this size may complete before its receive is posted ..."""
+EAGER_SLOTS = 8
+"""... while fewer than this many wait for their receive on the same way."""
 
 Delays = Callable[[int, int, int], float]
 """Seconds by which a message is late: (sender, receiver, how many it sent before) -> seconds."""
@@ -199,7 +201,7 @@ class LoopbackWorld:
 
 
 class _Post:
-    """Carries the questions of one rank, and has those to a rank that has ended answered at once."""
+    """Carries the questions of one rank. Questions to a rank that has ended are answered at once."""
 
     def __init__(self, world: LoopbackWorld, rank: int) -> None:
         self._world = world

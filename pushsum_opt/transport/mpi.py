@@ -25,7 +25,8 @@ __all__ = ["MpiTransport"]
 NOTICE_TAG = 1000
 NOTICE_BYTES = 1024
 NOTICE_HEAD = struct.Struct("<i?qqi")
-HIGHEST_TAG = 32767  # what the standard promises at least; all of ours lie below it
+HIGHEST_TAG = 32767
+"""Every MPI library has tags up to this one; ours lie below it."""
 
 # MPI writes into the buffers of an open transport whether or not anybody still refers to it.
 _alive: set[MpiTransport] = set()
@@ -127,7 +128,7 @@ class MpiTransport(Transport):
         if not self._requests:
             return False
         try:
-            # Open MPI looks first and then makes progress: what that brings is only seen by looking again.
+            # Open MPI tests first and makes progress afterwards: only a second test sees what that has brought.
             finished = MPI.Request.Testsome(self._requests) or MPI.Request.Testsome(self._requests)
         except MPI.Exception as error:
             raise self._explain(error) from error
@@ -200,7 +201,8 @@ class MpiTransport(Transport):
         if self._listening is not None:
             self.cancel(self._listening)
         if not self._requests:
-            # With transfers left over (after an error), freeing could wait for a peer that is gone: then let it be.
+            # With transfers left over, after an error, freeing could wait for a peer that is gone. Then it is not
+            # freed.
             self._comm.Free()
             _alive.discard(self)
 
@@ -210,7 +212,7 @@ class MpiTransport(Transport):
         return self._comm
 
 
-_begun: list[Any] = []  # MPI cannot take back a duplication, and writes its result when it is done
+_begun: list[Any] = []  # MPI cannot cancel a duplication, and writes its result when it is done
 
 
 def _duplicate(comm: MPI.Comm, timeout: float, report: Report) -> tuple[MPI.Comm, Progress | None]:

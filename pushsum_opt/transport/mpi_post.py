@@ -1,8 +1,8 @@
-"""The messages of a roll call over MPI, and the end of a rank that others may still ask.
+"""The messages of a roll call over MPI; and the last thing that a rank does, as others may still ask it.
 
-Until every rank of the job has made a channel, there is nothing private to send over: then messages go over
-``MPI.COMM_WORLD`` with a tag of their own. With the first channel over all ranks they move to a communicator of their
-own; none of them is left behind for a receive of the user's that takes any tag.
+Before the first channel over all ranks of the job is made, there is no private communicator for them. Until then they
+go over ``MPI.COMM_WORLD`` with a tag of their own. Then they move to a communicator of their own, and none is left over
+that a receive of the user's, with any tag, could take.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def post_of_the_job() -> MpiPost:
 def leave() -> None:
     """Answer every rank that still asks that this one has ended, until all ranks have. The last thing before MPI ends.
 
-    MPI ends on all ranks together, so a rank waits there in any case, but deaf. Does nothing where MPI does not run, or
-    in a process that was forked. Idempotent.
+    MPI_Finalize waits for all ranks in any case, but answers nobody meanwhile. This does nothing where MPI does not
+    run, or in a forked process. Idempotent.
     """
     global _left
     if _left or not MPI.Is_initialized() or MPI.Is_finalized() or MPI.COMM_WORLD.Get_size() == 1:

@@ -1,7 +1,7 @@
-"""Who is where: a rank that has waited for a while asks the ranks it waits for, and learns why they do not come.
+"""A rank that has waited for a while asks the ranks that it waits for, and learns why they do not come.
 
-Small messages, sent only by a rank that has already waited :data:`ASK_AFTER_S`. A rank that computes does not answer,
-and nothing follows from that. Two kinds of answers prove that a wait will never end:
+The questions are small messages, sent only by a rank that has waited for :data:`ASK_AFTER_S`. A rank that computes does
+not answer, and nothing follows from that. Two kinds of answers prove that a wait will never end:
 
 * the other rank has ended its program;
 * the other rank waits too, and for this one.
@@ -194,7 +194,7 @@ class Waiting:
                     self._conclude(answer)
 
     def missing(self, need: Need) -> list[int]:
-        """Return the ranks of which nothing was heard that says that they have come, as the user knows them."""
+        """Return the ranks that have not said that they have come, by their numbers in the job."""
         ranks = [rank for rank in need.ranks if rank != self._roll.me]
         return sorted(self._name(rank) for rank in ranks if (rank, need.channel, need.number) not in self._here)
 
@@ -223,11 +223,11 @@ class Waiting:
                 self._here.add(key)
 
     def was_asked_by(self, question: Message) -> None:
-        """Take note that a rank waits: where this one waits for the same, the other has come."""
+        """Take note of a rank that waits: if this rank waits for the same, the other one has come there."""
         key = question["from"], question["channel"], question["number"]
         if any(question["channel"] == need.channel and question["number"] >= need.number for need in self.needs):
             self._here.add(key)
-        for need in self.needs:  # it waits for this rank: find out at once whether this rank waits for it
+        for need in self.needs:  # it waits for this rank: ask at once whether it is waited for here
             known = self._asked.get((question["from"], need.channel, need.number), 0.0)
             if question["from"] in need.ranks and time.monotonic() - known >= ASK_AGAIN_S:
                 key = question["from"], need.channel, need.number
@@ -243,7 +243,7 @@ class Waiting:
             raise PeerFinished(self._has_ended(other))
         blocked = any(self._roll.reached.get(channel, 0) < number for channel, number in answer["needs"])
         if not blocked or (self._roll.ending and not answer["ending"]):
-            return  # a rank that ends leaves it to the other one to say so
+            return  # a rank that is ending raises nothing here: the other rank will
         if answer["ending"]:
             raise PeerFinished(self._has_ended(other))
         raise MismatchError(

@@ -1,4 +1,4 @@
-"""Making a channel: a wait for all ranks like any other, with a deadline, stall lines and the name of the call."""
+"""Making a communicator of our own: all ranks wait for each other, with a deadline and stall lines."""
 
 from __future__ import annotations
 

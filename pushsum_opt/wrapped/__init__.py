@@ -1,1 +1,1 @@
-"""What PushSumOptimizer knows of the optimizer and the model that it wraps, one matter per file."""
+"""What PushSumOptimizer does with the optimizer and the model that it wraps, one matter per file."""

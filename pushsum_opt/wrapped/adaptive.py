@@ -1,6 +1,6 @@
 """Adam that converges under gossip as under all-reduce: its first moment travels, and its second one is corrected.
 
-The wrapped optimizer makes its step by itself. Its state is prepared before (see ``second_moment.py``), and its first
+The wrapped optimizer makes its own step. Its state is prepared before that (see ``second_moment.py``), and its first
 moment is one of the entries that travel with the parameters (see ``points.py``).
 """
 
@@ -115,7 +115,7 @@ class Corrected:
         self.ageing = Ageing(optimizer, points, FIRST)
 
     def bind(self, push_sum: PushSum) -> None:
-        """Collective. Get to know the data weights of all ranks."""
+        """Collective. Learn the data weights of all ranks."""
         self.ageing.bind(push_sum)
         points = weakref.ref(self._points)
 
@@ -134,7 +134,7 @@ class Corrected:
 
     @property
     def active(self) -> bool:
-        """Whether there is anything to correct: not on one rank."""
+        """Whether there is anything to correct: with one rank there is not."""
         return self._theta < 1.0
 
     def nbytes(self) -> int:
@@ -142,7 +142,7 @@ class Corrected:
         return sum(slot.numel() * slot.element_size() for slot in self._points.held(FIRST))
 
     def step(self, closure: Callable[[], Any] | None, args: Any, kwargs: dict[str, Any], fresh: float) -> Any:
-        """Make the optimizer's step, prepared; gradients are unscaled.
+        """Prepare the optimizer's state, and make its step. Gradients are unscaled.
 
         Args:
             fresh: a_i / w, by which the step in z is scaled.
@@ -156,7 +156,7 @@ class Corrected:
         if callable(closure):
             closure = self._after(closure, fresh)
         elif _torch_compat.has_step_hooks(self._optimizer):
-            # Hooks may change gradients: this one comes last.
+            # Hooks may change gradients, so this one comes last.
             handle = self._optimizer.register_step_pre_hook(lambda *given: self._prepare(fresh))
         else:
             self._prepare(fresh)
@@ -213,7 +213,7 @@ class Corrected:
 
     @contextmanager
     def keeping_moments(self, step: AbstractContextManager[None]) -> Iterator[None]:
-        """Make a step inside a context that scales what it does to all that travels, moments left out."""
+        """Make a step in a context that scales the change of all that travels; that of moments stays unscaled."""
         with step:
             yield
             kept = [slot.clone() for slot in self._points.held(FIRST)]

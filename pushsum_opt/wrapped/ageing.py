@@ -1,7 +1,8 @@
-"""First moments that are in flight: they grow old there, as they would have in a rank's own state.
+"""First moments in flight decay there as they would have in a rank's own state.
 
-A rank's m shrinks to b1 m in every local step. A message that is merged some steps after it was given missed those
-steps, so its m counts b1^steps. With that, the sum over ranks and messages of mass times m is what it is without delay.
+A rank's m shrinks to b1 m in every local step. A message that is merged some steps after it was given has missed those
+steps, so its m is multiplied by b1^steps. Then the sum of mass times m, over ranks and messages, is what it would be
+without delay.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from .points import Points
 
 __all__ = ["Ageing"]
 
-SMALLEST_FACTOR = 1e-6  # what is left of m is not followed below this: m is divided by it for a moment
+SMALLEST_FACTOR = 1e-6
+"""Of b1^steps: m is divided by it for a moment, so it must not become too small."""
 
 
 class Ageing:
-    """Counts local steps, and makes m of late messages as old as it is.
+    """Counts local steps, and lets the first moments of late messages decay by the steps that they have missed.
 
-    With ``staleness="unbounded"`` ranks count steps by themselves, and a message is on its way for about a round: it
-    ages by one step.
+    With ``staleness="unbounded"`` each rank has its own count of steps, and a message is in flight for about a round:
+    so its moments decay by one step.
 
     Args:
         optimizer: its groups have the betas.
@@ -42,7 +44,7 @@ class Ageing:
         self._push_sum: PushSum | None = None
 
     def bind(self, push_sum: PushSum) -> None:
-        """Follow the merges of a push-sum, which does not keep this alive."""
+        """Take part in the merges of a push-sum. The push-sum does not keep this object alive."""
         self._push_sum = push_sum
         mine = weakref.ref(self)
 
@@ -79,7 +81,7 @@ class Ageing:
             return 1
         if sent in self._given:
             return self._steps - self._given[sent]
-        return self._push_sum.round - sent  # loaded without these counts
+        return self._push_sum.round - sent  # the state was loaded without these counts
 
     @torch.no_grad()
     def _scale(self, steps: int, *, backwards: bool) -> None:

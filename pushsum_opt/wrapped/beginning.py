@@ -1,4 +1,4 @@
-"""The begin of a run: all ranks start alike, rank 0 says what runs, and warnings where the set-up looks wrong."""
+"""The start of a run: all ranks get the same values, rank 0 says what runs, and warns where the set-up looks wrong."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_hosts(within_host: str, comm: Any, data_weight: float, timeout: float) 
     return Hosts(comm, data_weight=data_weight, sharded=within_host == "fsdp", timeout=timeout)
 
 
-@torch.inference_mode(False)  # the state that is made here is written to by steps outside of it
+@torch.inference_mode(False)  # later steps, outside of inference mode, write to the state that is made here
 def start_alike(parts: Parts, push_sum: PushSum, algorithm: Algorithm, settings: Mapping[str, str]) -> None:
     """Collective. Give rank 0's parameters, buffers and optimizer state to every rank that differs.
 
@@ -56,7 +56,7 @@ def start_alike(parts: Parts, push_sum: PushSum, algorithm: Algorithm, settings:
 
 
 def announce(parts: Parts, push_sum: PushSum, within_host: str | None) -> None:
-    """Collective. Rank 0 says in one line what runs where, and what it costs; then what is odd about it."""
+    """Collective. Rank 0 logs one line that says what runs where and what it costs; then warnings and hints."""
     hosts = start_line.hosts(push_sum.member.channel, torch.get_num_threads(), push_sum.member.host.lanes)
     if not push_sum.member.speaks:
         return
@@ -71,7 +71,7 @@ def announce(parts: Parts, push_sum: PushSum, within_host: str | None) -> None:
 
 
 def warn_about_set_up(parts: Parts, size: int, within_host: str | None) -> None:
-    """Warn, in the name of the line that calls the constructor.
+    """Warn of a set-up that makes no sense. The warnings name the line that calls the constructor.
 
     Args:
         size: the number of participants of the gossip.

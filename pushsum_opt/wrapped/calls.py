@@ -1,4 +1,4 @@
-"""Passing calls on to the wrapped optimizer as it takes them: other signatures than torch's are common."""
+"""Calls the wrapped optimizer with the arguments that it takes: many optimizers differ from torch's signatures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def call_step(optimizer: Any, closure: Callable[[], Any] | None, args: tuple[Any
 def call_zero_grad(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Call ``optimizer.zero_grad``; ``set_to_none``, which frameworks always pass, only where it is taken.
 
-    Optimizers whose ``zero_grad`` has no such argument decide that by themselves.
+    An optimizer whose ``zero_grad`` has no such argument decides by itself what becomes of gradients.
     """
     if "set_to_none" in kwargs and not _takes(optimizer.zero_grad, "set_to_none"):
         kwargs = {key: value for key, value in kwargs.items() if key != "set_to_none"}

@@ -1,4 +1,4 @@
-"""Finds state that holds points in parameter space and is not exchanged, by what it looks like after some steps."""
+"""Finds optimizer state that holds points in parameter space and is not exchanged, by its values after some steps."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Finder:
         if self._steps in LOOK_AFTER_STEPS and not capturing:
             try:
                 self._look(optimizer)
-            except Exception as error:  # state of a kind of its own: a hint is not worth a failing step
+            except Exception as error:  # state of an unknown kind: a step must not fail for a hint
                 log.debug("state of %s was not looked at: %s", type(optimizer).__name__, error)
                 self._moved.clear()
                 return True

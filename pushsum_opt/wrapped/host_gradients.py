@@ -1,7 +1,7 @@
-"""Averaging gradients inside a host as part of backward(), so that a script finds the host's gradients after it.
+"""Averages gradients over the ranks of a host at the end of backward().
 
-Whatever a script does between backward() and step() (clipping, unscaling, noise, logging the norm) then acts on the
-average over the ranks of the host, as it does under DistributedDataParallel.
+What a script does between backward() and step() (clipping, unscaling, noise, logging the norm) then acts on the
+average, as it does under DistributedDataParallel.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _open: weakref.WeakSet[HostGradients] = weakref.WeakSet()
 class HostGradients:
     """The gradients of one optimizer, averaged over the ranks of a host.
 
-    Averaging is linear: where backward() adds to gradients that are averaged already, averaging the sum averages what
-    was added. So every backward() may average, and gradients accumulate as they should.
+    Averaging is linear. Where backward() adds to gradients that are averages already, averaging the sum averages what
+    was added. So every backward() may average, and gradients accumulate correctly.
 
     Args:
         push_sum: has the host, and tells the other ranks of errors.
@@ -72,19 +72,20 @@ class HostGradients:
             if id(parameter) in self._hooked or not self._can_average_in_backward(parameter):
                 continue
             with_grad = parameter.requires_grad
-            parameter.requires_grad_(True)  # a frozen one may be trained later, and takes no hooks while it is frozen
+            # A frozen parameter may be trained later, and torch attaches no hook to it while it is frozen.
+            parameter.requires_grad_(True)
             self._hooked[id(parameter)] = _torch_compat.after_accumulation(parameter, _telling(mine))
             parameter.requires_grad_(with_grad)
 
     def _can_average_in_backward(self, parameter: Tensor) -> bool:
-        """Gradients on a device come from threads of the device: MPI must allow that, and no other rank share them."""
+        """Gradients on a device come from a thread of torch: MPI must allow calls from it, and no other rank use it."""
         mine = self._hosts.channel.transport.threaded and not isinstance(self._hosts.comm, LoopbackComm)
         return parameter.is_leaf and (parameter.device.type == "cpu" or mine)
 
     def touch(self, parameter: Tensor) -> None:
         """Note that backward() has added to a gradient; average at its end."""
         if self._push_sum.closed or (parameter.is_cuda and torch.cuda.is_current_stream_capturing()):
-            return  # in a captured graph step() averages: what is captured cannot wait for another rank
+            return  # with a captured graph step() averages, because a graph cannot wait for another rank
         self._touched.add(id(parameter))
         if not self._in_backward:
             return
@@ -144,7 +145,7 @@ class HostGradients:
         return averaging_closure
 
     def forget(self) -> None:
-        """The gradients are new, or will be."""
+        """Forget which gradients were averaged: they are new now, or will be."""
         self._touched.clear()
         self._averaged.clear()
         self._averagings = 0
@@ -189,7 +190,7 @@ class HostGradients:
                 self._refuse_sparse(standings)
                 self._average_needed(parameters, needed, standings)
                 if call == BACKWARD or all(one.call == call for one in standings):
-                    return standings  # otherwise it joined in the averaging of a backward(), and meets again
+                    return standings  # otherwise it joined in a backward() of others, and meets them again
 
     def _needed(self, parameters: Sequence[Tensor], call: str) -> bytearray:
         """Mark the parameters whose gradients are to be averaged now."""
@@ -231,7 +232,10 @@ class HostGradients:
         return counts
 
     def _share_of_the_ready(self, standings: list[Standing]) -> float:
-        """A rank that only joined in has missed what the script did to the gradients since: it takes the others'."""
+        """Return this rank's part of the average; 0 where it only joined in.
+
+        Such a rank has not done what the script of the others did to gradients since.
+        """
         pairs = zip(self._hosts.data_fractions, standings, strict=True)
         ready = sum(share for share, one in pairs if not one.joined)
         return 0.0 if self._joined else self._hosts.data_fraction / ready
@@ -257,7 +261,7 @@ class HostGradients:
 
 
 def _telling(mine: weakref.ref[HostGradients]) -> Callable[[Tensor], None]:
-    """Return a hook that does not keep what it tells alive."""
+    """Return a hook that tells an object of a gradient, and does not keep it alive."""
 
     def accumulated(parameter: Tensor) -> None:
         gradients = mine()

@@ -1,8 +1,8 @@
 """Loading an optimizer's state without changing it: strings, sets, arrays and named tuples come back as they were.
 
-torch's ``load_state_dict`` makes ``type(value)(items)`` of everything in a parameter's state that can be iterated over:
-a string becomes the text of a generator, and an array or a named tuple an error. So such values are handed to it in
-boxes, and taken out of them afterwards.
+torch's ``load_state_dict`` copies everything in a parameter's state that can be iterated over as
+``type(value)(items)``. A string then becomes the text of a generator, and an array or a named tuple raises an error. So
+such values are put into boxes before the call, and taken out afterwards.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ __all__ = ["load_state"]
 
 
 class _Box:
-    """Holds a value that nothing can iterate over while it is in here."""
+    """Holds a value, and cannot be iterated over."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
 
 def load_state(optimizer: Any, state: dict[str, Any]) -> None:
-    """Call ``optimizer.load_state_dict``; a method or a hook of the user's own gets the values as they are."""
+    """Call ``optimizer.load_state_dict``; a user's own method or hook gets the values without boxes."""
     own = type(optimizer).load_state_dict is not torch.optim.Optimizer.load_state_dict
     hooked = getattr(optimizer, "_optimizer_load_state_dict_pre_hooks", None)
     if own or hooked or not isinstance(state.get("state"), Mapping):

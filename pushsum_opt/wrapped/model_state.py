@@ -1,4 +1,4 @@
-"""The state of a model that holds an average for a while: copies of it, and a warning where it is kept without."""
+"""The state of a model while it holds an average: copies of it, and a warning where it is kept without a copy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wrapped optimizer and its model, and what this library keeps of either: the tensors that travel."""
+"""The wrapped optimizer and its model, and which of their tensors travel."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def check_wrappable(optimizer: Any) -> None:
 def check_arguments(
     optimizer: Any, model: Any, within_host: Any, gossip_every: Any, algorithm: Any, buffers: Any
 ) -> None:
-    """Raise TypeError or ConfigurationError for an argument that cannot be used, whatever the others are."""
+    """Raise TypeError or ConfigurationError for an argument that can never be used, whatever the others are."""
     check_wrappable(optimizer)
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module or None, got {type(model).__name__}")

@@ -1,9 +1,9 @@
 """Optimizer state that travels with the parameters: points in parameter space, such as schedule-free's z, and moments.
 
-Most optimizers make their state at their first step, and a rank whose parameter has no gradient makes it later, or
-never. So each named entry of each parameter has a *slot*, a tensor of ours that is exchanged from the first round on.
-While the entry does not exist, the slot holds what the entry will start from: the parameter, or 0 of a moment, and what
-peers have sent of theirs. Once it exists, the slot takes its value and its place in the optimizer's state.
+Most optimizers make their state in their first step; where a parameter has no gradient on a rank, later or never. So
+each named entry of each parameter has a *slot*: a tensor of ours that is exchanged from the first round on. Until the
+optimizer makes the entry, the slot holds what the entry will start from (the parameter; 0 for a moment), mixed with
+what peers have sent. Then the slot takes the value of the entry, and replaces it in the optimizer's state.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Points:
         self._begun: dict[str, set[Tensor]] = {name: set() for name in self.names}
         self._called: dict[Tensor, str] = {}
 
-    @torch.inference_mode(False)  # slots are written to outside of it
+    @torch.inference_mode(False)  # slots are written to outside of inference mode
     def slots(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the slots of these parameters, by a name for messages; new ones hold the parameter, or 0.
 
@@ -117,10 +117,10 @@ class Points:
                 self._begun[name].add(parameter)
 
     def _wait(self, parameter: Tensor, slot: Tensor, name: str) -> None:
-        """Have a slot hold what its entry will start from."""
+        """Set a slot to what its entry will start from."""
         if name not in self.moments:
             slot.copy_(parameter)
-        elif parameter in self._begun[name]:  # the state was cleared; otherwise the slot holds what peers have sent
+        elif parameter in self._begun[name]:  # the state was cleared; otherwise the slot keeps what peers have sent
             slot.zero_()
             self._begun[name].discard(parameter)
 
@@ -155,8 +155,8 @@ def entries_of(optimizer: Any, parameter: Tensor) -> dict[str, Any]:
 def averaged(optimizer: Any, push_sum: PushSum, buffers: Mapping[str, Tensor] | None, points: Points) -> Iterator[None]:
     """Collective. As :func:`collectives.averaged`, for an optimizer that may have ``train()`` and ``eval()``.
 
-    Its mode is put back at the end, whatever was called inside. Messages in flight hold what the parameters are in
-    train mode, so with points the average is taken in train mode, and shown in the mode that the optimizer was in.
+    Its mode is put back at the end, whatever was called inside. Messages in flight hold parameters of train mode. So
+    with points the average is taken in train mode, and then shown in the mode that the optimizer was in.
     """
     if not (callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))):
         with collectives.averaged(push_sum, buffers):
@@ -177,7 +177,7 @@ def averaged(optimizer: Any, push_sum: PushSum, buffers: Mapping[str, Tensor] | 
         with held_back():
             _put_flags(inside)
             if evaluating and push_sum.staleness == "unbounded":
-                optimizer.eval()  # what asynchronous ranks have merged before the average must stay
+                optimizer.eval()  # asynchronous ranks have merged before the average, and that must stay
             elif evaluating:
                 _put_flags(outside)
                 for chunk, flat in zip(push_sum.memory.chunks, kept, strict=True):

@@ -1,6 +1,6 @@
 """Mixed precision: what a GradScaler asks of the optimizer that it steps.
 
-An inf is local to one rank, and a rank that skips step() would leave its peers waiting. So the scaler is asked to call
+An inf is found on one rank alone. If that rank skipped step(), its peers would wait. So the scaler is made to call
 step() always, as it does for torch's fused optimizers, and only the local update is skipped.
 """
 
@@ -33,18 +33,18 @@ def amp_scaling(
     *,
     by_hand: bool = False,
 ) -> Iterator[bool]:
-    """Deal with what a GradScaler has set on the wrapper; yield whether the local update must be skipped.
+    """Act on what a GradScaler has set on the wrapper. Yields whether the local update must be skipped.
 
     Args:
         average_now: averages inside a host what has not been averaged; None: nothing has to be averaged before the
             update. Called with the call, whether this rank must skip and its scale; returns whether any rank of the
             host must skip.
-        by_hand: inside, gradients are unscaled, whatever the inner optimizer could do by itself.
+        by_hand: unscale the gradients here, even where the inner optimizer could do it.
     """
     found_inf: Any = getattr(wrapper, "found_inf", None)
     grad_scale: Tensor | None = getattr(wrapper, "grad_scale", None)
     if average_now is not None:
-        # Skip on all ranks of the host or on none. Unscale before averaging: equal ranks lose nothing by it.
+        # All ranks of the host skip, or none. Gradients are unscaled before they are averaged.
         skip, scale = False, math.nan
         if isinstance(found_inf, Tensor):
             skip = bool(found_inf.item())

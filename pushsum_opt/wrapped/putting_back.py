@@ -1,4 +1,4 @@
-"""A model that is lent to an evaluation: what the evaluation assigned anew is put back."""
+"""Undoes what an evaluation has assigned to a model that holds an average: afterwards it has its own tensors again."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["put_back"]
 
 @contextmanager
 def put_back(model: nn.Module | None, *, buffers: bool) -> Iterator[None]:
-    """After the block, names of the model stand for the tensor objects that they stood for before, in their memory.
+    """After the block, every name in the model refers to the tensor object of before the block, in its memory.
 
-    A name that is new inside stays. Of values, those of buffers that have no average are kept here, such as BatchNorm's
-    counter of batches; what is averaged is kept by whoever averages it.
+    A name that was added inside stays. This keeps the values of buffers that have no average, such as BatchNorm's
+    counter of batches. The values of what is averaged are kept by the code that averages it.
 
     Args:
         buffers: do it for buffers too, not only for parameters.

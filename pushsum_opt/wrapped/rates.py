@@ -1,4 +1,4 @@
-"""Scaling a local step by its learning rate, where that is the same as scaling what it did to the parameters."""
+"""Scales a local step by its learning rate, where that is the same as scaling its change of the parameters."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .. import _torch_compat
 
 __all__ = ["LINEAR", "scale_with_rates", "scaled_rates"]
 
-# Their steps are dz = -lr u: u does not depend on lr, and their state holds no lr. Not Rprop, ASGD and Adafactor, whose
-# state or bounds do; and no subclass of anything, for nobody knows what it does with lr.
+# Their steps are dz = -lr u, where u does not depend on lr, and their state holds no lr. Rprop, ASGD and Adafactor are
+# not among them: their state or bounds depend on lr. Subclasses are not either, as they may do anything with lr.
 NAMES = (
     "SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "SparseAdam", "Muon"
 )  # fmt: skip
@@ -22,8 +22,8 @@ LINEAR = tuple(getattr(torch.optim, name) for name in NAMES if hasattr(torch.opt
 def scale_with_rates(optimizer: torch.optim.Optimizer) -> bool:
     """Tell whether a step of this optimizer is scaled by scaling its learning rates, without a copy of the model.
 
-    Not where a rate is a tensor, which may be part of a captured graph; not where hooks run around the step, which may
-    set rates; and not while torch.compile looks on, which would compile the step anew for every rate.
+    False where a rate is a tensor, as it may be part of a captured graph; where hooks run around the step, as they may
+    set rates; and inside torch.compile, which would compile the step anew for every rate.
     """
     if type(optimizer) not in LINEAR or torch.compiler.is_compiling() or _torch_compat.has_step_hooks(optimizer):
         return False

@@ -27,10 +27,10 @@ from ..tensor_kinds import local_part
 
 __all__ = ["Moments", "Rule", "correct"]
 
-ELEMENTS_AT_ONCE = (
-    1 << 24
-)  # elements that are corrected at a time: the memory that this takes for a moment is 4 or 8 bytes of each
-SMALLEST_V = 1e-36  # added to v: where g^2 is too small for its dtype, v must not end below 0 by rounding
+ELEMENTS_AT_ONCE = 1 << 24
+"""Elements that are corrected at a time. Each takes 4 or 8 bytes of memory for a moment."""
+SMALLEST_V = 1e-36
+"""Added to v, so that v does not end below 0 by rounding where g^2 is too small for its dtype."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Moments:
-    """One parameter with what the step works on. A complex one is taken as pairs of real numbers, as torch does."""
+    """One parameter, its gradient and its moments. Complex numbers count as pairs of real ones, as they do in torch."""
 
     parameter: Tensor
     gradient: Tensor
@@ -97,7 +97,7 @@ def _correct(rule: Rule, moments: Sequence[Moments]) -> None:
 
 
 def _unbias(mean: tuple[Tensor, ...] | list[Tensor], beta1: float, steps: Sequence[Tensor | float]) -> None:
-    """Divide by 1 - b1^t. Steps that are counted on a device stay there: reading them would wait for it."""
+    """Divide by 1 - b1^t. A count of steps on a device is not read, because that would wait for the device."""
     if all(not isinstance(step, Tensor) or step.device.type == "cpu" for step in steps):
         torch._foreach_div_(mean, [1 - beta1 ** (float(step) + 1) for step in steps])
         return

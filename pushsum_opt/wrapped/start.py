@@ -21,8 +21,8 @@ __all__ = ["copy_start"]
 def copy_start(channel: Channel, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Collective on a channel. Give every rank rank 0's values; state that is equal already does not travel.
 
-    The state travels without devices: what it holds goes to the devices of this rank. Functions, and other things that
-    do not pickle, stay what they are on each rank.
+    The state travels without its devices: each rank puts it on its own. Functions, and other values that cannot be
+    pickled, stay what they are on each rank.
     """
     copying.broadcast_tensors(channel, tensors, 0)
     state = optimizer.state_dict()

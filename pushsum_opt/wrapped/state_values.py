@@ -1,4 +1,4 @@
-"""What an optimizer's state holds, without the devices on which it lies: to send it, to place it."""
+"""An optimizer's state without its devices, to be sent; and on the devices of this rank again."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""What the wrapped optimizer steps now, compared with what is exchanged: parameters also come behind the wrapper.
+"""Finds parameters that the wrapped optimizer steps and that are not exchanged yet; all ranks then exchange them.
 
-``optimizer.optimizer.add_param_group``, ``param_groups`` bound anew, a list of parameters appended to: frameworks do
-all of these, on every rank at the same step. So what is new is taken in at the next step, by all ranks together.
+Parameters can come without a call to the wrapper: frameworks call ``optimizer.optimizer.add_param_group``, assign
+``param_groups``, or append to a list of parameters. They do it on every rank at the same step. So all ranks take in the
+new parameters together, at the next step.
 
-A parameter that has left the groups stays exchanged: nothing trains it, so gossip only brings the ranks together.
+A parameter that has left the groups is still exchanged. Nothing trains it, so gossip only brings the ranks together.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ CALL = "step() with new parameters"
 
 
 class Watch:
-    """Keeps what is exchanged equal to what is stepped.
+    """Makes all parameters that are stepped parameters that are exchanged.
 
     Args:
         tensors: what the optimizer steps.
@@ -49,12 +50,12 @@ class Watch:
         self._tensors = tensors
         self._push_sum = push_sum
         self._host_gradients = host_gradients
-        # They began alike on all ranks, so that what they hold now is worth keeping.
+        # They were equal on all ranks at the start, so this rank keeps the values that they have now.
         self._begun = list(tensors.all.values())
         self._seen = self._ids()
 
     def look(self) -> None:
-        """Take in what is new; nearly free where nothing is. Where something is, all ranks do it at the same step.
+        """Take in new parameters; nearly free where there are none. All ranks do it at the same step.
 
         Raises:
             LayoutError: the ranks do not agree on what is new; it names what is new here.
@@ -70,7 +71,7 @@ class Watch:
         self._taken()
 
     def _ids(self) -> list[int]:
-        # Parameters that are exchanged are held, so that no other tensor gets the id of one.
+        # Exchanged parameters are kept alive, so no other tensor can get the id of one.
         ids: list[int] = []
         for group in self.optimizer.param_groups:
             ids += map(id, group["params"])
