@@ -12,14 +12,8 @@ from graphs.every import every_graph
 from pushsum_opt import graphs
 from pushsum_opt.errors import ConfigurationError, GraphError
 from pushsum_opt.graphs import Graph
-from pushsum_opt.mixing import (
-    _Dense,
-    _Probed,
-    analyse,
-    mixing_matrix,
-    second_singular_value,
-    window_matrix,
-)
+from pushsum_opt.mixing import analyse, mixing_matrix, second_singular_value, window_matrix
+from pushsum_opt.mixing.products import _Dense, _Probed
 
 SIZES = [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 48, 64, 100]
 
