@@ -69,7 +69,7 @@ def measure(staleness: int, arguments: argparse.Namespace) -> str:
 def nap_for(seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        time.sleep(naps.LONGEST)
+        time.sleep(naps.LONGEST_NAP_S)
 
 
 def share(work: Callable[[], None]) -> float:
