@@ -1,4 +1,4 @@
-"""Another address of :mod:`pushsum_opt.observe`, where listeners are at home."""
+"""An older name of :mod:`pushsum_opt.observe`, which has the listeners."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         graph: who sends to whom: a :class:`~pushsum_opt.graphs.Graph`, a function ``(rank, size, round) -> peers``, or
             None for the default of this size.
         staleness: rounds between posting a message and merging it. 0: synchronous. tau >= 1: a thread moves messages
-            during forward and backward. "unbounded": merge whatever has come, and wait for nobody.
+            during forward and backward. "unbounded": merge what has come, and wait for no rank.
         within_host: how ranks that share a host work together; a host is then one participant of the gossip, with one
             push weight, and ``graph`` is over hosts. "gradients": backward() averages their gradients at its end.
             "ddp": the model is wrapped in torch's DistributedDataParallel over the ranks of the host, which does that.
@@ -323,10 +323,10 @@ class PushSumOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned, here or on a plain optimizer. Local; do it on every rank.
 
-        The mass starts anew at w = a_i on every rank, so that it sums to n even where every rank loads rank 0's file;
-        a warning says so where anything is lost by that. Nothing is where this rank's own state had w = a_i and nothing
-        in flight (synchronous, on a graph whose shares sum to 1 on both sides): then the run goes on bit for bit.
-        :func:`pushsum_opt.checkpoint.load` is collective, and continues every run exactly.
+        The mass starts again at w = a_i on every rank, so that it sums to n even where every rank loads rank 0's file.
+        A warning says so where something is lost by that. Nothing is lost where this rank's own state had w = a_i and
+        nothing in flight (synchronous, on a graph whose shares sum to 1 on both sides): then the run goes on bit for
+        bit. :func:`pushsum_opt.checkpoint.load` is collective, and continues every run exactly.
 
         Raises:
             CheckpointError: a newer release saved the state, in a format that this one does not know; nothing is
@@ -386,11 +386,10 @@ class PushSumOptimizer(torch.optim.Optimizer):
     def averaged(self) -> AbstractContextManager[None]:
         """Collective. A context in which the model holds the exact weighted average over ranks.
 
-        Parameters are averaged, and floating buffers unless ``buffers="local"``; afterwards they hold, bit for bit,
-        what they held, in the tensor objects that they were: what is assigned anew inside is put back, as are moves and
-        conversions of the model. An optimizer with ``train()`` and ``eval()`` may be switched inside; its mode is put
-        back.
-        Nothing in flight is merged: training goes on as if it had not been called.
+        Parameters are averaged, and floating buffers unless ``buffers="local"``. Afterwards the model has its own
+        tensor objects and values again, bit for bit: assignments, moves and conversions that were made inside are
+        undone. An optimizer with ``train()`` and ``eval()`` may be switched inside; its mode is restored, too. Nothing
+        in flight is merged: training goes on as if this had not been called.
         """
         return self._average() if self.model is None else watched(self.model, self._average(), self.push_sum.rank)
 
@@ -449,7 +448,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         self.push_sum.drain()
 
     def close(self) -> None:
-        """Collective. Bring every message home, wait for all ranks, free what is held. Idempotent."""
+        """Collective. Merge what is in flight, wait for all ranks, and free what is held. Idempotent."""
         self.push_sum.close()
 
     def __enter__(self) -> PushSumOptimizer:

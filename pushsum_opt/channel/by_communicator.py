@@ -23,7 +23,7 @@ from .channel import Channel
 __all__ = ["abandon_all", "found", "leaving_together", "opened", "report", "tell_all"]
 
 FOUND_BY_ALL = (MismatchError, PeerFailed, PeerFinished)
-"""Errors that each rank that waits finds out by itself: nobody need be told."""
+"""Errors that every waiting rank finds by itself, so that this rank need not tell them."""
 
 _loopback: weakref.WeakKeyDictionary[LoopbackComm, Channel] = weakref.WeakKeyDictionary()
 _open: list[tuple[Any, Channel]] = []  # over MPI, with its communicator, oldest first

@@ -265,7 +265,7 @@ def _key(command: Sequence[str], environ: Mapping[str, str]) -> str:
 
 
 def _versions() -> Iterator[str]:
-    """Yield what a trial depends on besides MPI and the driver; the trial's own program counts by its bytes."""
+    """Yield what a trial depends on, beside MPI and the driver: versions, and the bytes of the trial's own program."""
     for name in _PARTS:
         with suppress(metadata.PackageNotFoundError):
             yield f"{name} {metadata.version(name)}"

@@ -1,4 +1,4 @@
-"""Asynchronous rounds (AGP, Assran and Rabbat 2020): merge whatever has come, give to whoever is free, wait for nobody.
+"""Asynchronous rounds (AGP, Assran and Rabbat 2020): merge what has come, give to free peers, wait for nothing.
 
 Ranks may run at different speeds, take different numbers of steps and finish at different times. Mass is conserved
 whatever happens; which message is merged when depends on the machine, so two runs differ.
@@ -42,7 +42,7 @@ class _Arrival:
 
 @dataclass(eq=False)
 class _Listening:
-    """A place for the next header, whoever sends it."""
+    """A receive buffer for the next header, from any rank."""
 
     ticket: Ticket
     buffer: bytearray
@@ -163,7 +163,7 @@ class AsynchronousMode(Mode):
             weight = self._merge(arrival, round, weight)
             self._arriving.remove(arrival)  # in place: the thread appends to it
         if here:
-            self._take_in()  # there are places for more
+            self._take_in()  # there is room for more
         return weight
 
     def _merge(self, arrival: _Arrival, round: int, weight: float) -> float:
@@ -219,7 +219,7 @@ class AsynchronousMode(Mode):
         channel.wait_while(left, -1, patient=channel.closing)
         assert everyone is not None
         everyone.check()
-        # Whoever is through may give again at once; nobody merges that before all are through.
+        # A rank that is done may give again at once; no rank merges that before all are done.
         channel.barrier(call)
         self._exchange.merger.report(wait=True)
         return weight

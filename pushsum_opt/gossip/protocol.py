@@ -174,7 +174,7 @@ class Mode(ABC):
         """Take the tensors as they lie now.
 
         At the end they may have another form, as a model has that is converted to be saved. What is in flight is then
-        merged into the memory that they had, which nobody looks at any more.
+        merged into the memory that they had before, which is no longer used.
 
         Args:
             in_flight: there are messages of the form that the tensors had before.

@@ -1,6 +1,6 @@
 """What a rank gives in a round, as pure functions of its mass: what is sent and merged is decided here, and only here.
 
-The modes execute these rules; whoever wants to know what a run would do can apply them without one.
+The modes execute these rules. Without a run, one can apply them to find out what a run would do.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Header:
     """For receivers that take messages from anybody."""
 
     pace: float = 0.0
-    """The sender's estimate of the mean over ranks of the seconds that a step takes; 0 where nobody asks."""
+    """The sender's estimate of the mean over ranks of the seconds that a step takes; 0 where it is not used."""
 
     epoch: int = EPOCH
     """Counts the changes of who takes part: a message of another epoch is void. No version changes it yet."""

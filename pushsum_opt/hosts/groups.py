@@ -152,7 +152,7 @@ def _refuse_unequal(rank: int, labels: list[int]) -> None:
     counts = [labels.count(label) for label in dict.fromkeys(labels)]
     if len(set(counts)) > 1:
         raise ConfigurationError(
-            f"rank {rank}: within_host needs the same number of ranks on every host, for rank l of each carries part l "
+            f"rank {rank}: within_host needs the same number of ranks on every host, as rank l of each carries part l "
             f"of the model; got {', '.join(map(str, counts[:8]))}{', ...' if len(counts) > 8 else ''}. Start equally "
             "many per host, or use within_host=None"
         )

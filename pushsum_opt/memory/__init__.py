@@ -71,7 +71,7 @@ def bind(
 
 
 def _chunk_bytes_on_device(tensors: Sequence[Any], wire: str | None) -> int:
-    """Return max(32 MiB, message / 64): the same on every rank, for it follows from shapes and dtypes."""
+    """Return max(32 MiB, message / 64): the same on every rank, as it depends on shapes and dtypes alone."""
     most = WIDTH.get(wire or "", 8)
     message: int = sum(
         tensor.numel() * (2 if tensor.is_complex() else 1) * min(most, _real_width(tensor)) for tensor in tensors

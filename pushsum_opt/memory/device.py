@@ -3,7 +3,7 @@
 The order of things on an accelerator is the caller's business: work on one stream is done in order, work on two streams
 only where one waits for an event of the other. :mod:`~pushsum_opt.memory.staging` and
 :mod:`~pushsum_opt.memory.on_device` keep that order and know nothing of CUDA; so a device that is emulated on the
-host, with streams that are as late as they may be, tests both.
+host, whose streams delay all work as long as they may, tests both.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Device(ABC):
             what: what it is for, for the error.
 
         Raises:
-            OutOfMemoryError: there is none, not even once torch's pool has given back what nobody uses.
+            OutOfMemoryError: there is none, not even after torch's pool has given back what is not in use.
         """
         found = self.allocate_if_free(nbytes)
         if found is None:
@@ -84,7 +84,7 @@ class Device(ABC):
         """Return new host memory, uint8, not initialised, that the device copies to and from without the processor.
 
         Raises:
-            OutOfMemoryError: there is none, not even once torch has given back what nobody uses.
+            OutOfMemoryError: there is none, not even after torch has given back what is not in use.
         """
         found = self.allocate_pinned_if_free(nbytes)
         if found is None:

@@ -153,7 +153,7 @@ class Planned(Primitives):
     def _lane_chunk_bytes(self, specs: Sequence[TensorSpec]) -> int:
         if self._lanes == 1:
             return self.chunk_bytes
-        # Some chunks for every lane, or the lanes would differ much in their bytes.
+        # Several chunks for every lane: otherwise the lanes would carry very different numbers of bytes.
         total = sum(spec.numel * spec.itemsize for spec in specs)
         return min(self.chunk_bytes, max(SMALLEST_LANE_CHUNK, total // (4 * self._lanes)))
 

@@ -1,4 +1,4 @@
-"""What is said where memory for messages cannot be had: how much was asked, and who has the rest."""
+"""The errors about missing memory: how much was asked for, and what holds the rest."""
 
 from __future__ import annotations
 

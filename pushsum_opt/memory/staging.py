@@ -1,7 +1,7 @@
 """The two ways between a device and the wire: MPI takes device memory itself, or everything goes through the host.
 
-Both hand out a :class:`Slab` per chunk and keep one rule: whoever touches a slab or a bounce buffer first waits for its
-last use, and then becomes its last use. That one chain orders packing, copies, checks, merges and the transport.
+Both hand out a :class:`Slab` per chunk and keep one rule: work on a slab or a bounce buffer first waits for its last
+use, and then becomes its last use. That one chain orders packing, copies, checks, merges and the transport.
 
 On the way through the host a slab is pinned host memory, as long-lived as any other, so that a transport can always
 send or receive all of it; a message that waits for a peer holds up no other. What is shared is the room on the device:
@@ -100,7 +100,7 @@ class Path(ABC):
         """Return what a transport sends, or receives into. Before a receive, what was received before is given up."""
 
     def close(self) -> None:
-        """Give all memory back, whoever still holds a slab. Nothing is under way any more."""
+        """Give all memory back, even where a slab is still held. Nothing is under way any more."""
         for slab in self._slabs:
             slab.memory = None
         self.held = 0

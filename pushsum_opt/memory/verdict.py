@@ -1,7 +1,7 @@
-"""What became of a chunk that was to be merged: known at once on the host, and later where an accelerator looks at it.
+"""The outcome of merging a chunk: on the host it is known at once, and an accelerator reports it later.
 
-An accelerator says it by a flag. The check of what has come raises it; the merge, which stands behind the check on the
-same stream, does nothing then. So nobody waits: the processor reads what it was told once that work is done.
+An accelerator reports it by a flag. The check of what has come raises the flag; the merge, which follows on the same
+stream, then does nothing. So the processor need not wait: it reads the flag when that work is done.
 """
 
 from __future__ import annotations

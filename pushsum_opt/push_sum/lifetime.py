@@ -1,4 +1,4 @@
-"""From construction to the end: what a rank may call when; whom it tells when it fails; how all ranks part."""
+"""From construction to the end: what a rank may call when, whom it tells when it fails, and how all ranks end."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Lifetime:
     def failing_together(self, left: str = WHOLE, *, only_interrupts: bool = False) -> Iterator[None]:
         """Tell the other ranks when this one fails, and refuse to go on afterwards.
 
-        One rank alone goes on after an interrupt: there is nobody with whom it could be out of step.
+        After an interrupt, one rank alone can go on: there is no other rank with which it could be out of step.
 
         Args:
             left: what an interrupt inside leaves of the tensors.
@@ -95,13 +95,13 @@ class Lifetime:
         self.failure = _reason(error)
         self._left = left
         self.interrupted = is_interrupt(error)
-        with contextlib.suppress(Exception):  # at best effort: the error at hand is the one to raise
+        with contextlib.suppress(Exception):  # if this fails too, the error at hand is still the one to raise
             self._channel.tell(self._partners, failed=True, rounds=round, reason=self.failure)
             self._channel.transport.poll(0.0)
             self._participant.tell(failed=True, rounds=round, reason=self.failure)
 
     def refuse_if_over(self) -> None:
-        """Raise ClosedError after the end, whether in peace or by an error."""
+        """Raise ClosedError after close(), or after an error."""
         rank, round = self._participant.rank, self._round()
         if self.forked:
             raise ClosedError(
@@ -131,13 +131,13 @@ class Lifetime:
         self._channel.transport.refuse_if_stopped()
 
     def leave(self, merge_in_flight: Callable[[], None]) -> None:
-        """Collective. Part from the others in peace.
+        """Collective. End without an error.
 
         Args:
             merge_in_flight: called once the others know that this rank gives no more.
         """
         round = self._round()
-        # First say so: from now on nobody waits for this rank, or gives to it.
+        # Tell them first: from now on no rank waits for this one, or gives to it.
         self._channel.tell(self._partners, failed=False, rounds=round)
         self._channel.finish()
         merge_in_flight()

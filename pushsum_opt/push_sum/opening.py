@@ -166,7 +166,7 @@ def fingerprint(memory: Memory, graph: Graph, size: int, options: Options) -> di
 
 
 def versions() -> dict[str, str]:
-    """Return what had better be equal on all ranks."""
+    """Return what should be equal on all ranks, and may differ."""
     torch = sys.modules.get("torch")
     return {
         "numpy": np.__version__,

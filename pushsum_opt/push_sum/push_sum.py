@@ -40,7 +40,7 @@ class PushSum:
         graph: who sends to whom: a :class:`~pushsum_opt.graphs.Graph`, a function ``(rank, size, round) -> peers``, or
             None for the default of this size.
         staleness: rounds between posting a message and merging it. 0: synchronous. tau >= 1: a thread moves messages
-            meanwhile. "unbounded": merge whatever has come, and wait for nobody.
+            meanwhile. "unbounded": merge what has come, and wait for no rank.
         data_weight: v_i, this rank's part in the average, such as its number of samples; > 0.
         wire_dtype: round wider values to this dtype on the wire ("bfloat16", "float16", "float32", or a dtype);
             the mean over ranks stays exact. None: send as it is.
@@ -52,8 +52,8 @@ class PushSum:
         host: where several ranks of a host are one participant; ``comm`` is ``host.gossip_comm`` then.
         owner: the wrapper around this. Once it is dropped on every rank, the next construction closes what it owned.
 
-    Until :meth:`close`, or the end of a ``with`` block, it stays open and holds its tensors, also where nothing refers
-    to it any more; the end of the program closes it.
+    It stays open, and keeps its tensors, until :meth:`close` or the end of a ``with`` block, even where nothing refers
+    to it any more. The end of the program closes it.
 
     Raises:
         ConfigurationError: an argument has a value that cannot be used.
@@ -219,8 +219,8 @@ class PushSum:
     def average(self) -> None:
         """Collective. In place of a round: give every rank the exact average sum_i x_i / n, and w = a_i; k <- k + 1.
 
-        It costs an all-reduce of the tensors in float64, and waits for every rank; what is in flight is merged before.
-        While it lasts, a copy of the tensors is held: where it ends by an error or an interrupt, they are put back.
+        It costs an all-reduce of the tensors in float64, and waits for every rank. What is in flight is merged first.
+        Meanwhile a copy of the tensors is kept. After an error or an interrupt they get their old values again.
 
         Raises:
             As :meth:`mix` does.
@@ -275,10 +275,10 @@ class PushSum:
     def load_state(self, state: Mapping[str, Any] | None) -> str | None:
         """Continue from what :meth:`state` returned. Local.
 
-        The round is taken over, and the mass starts anew at w = a_i: then it sums to n whatever the other ranks load,
-        be it their own files or all of them rank 0's. Nothing is lost by that where this rank's own state has w = a_i
-        and nothing in flight, as between the rounds of a synchronous run on a doubly stochastic graph: such a state
-        continues bit for bit. Inside ``checkpoint.load``, every state does.
+        The round is taken over, and the mass starts again at w = a_i. So it sums to n, whether the other ranks load
+        their own files or rank 0's. Nothing is lost by that where this rank's own state has w = a_i and nothing in
+        flight, as between the rounds of a synchronous run on a doubly stochastic graph: such a state continues bit for
+        bit. Inside ``checkpoint.load`` every state does.
 
         Returns:
             None; or, where something of the state is not taken over, why.

@@ -37,8 +37,8 @@ def state(member: Member) -> dict[str, Any]:
 def restoring_exactly(member: Member) -> Iterator[None]:
     """Inside, :func:`load` restores push weight, residuals and messages in flight as they were.
 
-    For whoever has made sure that every rank loads its own part of one state of all ranks, so that the mass sums to n;
-    and that nothing is in flight.
+    The caller makes sure that every rank loads its own part of one state of all ranks, so that the mass sums to n, and
+    that nothing is in flight.
     """
     member.restores_exactly = True
     try:

@@ -10,7 +10,7 @@ Promised:
 *Not* promised:
     * that a send completes before its receive was expected, however small it is;
     * any order between different peers or different tags;
-    * that anything moves while nobody polls;
+    * that anything moves while no thread polls;
     * that a buffer keeps its old contents, or has its new ones, before its ticket is done.
 """
 
@@ -29,7 +29,7 @@ __all__ = ["ANY", "Notice", "Ticket", "Transport"]
 
 
 ANY = -1
-"""As a peer of :meth:`Transport.expect`: whoever sends first."""
+"""As a peer of :meth:`Transport.expect`: the rank that sends first."""
 
 
 @dataclass(slots=True, eq=False)
@@ -52,7 +52,7 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """What a rank that stops tells the others, so that nobody waits for it in vain."""
+    """What a rank that stops tells the others, so that they do not wait for it."""
 
     sender: int
     failed: bool

@@ -110,7 +110,7 @@ class LoopbackWorld:
             part.fail(-1, reason if rank < 0 else f"rank {rank} of {self.size} failed: {reason}")
 
     def end(self, rank: int) -> None:
-        """This rank's program is over: whoever waits for it learns so."""
+        """This rank's program is over: ranks that wait for it hear of it."""
         with self.lock:
             self.rolls[rank].ended = True
         self.rolls[rank].listen()

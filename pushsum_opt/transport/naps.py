@@ -1,4 +1,4 @@
-"""How a rank that waits leaves the processor to whoever computes, between two looks at what has come."""
+"""How a waiting rank leaves the processor to others between two polls."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def _open(comm: Any, timeout: float, report: Report) -> Transport:
 
 def check(comm: Any) -> None:
     """Raise ConfigurationError unless ``comm`` is a communicator that :func:`connect` takes."""
-    mpi = sys.modules.get("mpi4py.MPI")  # whoever has a communicator has imported it
+    mpi = sys.modules.get("mpi4py.MPI")  # a program that has a communicator has imported it
     if isinstance(comm, LoopbackComm):
         return
     if mpi is not None and isinstance(comm, mpi.Comm) and comm == mpi.COMM_NULL:

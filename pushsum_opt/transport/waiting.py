@@ -1,4 +1,4 @@
-"""Every wait of the library: with a deadline, with a stall line before it, and ended at once by a peer's notice."""
+"""Every wait of the library has a deadline, logs stall lines before it, and ends at once by a peer's notice."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class Waiter:
                     self._report.stalled(now - moved, self._describe(pending[0], round, waiting))
 
     def begin_round(self, round: int) -> None:
-        """Messages of a round are exchanged from now on: whoever waits for those of this rank waits rightly."""
+        """From now on messages of this round are exchanged: a rank that waits for this one's will get them."""
         self._counts_rounds = True
         if self._transport.progress is not None:
             self._transport.progress.reach_round(round + 1)

@@ -28,7 +28,7 @@ class LocalStep:
     Args:
         parts: what is wrapped.
         watch: takes in parameters that are new.
-        host_gradients: averages gradients inside the host; None: nobody does.
+        host_gradients: averages gradients inside the host; None: they are not averaged.
     """
 
     def __init__(self, parts: Parts, push_sum: PushSum, watch: Watch, host_gradients: HostGradients | None) -> None:
