@@ -210,6 +210,8 @@ def consensus_distance(optimizer: Any) -> float:
             own = push_sum.memory.values(chunk)
             for place in push_sum.memory.places(chunk, moments):
                 own[place] = 0.0
+            if chunk.by_element:
+                own[~np.isfinite(own)] = 0.0
             mean = own.copy()
             push_sum.channel.sum(mean, "consensus_distance", round=push_sum.round)
             own -= mean / push_sum.participants

@@ -16,7 +16,6 @@ from . import _torch_compat, combinations, ending, world
 from .algorithms import Algorithm, Gossip
 from .algorithms.join import Join
 from .arguments import Adaptive, Buffers, Communicator, DType, GraphLike, Nonfinite, Staleness, WithinHost
-from .channel.agreement import agree
 from .errors import ConfigurationError, LayoutError
 from .hosts import Hosts, Participant
 from .log import log
@@ -151,12 +150,14 @@ class PushSumOptimizer(torch.optim.Optimizer):
         """What must live as long as this does, such as a Saver."""
         self._algorithm = Gossip() if algorithm is None else algorithm
         host: Participant | None = None
+        # Ranks with different ones begin by different calls, and so see what is different.
+        name = NAME if within_host is None else f"PushSumOptimizer(within_host={within_host!r})"
         if within_host is not None:
-            with calling(NAME):
+            with calling(name):
                 host = hosts = _make_hosts(within_host, comm, data_weight, timeout)
             comm, data_weight = hosts.gossip_comm, hosts.data_weight
         self._within_host = within_host
-        with calling(NAME):
+        with calling(name):
             self.push_sum = PushSum(
                 self._tensors.exchanged,
                 graph=graph,
@@ -169,12 +170,15 @@ class PushSumOptimizer(torch.optim.Optimizer):
                 rate_correction=rate_correction,
                 host=host,
                 owner=self,
+                by_element=self._tensors.exchanged_buffers,
+                alike=self._alike(),
+                leave_out=self._tensors.leave_out_together if self._buffers == "gossip" else None,
             )
             self._host_gradients: HostGradients | None = None
             if within_host == "gradients":
                 self._host_gradients = HostGradients(self.push_sum, self._tensors)
                 self.push_sum.before_close(self._host_gradients.close)
-        with self.push_sum.failing_together(), calling(NAME):
+        with self.push_sum.failing_together(), calling(name):
             self._start_alike()
             found = start_line.hosts(self.push_sum.channel, torch.get_num_threads(), self.push_sum.host.lanes)
         if self.push_sum.first:
@@ -570,20 +574,23 @@ class PushSumOptimizer(torch.optim.Optimizer):
 
     # ------------------------------------------------------------------ the start
 
-    @torch.inference_mode(False)  # the state that is made here is written to by steps outside of it
-    def _start_alike(self) -> None:
-        """Rank 0's parameters, buffers and optimizer state reach every rank that differs."""
-        settings = {
+    def _alike(self) -> dict[str, str]:
+        """Return the arguments that must be equal on all ranks: where they are not, tensors differ as well."""
+        return {
             "gossip_every": str(self._gossip_every),
             "algorithm": repr(self._algorithm),
             "buffers": repr(self._buffers),
             "within_host": repr(self._within_host),
             "gossip_state": repr(self._points.points),
             "adaptive": repr("plain" if self._corrected is None else "corrected"),
+            **self._tensors.roles,
         }
+
+    @torch.inference_mode(False)  # the state that is made here is written to by steps outside of it
+    def _start_alike(self) -> None:
+        """Rank 0's parameters, buffers and optimizer state reach every rank that differs."""
         # First inside every host, then between hosts: rank 0's values reach all.
         for channel in (*self.push_sum.host.replicas, self.push_sum.channel):
-            agree(channel, settings)
             copy_start(channel, self.optimizer, self._tensors.all)
         self._points.adopt()
         if self._corrected is not None:

@@ -12,7 +12,7 @@ from ..errors import ConfigurationError, MismatchError
 from ..log import log
 from .channel import Channel
 
-__all__ = ["agree", "normalised_data_weight", "shared_run"]
+__all__ = ["agree", "named_ranks", "normalised_data_weight", "shared_run"]
 
 BUILT_ALIKE = "Build the same model, optimizer and graph on every rank (same code, same arguments)"
 
@@ -61,7 +61,7 @@ def _differences(everyone: list[dict[str, str]], ranks: list[int], most: int = 5
         for rank, items in zip(ranks, everyone, strict=True):
             holders.setdefault(items.get(name, "missing"), []).append(rank)
         if len(holders) > 1:
-            parts = [f"{value} on {_ranks(own)}" for value, own in holders.items()]
+            parts = [f"{value} on {named_ranks(own)}" for value, own in holders.items()]
             lines.append(f"{name} is " + ", ".join(parts[:4]))
     if not lines:
         lines = _another_order(everyone, ranks)
@@ -80,7 +80,8 @@ def _another_order(everyone: list[dict[str, str]], ranks: list[int]) -> list[str
     return []
 
 
-def _ranks(ranks: list[int]) -> str:
+def named_ranks(ranks: list[int]) -> str:
+    """Name ranks, for messages."""
     if len(ranks) == 1:
         return f"rank {ranks[0]}"
     shown = ", ".join(map(str, ranks[:6]))
@@ -98,7 +99,7 @@ def normalised_data_weight(channel: Channel, data_weight: float) -> float:
     bad = [rank for rank, weight in enumerate(weights) if not 0 < weight < float("inf")]
     if bad:
         channel.let_everyone_know()
-        holders = _ranks([channel.job_rank(rank) for rank in bad])
+        holders = named_ranks([channel.job_rank(rank) for rank in bad])
         raise ConfigurationError(
             f"rank {channel.job_rank()}: data_weight={weights[bad[0]]} on {holders}: expected a finite number above "
             "0, such as the number of samples of that rank"

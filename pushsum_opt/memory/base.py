@@ -102,20 +102,27 @@ class Memory(Planned):
         """
         sent = self._widen(self._on_wire(chunk, slab), self._work_dtype(chunk))
         z = self._gather(chunk, self._work_dtype(chunk))
+        lost = self._difference(chunk, z, sent)
         if chunk.index in self._residual:
-            self._residual[chunk.index] += given * (z - sent)
+            self._residual[chunk.index] += given * lost
         else:
-            self._scatter(chunk, z + (given / weight) * (z - sent))
+            self._scatter(chunk, z + (given / weight) * lost)
 
     def merge_if_finite(self, chunk: Chunk, slab: Array, weight: float, mass: float, *, heal: bool = False) -> Verdict:
         """:meth:`merge` a received chunk unless it holds inf or nan: nothing is changed then.
 
+        A chunk that is merged element by element always counts as finite.
+
         Args:
-            heal: replace elements of ours that are not finite first, as :meth:`heal` does.
+            heal: replace elements of ours that are not finite first, as :meth:`heal` does; of a chunk that is merged
+                element by element those that are nan, for inf may be meant.
 
         Returns:
             what became of it; on an accelerator that is known later, and this call does not wait.
         """
+        if chunk.by_element:
+            self._merge_by_element(chunk, slab, weight, mass, heal)
+            return Verdict(Outcome(finite=True))
         if not self.received_is_finite(chunk, slab):
             return Verdict(Outcome(finite=False))
         healed = heal and self.heal(chunk, slab)
@@ -138,6 +145,21 @@ class Memory(Planned):
         else:
             self._lerp(self._views[chunk.index], self._cut(theirs, chunk), mass / (weight + mass))
 
+    def _merge_by_element(self, chunk: Chunk, slab: Array, weight: float, mass: float, heal: bool) -> None:
+        """Merge where both elements are finite, and keep ours elsewhere. Nothing is asked of the values: no wait."""
+        work = self._work_dtype(chunk)
+        mine = self._gather(chunk, work)
+        theirs = self._choose_finite(self._widen(self._on_wire(chunk, slab), work), mine)
+        if heal:
+            mine = self._choose_number(mine, theirs)
+        if chunk.index in self._residual:
+            self._settle(chunk, weight * mine + self._residual[chunk.index] + mass * theirs, weight + mass)
+        else:
+            merged = self._gather(chunk, work)
+            self._copy([merged], [mine])
+            self._lerp([merged], [theirs], mass / (weight + mass))
+            self._scatter(chunk, self._choose_finite(merged, mine))
+
     def received_is_finite(self, chunk: Chunk, slab: Array) -> bool:
         """Tell whether a received chunk holds no inf and no nan."""
         return self._all_finite(self._on_wire(chunk, slab))
@@ -151,14 +173,12 @@ class Memory(Planned):
         self._scatter(chunk, self._choose_finite(mine, theirs))
         if chunk.index in self._residual:
             residual = self._residual[chunk.index]
-            nothing = self._allocate(chunk.numel, "float32", chunk.device)
-            nothing[:] = 0
-            self._copy([residual], [self._choose_finite(residual, nothing)])
+            self._copy([residual], [self._finite_or_zero(chunk, residual, "float32")])
         return True
 
     def snapshot(self) -> None:
         """Remember z, for :meth:`scale_step`."""
-        for chunk in self.exchanged:
+        for chunk in self._stepped:
             before = self._before.get(chunk.index)
             if before is None:
                 before = self._before[chunk.index] = self._allocate(chunk.numel, chunk.dtype, chunk.device)
@@ -167,9 +187,10 @@ class Memory(Planned):
     def scale_step(self, weight: float, data_weight: float) -> None:
         """Scale the local step since :meth:`snapshot`: z <- z_before + (a / w)(z_after - z_before).
 
-        So x moves by a dz, as in the paper, where the update is applied to the numerator.
+        So x moves by a dz, as in the paper, where the update is applied to the numerator. What is merged element by
+        element is not stepped: a forward moves it, mostly outside of the step.
         """
-        for chunk in self.exchanged:
+        for chunk in self._stepped:
             before = self._before[chunk.index]
             if chunk.index in self._residual:
                 wide = self._widen(before, "float32")
@@ -178,11 +199,16 @@ class Memory(Planned):
             else:
                 self._lerp(self._views[chunk.index], self._cut(before, chunk), 1.0 - data_weight / weight)
 
+    @property
+    def _stepped(self) -> list[Chunk]:
+        return [chunk for chunk in self.exchanged if not chunk.by_element]
+
     def _settle(self, chunk: Chunk, numerator: Array, weight: float) -> None:
         # z is the half-precision value nearest to x / w; what it misses stays in r, so nothing is lost.
         estimate = numerator / weight
         self._scatter(chunk, estimate)
-        self._copy([self._residual[chunk.index]], [weight * (estimate - self._gather(chunk, "float32"))])
+        missed = self._difference(chunk, estimate, self._gather(chunk, "float32"))
+        self._copy([self._residual[chunk.index]], [weight * missed])
 
     # ------------------------------------------------------------------ whole-model values, in float64
 
@@ -304,6 +330,18 @@ class Memory(Planned):
             part if own.ndim == 1 else part.reshape(own.shape)
             for part, own in zip(self._parts(flat, chunk), self._views[chunk.index], strict=True)
         ]
+
+    def _difference(self, chunk: Chunk, exact: Array, rounded: Array) -> Array:
+        """Return what rounding took away, in the work dtype; by element, inf loses nothing."""
+        if not chunk.by_element:
+            return exact - rounded
+        with np.errstate(invalid="ignore"):  # inf - inf
+            return self._finite_or_zero(chunk, exact - rounded, self._work_dtype(chunk))
+
+    def _finite_or_zero(self, chunk: Chunk, flat: Array, dtype: str) -> Array:
+        nothing = self._allocate(chunk.numel, dtype, chunk.device)
+        nothing[:] = 0
+        return self._choose_finite(flat, nothing)
 
     def _gather(self, chunk: Chunk, dtype: str) -> Array:
         flat = self._allocate(chunk.numel, dtype, chunk.device)

@@ -7,7 +7,7 @@ estimate z, the push weight w is one float64, and the numerator x = w z is impli
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any
@@ -64,6 +64,11 @@ class PushSum:
         host: where several ranks of a host are one participant; ``comm`` is ``host.gossip_comm`` then.
         owner: the wrapper around this. Once it is dropped on every rank, the next construction closes what it owned.
 
+        by_element: names of tensors that are merged element by element, as buffers are: an element that is inf or nan,
+            here or there, stays what it is here, and is no error.
+        alike: what else must be equal on all ranks, by names that a user understands: what explains other differences.
+        leave_out: collective over channels; returns the names of tensors that are not exchanged after all.
+
     Until :meth:`close`, or the end of a ``with`` block, it stays open and holds its tensors, also where nothing refers
     to it any more; the end of the program closes it.
 
@@ -99,6 +104,9 @@ class PushSum:
         rate_correction: bool = False,
         host: Participant | None = None,
         owner: Any = None,
+        by_element: Collection[str] = (),
+        alike: Mapping[str, str] | None = None,
+        leave_out: Callable[[Iterable[Channel]], Collection[str]] | None = None,
     ) -> None:
         comm = world.communicator(comm)
         ending.stop_all_on_error()
@@ -125,6 +133,7 @@ class PushSum:
             direct=lambda: cuda_aware.takes_device_memory(comm),
             lane=host.part,
             who=f"rank {self.rank}",
+            by_element=by_element,
         )
         self.graph: graphs.Graph = graphs.resolve(graph, comm.Get_size(), warn=self.first)
         self.memory.whose = f"rank {self.rank}: "
@@ -164,6 +173,12 @@ class PushSum:
         self.mass = Mass.begin(1.0)
         """w, a and k of this rank."""
         with self.failing_together(), calling("PushSum(...)"):
+            if alike is not None:
+                for channel in (self.channel, *host.replicas):
+                    agree(channel, alike)
+            if leave_out is not None:
+                self.memory.leave_out(leave_out(self.channels))
+                self._held = list(self.memory.tensors.values())
             self._agree(opening.versions())
             self.mass = Mass.begin(normalised_data_weight(self.channel, float(data_weight)))
             self.run, self.name = opening.name_the_run(self.channel, host)
@@ -362,7 +377,7 @@ class PushSum:
         self._events.release()
 
     def _take_average(self, chunk: Chunk, values: Any) -> None:
-        if np.isfinite(values).all():
+        if chunk.by_element or np.isfinite(values).all():
             self.memory.settle(chunk, values, self.initial_weight)
         elif self._nonfinite == "skip":
             self._events.chunk_skipped(self.round, self.participant, self.memory.describe(chunk))
@@ -423,15 +438,16 @@ class PushSum:
         with self.collective(call):
             self.gossip.meet(self.round, call)
 
-    def extend(self, tensors: Mapping[str, Any], *, call: str) -> None:
+    def extend(self, tensors: Mapping[str, Any], *, call: str, by_element: Collection[str] = ()) -> None:
         """Collective. Exchange more tensors from the next round on, beside those that are there.
 
         Args:
+            by_element: names of those that are merged element by element.
             call: the name of the call that all ranks make together.
         """
         self.drain(call=call)
         with self.collective(call, JOINING):
-            self.memory.extend(list(tensors.values()), list(tensors))
+            self.memory.extend(list(tensors.values()), list(tensors), by_element)
             self._held = [*self._held, *tensors.values()]
             self._agree()
             self.gossip.reserve()

@@ -60,7 +60,7 @@ class Watch:
     def add(self, call: str) -> None:
         """Collective. Exchange what is new from the next round on, with rank 0's values on every rank."""
         new = self._new()
-        self._push_sum.extend(new, call=call)
+        self._extend(new, call)
         self._start_alike(new, call)
         self._taken()
 
@@ -81,12 +81,17 @@ class Watch:
         if new:
             with calling(f"{CALL}: {_listed(new)}"):
                 self._agree(new)
-                push_sum.extend(new, call=CALL)
+                self._extend(new, CALL)
                 begun = {id(tensor) for tensor in self._begun}
                 self._start_alike({name: tensor for name, tensor in new.items() if id(tensor) not in begun}, CALL)
             if push_sum.first:
                 log.info("exchanged from round %d on: new parameters %s", push_sum.round, _listed(new))
         self._taken()
+
+    def _extend(self, new: Mapping[str, Tensor], call: str) -> None:
+        buffers = {id(tensor) for tensor in self._tensors.exchanged_buffers.values()}
+        by_element = [name for name, tensor in new.items() if id(tensor) in buffers]
+        self._push_sum.extend(new, call=call, by_element=by_element)
 
     def _taken(self) -> None:
         self._seen = self._ids()

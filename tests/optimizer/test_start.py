@@ -176,6 +176,36 @@ def test_ranks_that_disagree_get_the_same_clear_error_everywhere(what):
         assert part in said[0]
 
 
+@pytest.mark.parametrize(
+    ("change", "item"),
+    [
+        ({"buffers": "gossip"}, "buffers is 'average' on rank 0, 'gossip' on rank 1"),
+        ({"gossip_state": ("momentum_buffer",)}, "gossip_state is () on rank 0, ('momentum_buffer',) on rank 1"),
+        ({"within_host": "gradients"}, "PushSumOptimizer(within_host='gradients')"),
+        ("tie", "what the model has tied is nothing on rank 0, q to p on rank 1"),
+        ("freeze", "what the optimizer does not get of the model is nothing on rank 0, q on rank 1"),
+    ],
+    ids=str,
+)
+def test_what_makes_ranks_exchange_other_tensors_is_named_and_not_what_follows(change, item):
+    def rank(comm):
+        model = nn.ParameterDict({"p": torch.zeros(3), "q": torch.zeros(3)})
+        model.register_buffer("b", torch.zeros(2))
+        if comm.rank == 1 and change == "tie":
+            model.q = model.p
+        if comm.rank == 1 and change == "freeze":
+            model.q.requires_grad_(False)
+        inner = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        options = change if comm.rank == 1 and isinstance(change, dict) else {}
+        with pytest.raises(MismatchError) as caught:
+            ps.PushSumOptimizer(inner, model, comm=comm, **options)
+        return str(caught.value)
+
+    for said in ps.testing.run(2, rank, timeout=30):
+        assert item in said
+        assert "missing" not in said
+
+
 def test_one_column_too_many_among_many_is_the_only_one_named():
     def rank(comm):
         model = nn.ParameterDict({f"p{i:02}": torch.zeros(3 + (comm.rank == 2 and i == 17)) for i in range(40)})
