@@ -374,3 +374,34 @@ def test_after_a_failed_start_the_ranks_may_start_anew():
             wrapped.step()
 
     ps.testing.run(2, rank, timeout=30)
+
+
+@pytest.mark.parametrize("how", ["a dict", "a list", "itself", "deep", "in a group"])
+def test_state_that_holds_itself_is_named_with_its_parameter(how):
+    """On one rank nothing has to travel, so it is taken as it is."""
+
+    def rank(comm):
+        model = network()
+        inner = torch.optim.SGD(model.parameters(), lr=0.1 + comm.rank)
+        entries = inner.state[model[2].bias]
+        endless = {"a dict": {}, "a list": []}.get(how, entries)
+        if how == "a dict":
+            endless["again"] = endless
+        if how == "a list":
+            endless.append([endless])
+        if how == "deep":
+            endless = []
+            for _ in range(2000):
+                endless = [endless]
+        entries["loop"] = endless
+        if how == "in a group":
+            inner.state.clear()
+            inner.param_groups[0]["loop"] = {"more": inner.param_groups[0]}
+        with ps.PushSumOptimizer(inner, model, comm=comm) as optimizer:
+            optimizer.gossip()
+
+    ps.testing.run(1, rank)
+    with pytest.raises(ps.testing.RankErrors) as caught:
+        ps.testing.run(2, rank, timeout=30)
+    place = "['param_groups'][0]['loop']" if how == "in a group" else "state 'loop' of parameter 2.bias holds"
+    assert all(isinstance(error, ConfigurationError) and place in str(error) for error in caught.value.errors.values())
