@@ -18,6 +18,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 IDLE = 20e-3  # seconds between polls while there is nothing but a peer's notice that could come
+QUIET = 1.0  # seconds without movement after which it is as if nothing were under way: hundreds of threads may wait so
 
 
 class Background(Transport):
@@ -168,13 +169,16 @@ class Background(Transport):
     def _work(self) -> None:
         try:
             self._prepare()
+            active = time.monotonic()
             while not self._stopping:
                 with self._lock:
                     moved = self._look()
-                    pause = self._period if self._inner.under_way else IDLE
+                    now = time.monotonic()
+                    active = now if moved else active
+                    pause = self._period if self._inner.under_way and now - active < QUIET else IDLE
                     self._pausing = 0.0 if moved else pause
-                if not moved:
-                    self._nudge.acquire(timeout=pause)
+                if not moved and self._nudge.acquire(timeout=pause):
+                    active = time.monotonic()  # the caller has begun something
         except BaseException as error:
             with self._lock:
                 self._error = error
