@@ -29,6 +29,7 @@ from .wrapped.finding import Finder
 from .wrapped.host_gradients import HostGradients
 from .wrapped.loading_state import load_state
 from .wrapped.model_state import check_rank, copy_to_host, watched
+from .wrapped.order import another_order
 from .wrapped.precision import amp_scaling
 from .wrapped.putting_back import put_back
 from .wrapped.rates import scale_with_rates, scaled_rates
@@ -591,6 +592,9 @@ class PushSumOptimizer(torch.optim.Optimizer):
         """Rank 0's parameters, buffers and optimizer state reach every rank that differs."""
         # First inside every host, then between hosts: rank 0's values reach all.
         for channel in (*self.push_sum.host.replicas, self.push_sum.channel):
+            order = another_order(channel, self._tensors.named_parameters)
+            if order is not None and channel.rank == 0:
+                log.warning("%s", order)
             copy_start(channel, self.optimizer, self._tensors.all)
         self._points.adopt()
         if self._corrected is not None:

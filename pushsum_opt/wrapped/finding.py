@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..log import log
 
-__all__ = ["Finder"]
+__all__ = ["Finder", "corner"]
 
 LOOKS = (1, 2, 4, 8, 16)  # after these local steps: Lookahead's slow weights, for one, move every 5 or 6 steps only
 NEAR = 0.5  # |s - p| / |p| of a point in parameter space is below this
@@ -33,7 +33,7 @@ class Finder:
         self._parameters = list(parameters.values())
         self._known = set(known)
         self._steps = 0
-        self._start = [_corner(p) for p in self._parameters]  # a few elements of each
+        self._start = [corner(p) for p in self._parameters]  # a few elements of each
         self._first: dict[str, dict[int, Tensor]] = {}  # by name and parameter: how it was first seen
         self._far: set[str] = set()
         self._moved: set[str] = set()
@@ -62,13 +62,13 @@ class Finder:
             entries = optimizer.state.get(parameter)
             for name, value in entries.items() if isinstance(entries, dict) else ():
                 if name not in self._known and name not in self._far and _is_alike(value, parameter):
-                    candidates.setdefault(name, {})[index] = _corner(value)
+                    candidates.setdefault(name, {})[index] = corner(value)
         for name, corners in candidates.items():
             self._judge(name, corners)
 
     def _judge(self, name: str, corners: dict[int, Tensor]) -> None:
         now = torch.cat(list(corners.values()))
-        held = torch.cat([_corner(self._parameters[index]) for index in corners])
+        held = torch.cat([corner(self._parameters[index]) for index in corners])
         start = torch.cat([self._start[index] for index in corners])
         near = (now - held).norm() <= NEAR * held.norm()
         along = torch.dot(now - start, held - start) >= ALONG * (now - start).norm() * (held - start).norm()
@@ -101,7 +101,7 @@ def _shares(value: Tensor, parameter: Tensor) -> bool:
     return not hasattr(value, "to_local") and value.data_ptr() == parameter.data_ptr()
 
 
-def _corner(tensor: Tensor) -> Tensor:
+def corner(tensor: Tensor) -> Tensor:
     """Return a few elements in float64, on the host."""
     local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     local = local.detach()

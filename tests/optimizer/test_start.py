@@ -405,3 +405,32 @@ def test_state_that_holds_itself_is_named_with_its_parameter(how):
         ps.testing.run(2, rank, timeout=30)
     place = "['param_groups'][0]['loop']" if how == "in a group" else "state 'loop' of parameter 2.bias holds"
     assert all(isinstance(error, ConfigurationError) and place in str(error) for error in caught.value.errors.values())
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["without a model", "in a ParameterList"])
+@pytest.mark.parametrize(
+    ("seeds", "order", "warned"),
+    [
+        ([0, 0, 0], [0, 1, 2], False),
+        ([0, 0, 0], [1, 0, 2], True),
+        ([0, 1, 2], [1, 0, 2], False),
+    ],
+    ids=["one order", "another order", "seeds of their own"],
+)
+def test_another_order_of_equal_shapes_is_warned_of_where_values_show_it(named, seeds, order, warned, caplog):
+    def rank(comm):
+        torch.manual_seed(seeds[comm.rank])
+        made = [nn.Parameter(torch.randn(4, 4)) for _ in range(3)] + [nn.Parameter(torch.zeros(4)) for _ in range(2)]
+        places = order if comm.rank == 1 else range(3)
+        model = nn.ParameterList([*(made[place] for place in places), *made[3:]])
+        inner = torch.optim.SGD(model.parameters(), lr=0.1)
+        ps.PushSumOptimizer(inner, model if named else None, comm=comm).close()
+
+    with caplog.at_level(logging.WARNING, "pushsum_opt"):
+        ps.testing.run(3, rank)
+    said = [record.getMessage() for record in caplog.records if "another order" in record.getMessage()]
+    assert len(said) == warned
+    names = ("0", "1") if named else ("group 0 parameter 0", "group 0 parameter 1")
+    assert all(
+        f"rank 1 holds rank 0's parameters in another order: its {names[0]} is {names[1]} there" in one for one in said
+    )
