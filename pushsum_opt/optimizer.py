@@ -131,7 +131,9 @@ class PushSumOptimizer(torch.optim.Optimizer):
         self._joining: Join | None = None
         self.companions: list[Any] = []
         """What must live as long as this does, such as a Saver."""
-        with calling(CONSTRUCTION):
+        # Ranks with different ones begin by different calls, and so see what is different.
+        construction = CONSTRUCTION if within_host is None else f"PushSumOptimizer(within_host={within_host!r})"
+        with calling(construction):
             host = None if within_host is None else beginning.make_hosts(within_host, comm, data_weight, timeout)
             self.push_sum = PushSum(
                 parts.tensors.exchanged,
@@ -144,12 +146,11 @@ class PushSumOptimizer(torch.optim.Optimizer):
                 timeout=timeout,
                 rate_correction=rate_correction,
                 host=host,
-                owner=self,
+                wrapping=beginning.wrapping(self, parts, self._algorithm, gossip_every, within_host),
             )
             self._host_gradients = HostGradients(self.push_sum, parts.tensors) if within_host == "gradients" else None
-        with self.push_sum.member.failing_together(), calling(CONSTRUCTION):
-            settings = {"gossip_every": str(gossip_every), "within_host": repr(within_host)}
-            beginning.start_alike(parts, self.push_sum, self._algorithm, settings)
+        with self.push_sum.member.failing_together(), calling(construction):
+            beginning.start_alike(parts, self.push_sum, self._algorithm)
             beginning.announce(parts, self.push_sum, within_host)
         if self.push_sum.member.speaks:
             beginning.warn_about_set_up(parts, self.push_sum.participants, within_host)

@@ -12,7 +12,8 @@ from typing import IO, Any, cast
 import torch
 
 from ..errors import CheckpointError
-from .refused import first_line, refused
+from .nesting import endless
+from .refused import first_line, no_end, refused
 from .safe_types import decode, encode
 
 __all__ = ["TEMPORARY", "digest", "load_tensors", "save_tensors", "sync_directory", "write_whole"]
@@ -73,6 +74,9 @@ def save_tensors(path: Path, value: Any) -> dict[str, Any]:
     Raises:
         CheckpointError: torch could not read it back without running code from the file; it names what and where.
     """
+    found = endless(value)
+    if found is not None:
+        raise CheckpointError(no_end(*found))
     value = encode(value)
     counted: list[_Hashing] = []
 

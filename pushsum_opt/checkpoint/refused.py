@@ -10,7 +10,7 @@ import torch
 
 from .safe_types import PLAIN
 
-__all__ = ["first_line", "refused"]
+__all__ = ["first_line", "no_end", "refused"]
 
 
 def refused(part: Any, error: BaseException) -> str:
@@ -29,6 +29,12 @@ def refused(part: Any, error: BaseException) -> str:
         f"what is saved holds something that torch.load(weights_only=True) does not take: {first_line(error)}. Save "
         "only tensors, numbers, strings, lists, tuples, sets and dicts"
     )
+
+
+def no_end(path: tuple[Any, ...], why: str) -> str:
+    """Return what to say of a container that holds itself, or too many others inside each other."""
+    where, _ = _place(path[:4])
+    return f"{where} {why}, which no file can hold. Save its plain values instead, and leave out what leads back to it"
 
 
 def _leaves(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:

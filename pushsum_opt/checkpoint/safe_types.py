@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from ..errors import CheckpointError
+from .nesting import DEEPEST
 
 __all__ = ["decode", "encode"]
 
@@ -34,7 +35,6 @@ FACTORIES: dict[str, Any] = {one.__name__: one for one in (int, float, complex, 
 FORMATS = {str(one).removeprefix("torch."): one for one in (
     torch.contiguous_format, torch.preserve_format, torch.channels_last, torch.channels_last_3d
 )}  # fmt: skip
-DEEPEST = 200  # containers inside each other
 
 # Types that are written by their arguments: how to take a value apart, and how to make it again.
 _ARGUMENTS: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {

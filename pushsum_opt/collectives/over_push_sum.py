@@ -36,6 +36,8 @@ def consensus_distance(optimizer: Any) -> float:
             own = push_sum.memory.values(chunk)
             for span in push_sum.memory.spans(chunk, moments):
                 own[span] = 0.0
+            if chunk.by_element:
+                own[~np.isfinite(own)] = 0.0
             mean = own.copy()
             push_sum.member.channel.sum(mean, "consensus_distance", round=push_sum.round)
             own -= mean / push_sum.participants

@@ -144,8 +144,6 @@ class Merger:
                 named = self._memory.name_nonfinite(asked.chunk, self._memory.received_values(asked.chunk, asked.slab))
             raise NonFiniteError(
                 f"rank {self._name(None)}: the message of rank {self._name(asked.peer)} in round {asked.round} holds "
-                f"inf or nan in {named}; it was not merged. Where that is a parameter, that rank has diverged: look at "
-                "its loss and gradients (learning rate, loss scaling). nonfinite='skip' trains on through such "
-                "messages. A buffer that holds inf on purpose stays on each rank if it does so when the optimizer is "
-                "wrapped, or with buffers='average'"
+                f"inf or nan in {named}; it was not merged. That rank has diverged: look at its loss and gradients "
+                "(learning rate, loss scaling). nonfinite='skip' trains on through such messages"
             )

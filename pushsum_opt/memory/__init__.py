@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ def bind(
     direct: Callable[[], bool] = lambda: False,
     lane: tuple[int, int] = (0, 1),
     who: str = "this rank",
+    by_element: Collection[str] = (),
 ) -> Memory:
     """Return the memory for tensors of one kind: all numpy arrays, or all torch tensors.
 
@@ -43,6 +44,7 @@ def bind(
         direct: asked only where tensors are on a GPU: whether the transport takes device memory.
         lane: (l, L): exchange part l of L of the tensors.
         who: whose tensors they are, for errors.
+        by_element: names of tensors that are merged element by element, as buffers are.
 
     Raises:
         ConfigurationError: tensors of several kinds, or one that cannot be exchanged.
@@ -52,7 +54,7 @@ def bind(
     if tensors and all(arrays):
         from .array import ArrayMemory
 
-        return ArrayMemory(tensors, names, wire, chunk_bytes or CHUNK_BYTES, lane)
+        return ArrayMemory(tensors, names, wire, chunk_bytes or CHUNK_BYTES, lane, by_element=by_element)
     if any(arrays):
         raise ConfigurationError("tensors: expected only torch tensors or only numpy arrays, got some of each")
     for tensor, name in zip(tensors, names, strict=True):
@@ -62,12 +64,13 @@ def bind(
     if device is None:
         from .host import HostMemory
 
-        return HostMemory(tensors, names, wire, chunk_bytes or CHUNK_BYTES, lane)
+        return HostMemory(tensors, names, wire, chunk_bytes or CHUNK_BYTES, lane, by_element=by_element)
     from .cuda import CudaDevice
     from .on_device import DeviceMemory
 
     chunk_bytes = chunk_bytes or _chunk_bytes_on_device(tensors, wire)
-    return DeviceMemory(tensors, names, wire, chunk_bytes, lane, device=CudaDevice(device, who), direct=direct())
+    cuda = CudaDevice(device, who)
+    return DeviceMemory(tensors, names, wire, chunk_bytes, lane, device=cuda, direct=direct(), by_element=by_element)
 
 
 def _chunk_bytes_on_device(tensors: Sequence[Any], wire: str | None) -> int:

@@ -80,9 +80,10 @@ class ArrayMemory(Memory):
     def _lerp(self, destinations: Sequence[Array], others: Sequence[Array], fraction: float) -> None:
         for destination, other in zip(destinations, others, strict=True):
             step = other.astype(destination.dtype)
-            step -= destination
-            step *= destination.dtype.type(fraction)
-            destination += step
+            with np.errstate(invalid="ignore"):  # inf - inf, of elements that are then kept
+                step -= destination
+                step *= destination.dtype.type(fraction)
+                destination += step
 
     def _widen(self, array: Array, dtype: str) -> Array:
         return array.astype(dtype, copy=False)
@@ -93,6 +94,9 @@ class ArrayMemory(Memory):
 
     def _choose_finite(self, mine: Array, theirs: Array) -> Array:
         return np.where(np.isfinite(mine), mine, theirs)
+
+    def _choose_number(self, mine: Array, theirs: Array) -> Array:
+        return np.where(np.isnan(mine), theirs, mine)
 
     def _to_numpy(self, array: Array) -> Values:
         return array

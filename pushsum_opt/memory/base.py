@@ -18,15 +18,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .chunked import Chunked
 from .plan import Chunk
-from .planned import HALF, WIDTH, Planned
+from .planned import WIDTH
 from .primitives import Array, Values
 from .verdict import Outcome, Verdict
 
 __all__ = ["Memory"]
 
 
-class Memory(Planned):
+class Memory(Chunked):
     """The tensors of one rank, cut into chunks, and everything that a round does to them.
 
     Made as :class:`~pushsum_opt.memory.planned.Planned` is.
@@ -102,20 +103,27 @@ class Memory(Planned):
         """
         sent = self._widen(self._on_wire(chunk, slab), self._work_dtype(chunk))
         z = self._gather(chunk, self._work_dtype(chunk))
+        lost = self._difference(chunk, z, sent)
         if chunk.index in self._residual:
-            self._residual[chunk.index] += given * (z - sent)
+            self._residual[chunk.index] += given * lost
         else:
-            self._scatter(chunk, z + (given / weight) * (z - sent))
+            self._scatter(chunk, z + (given / weight) * lost)
 
     def merge_if_finite(self, chunk: Chunk, slab: Array, weight: float, mass: float, *, heal: bool = False) -> Verdict:
         """:meth:`merge` a received chunk unless it holds inf or nan: nothing is changed then.
 
+        A chunk that is merged element by element always counts as finite.
+
         Args:
-            heal: replace elements of ours that are not finite first, as :meth:`heal` does.
+            heal: replace elements of ours that are not finite first, as :meth:`heal` does; of a chunk that is merged
+                element by element those that are nan, for inf may be meant.
 
         Returns:
             what became of it; on an accelerator that is known later, and this call does not wait.
         """
+        if chunk.by_element:
+            self._merge_by_element(chunk, slab, weight, mass, heal)
+            return Verdict(Outcome(finite=True))
         if not self.received_is_finite(chunk, slab):
             return Verdict(Outcome(finite=False))
         healed = heal and self.heal(chunk, slab)
@@ -138,6 +146,21 @@ class Memory(Planned):
         else:
             self._lerp(self._views[chunk.index], self._cut(theirs, chunk), mass / (weight + mass))
 
+    def _merge_by_element(self, chunk: Chunk, slab: Array, weight: float, mass: float, heal: bool) -> None:
+        """Merge where both elements are finite, and keep ours elsewhere. Nothing is asked of the values: no wait."""
+        work = self._work_dtype(chunk)
+        mine = self._gather(chunk, work)
+        theirs = self._choose_finite(self._widen(self._on_wire(chunk, slab), work), mine)
+        if heal:
+            mine = self._choose_number(mine, theirs)
+        if chunk.index in self._residual:
+            self._set_numerator(chunk, weight * mine + self._residual[chunk.index] + mass * theirs, weight + mass)
+        else:
+            merged = self._gather(chunk, work)
+            self._copy([merged], [mine])
+            self._lerp([merged], [theirs], mass / (weight + mass))
+            self._scatter(chunk, self._choose_finite(merged, mine))
+
     def received_is_finite(self, chunk: Chunk, slab: Array) -> bool:
         """Tell whether a received chunk holds no inf and no nan."""
         return self._all_finite(self._on_wire(chunk, slab))
@@ -151,14 +174,12 @@ class Memory(Planned):
         self._scatter(chunk, self._choose_finite(mine, theirs))
         if chunk.index in self._residual:
             residual = self._residual[chunk.index]
-            nothing = self._allocate(chunk.numel, "float32", chunk.device)
-            nothing[:] = 0
-            self._copy([residual], [self._choose_finite(residual, nothing)])
+            self._copy([residual], [self._finite_or_zero(chunk, residual, "float32")])
         return True
 
     def snapshot(self) -> None:
         """Remember z, for :meth:`scale_step`."""
-        for chunk in self.exchanged:
+        for chunk in self._stepped:
             before = self._before.get(chunk.index)
             if before is None:
                 before = self._before[chunk.index] = self._allocate(chunk.numel, chunk.dtype, chunk.device)
@@ -167,9 +188,10 @@ class Memory(Planned):
     def scale_step(self, weight: float, initial_weight: float) -> None:
         """Scale the local step since :meth:`snapshot`: z <- z_before + (a / w)(z_after - z_before).
 
-        So x moves by a dz, as in the paper, where the update is applied to the numerator.
+        So x moves by a dz, as in the paper, where the update is applied to the numerator. What is merged element by
+        element is not stepped: a forward moves it, mostly outside of the step.
         """
-        for chunk in self.exchanged:
+        for chunk in self._stepped:
             before = self._before[chunk.index]
             if chunk.index in self._residual:
                 wide = self._widen(before, "float32")
@@ -178,11 +200,16 @@ class Memory(Planned):
             else:
                 self._lerp(self._views[chunk.index], self._cut(before, chunk), 1.0 - initial_weight / weight)
 
+    @property
+    def _stepped(self) -> list[Chunk]:
+        return [chunk for chunk in self.exchanged if not chunk.by_element]
+
     def _set_numerator(self, chunk: Chunk, numerator: Array, weight: float) -> None:
         # z is the half-precision value nearest to x / w; what it misses stays in r, so nothing is lost.
         estimate = numerator / weight
         self._scatter(chunk, estimate)
-        self._copy([self._residual[chunk.index]], [weight * (estimate - self._gather(chunk, "float32"))])
+        missed = self._difference(chunk, estimate, self._gather(chunk, "float32"))
+        self._copy([self._residual[chunk.index]], [weight * missed])
 
     # ------------------------------------------------------------------ whole-model values, in float64
 
@@ -290,28 +317,3 @@ class Memory(Planned):
                 for view, piece in zip(self._parts(flats[chunk.index], chunk), chunk.pieces, strict=True):
                     if piece.tensor in whole:
                         self._copy([view], [whole[piece.tensor][piece.start : piece.stop]])
-
-    # ------------------------------------------------------------------ shared by the methods above
-
-    def _work_dtype(self, chunk: Chunk) -> str:
-        return "float32" if chunk.dtype in HALF else chunk.dtype
-
-    def _cut(self, flat: Array, chunk: Chunk) -> list[Array]:
-        """Cut a flat array of a chunk's length into views that match the chunk's pieces, shapes included."""
-        if len(chunk.pieces) == 1 and self._views[chunk.index][0].ndim == 1:
-            return [flat]
-        return [
-            part if own.ndim == 1 else part.reshape(own.shape)
-            for part, own in zip(self._parts(flat, chunk), self._views[chunk.index], strict=True)
-        ]
-
-    def _gather(self, chunk: Chunk, dtype: str) -> Array:
-        flat = self._allocate(chunk.numel, dtype, chunk.device)
-        self._copy(self._cut(flat, chunk), self._views[chunk.index])
-        return flat
-
-    def _scatter(self, chunk: Chunk, flat: Array) -> None:
-        self._copy(self._views[chunk.index], self._cut(flat, chunk))
-
-    def _on_wire(self, chunk: Chunk, slab: Array) -> Array:
-        return self._view_as(slab[: chunk.nbytes], chunk.wire.dtype)

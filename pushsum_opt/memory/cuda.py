@@ -21,6 +21,7 @@ from ..buffers import DeviceBytes
 from ..errors import CallOrderError, ConfigurationError
 from ..installed import install_command
 from . import kernels
+from .compiling import fact, not_compiled
 from .device import Device
 from .room import Room
 from .verdict import Flag
@@ -163,11 +164,26 @@ class CudaDevice(Device):
 
     def prepare(self, dtypes: Iterable[tuple[str, str]]) -> None:
         names = {name for own, wire in dtypes for name in kernels.needed(own, wire)}
-        missing = sorted(names - self._functions.keys())
+        missing = tuple(sorted(names - self._functions.keys()))
         if missing:
-            with self._here():
-                module = _module(tuple(missing))
-                self._functions.update({name: module.get_function(name) for name in missing})
+            try:
+                with self._here():
+                    module = _module(missing)
+                    self._functions.update({name: module.get_function(name) for name in missing})
+            except Exception as error:
+                raise not_compiled(self.who, self.name, missing, self._facts(), error) from error
+
+    def _facts(self) -> dict[str, str]:
+        """Return the versions that decide whether a kernel compiles and loads."""
+        runtime = cupy.cuda.runtime
+        return {
+            "GPU": fact(lambda: torch.cuda.get_device_name(self._index)),
+            "compute capability": fact(lambda: ".".join(map(str, torch.cuda.get_device_capability(self._index)))),
+            "cupy": fact(lambda: cupy.__version__),
+            "NVRTC": fact(lambda: ".".join(map(str, cupy.cuda.nvrtc.getVersion()))),
+            "CUDA of torch": fact(lambda: torch.version.cuda),
+            "CUDA of the driver": fact(lambda: _version(runtime.driverGetVersion())),
+        }
 
     def table(self, views: Sequence[Tensor]) -> Tensor:
         """Return the tiles: int64, shape (tiles, 3): address, first place in the chunk, elements."""
@@ -264,6 +280,15 @@ def _memory_errors() -> Iterator[None]:
         if error.status != OUT_OF_MEMORY:
             raise
         raise MemoryError(str(error)) from error
+
+
+def _version(number: int) -> str:
+    """Return a version of CUDA as text.
+
+    >>> _version(12080)
+    '12.8'
+    """
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED

@@ -103,6 +103,9 @@ class HostMemory(Memory):
     def _choose_finite(self, mine: Tensor, theirs: Tensor) -> Tensor:
         return torch.where(torch.isfinite(mine), mine, theirs)
 
+    def _choose_number(self, mine: Tensor, theirs: Tensor) -> Tensor:
+        return torch.where(torch.isnan(mine), theirs, mine)
+
     def _to_numpy(self, array: Tensor) -> Values:
         values: Values = array.numpy()
         return values

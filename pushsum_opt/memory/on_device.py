@@ -1,12 +1,13 @@
 """torch tensors of which some or all are on an accelerator.
 
 What happens in every round (pack, check, merge) is one fused pass per chunk; what happens seldom is left to torch, on
-the stream on which the caller computes. Chunks on the host are treated as :class:`HostMemory` does.
+the stream on which the caller computes. So are buffers, which are merged element by element and are small. Chunks on
+the host are treated as :class:`HostMemory` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -45,13 +46,14 @@ class DeviceMemory(HostMemory):
         *,
         device: Device,
         direct: bool,
+        by_element: Collection[str] = (),
     ) -> None:
         self._device = device
         self._path: Path = Direct(device) if direct else Staged(device)
         self._flags = Flags(device)
         self._tables: dict[int, Table] = {}
         self.name = f"{device.name} ({self._path.name})"
-        super().__init__(tensors, names, wire_dtype, chunk_bytes, lane)
+        super().__init__(tensors, names, wire_dtype, chunk_bytes, lane, by_element=by_element)
 
     # ------------------------------------------------------------------ the plan
 
@@ -70,7 +72,7 @@ class DeviceMemory(HostMemory):
         self._tables = {
             chunk.index: self._device.table(self._views[chunk.index])
             for chunk in here
-            if all(view.ndim == 1 and view.is_contiguous() for view in self._views[chunk.index])
+            if not chunk.by_element and all(v.ndim == 1 and v.is_contiguous() for v in self._views[chunk.index])
         }
         if isinstance(self._path, Staged):
             self._path.most = len(here)

@@ -1,8 +1,8 @@
 """How the tensors of a rank are cut into chunks: pure, the same on every rank that holds the same shapes.
 
 A chunk is the unit that is posted, received, checked and merged. It is small enough to be merged while it is still in
-the cache, and holds one dtype on one device. A large dense tensor is sent from where it lies, a piece per chunk; small
-ones, and those that need a cast or are not dense, are packed together into a slab.
+the cache, and holds one dtype on one device, and either parameters or buffers. A large dense tensor is sent from where
+it lies, a piece per chunk; small ones, and those that need a cast or are not dense, are packed together into a slab.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class TensorSpec:
     dtype: str
     itemsize: int
     device: str = "cpu"
+    by_element: bool = False  # see Chunk
 
     @property
     def numel(self) -> int:
@@ -75,6 +76,8 @@ class Chunk:
     wire: WireFormat
     device: str
     packed: bool  # gathered into a slab before it is sent; otherwise sent from where it lies
+    by_element: bool = False
+    """Elements are merged each by itself: inf and nan are values like others, and say nothing of a rank."""
 
     @property
     def nbytes(self) -> int:
@@ -113,12 +116,12 @@ def plan_chunks(specs: Sequence[TensorSpec], wires: Sequence[WireFormat], chunk_
         wires: the format in which each tensor travels.
         chunk_bytes: the largest chunk; a tensor that is not dense is never cut and may exceed it.
     """
-    groups: dict[tuple[str, str, str], list[int]] = {}
+    groups: dict[tuple[str, str, str, bool], list[int]] = {}
     for index, spec in enumerate(specs):
         if spec.numel:
-            groups.setdefault((spec.device, spec.dtype, wires[index].dtype), []).append(index)
+            groups.setdefault((spec.device, spec.dtype, wires[index].dtype, spec.by_element), []).append(index)
     chunks: list[Chunk] = []
-    for (device, dtype, _), members in groups.items():
+    for (device, dtype, _, by_element), members in groups.items():
         wire = wires[members[0]]
         in_place = [i for i in members if _sent_in_place(specs[i], wire, chunk_bytes)]
         packed = [i for i in members if i not in set(in_place)]
@@ -127,7 +130,8 @@ def plan_chunks(specs: Sequence[TensorSpec], wires: Sequence[WireFormat], chunk_
             *(((piece,), False) for piece in _split(in_place, specs, most)),
             *((run, True) for run in _pack(packed, specs, most)),
         ]:
-            chunks.append(Chunk(len(chunks), pieces, sum(p.numel for p in pieces), dtype, wire, device, is_packed))
+            numel = sum(piece.numel for piece in pieces)
+            chunks.append(Chunk(len(chunks), pieces, numel, dtype, wire, device, is_packed, by_element))
     return tuple(chunks)
 
 
@@ -158,7 +162,7 @@ def layout_hash(specs: Sequence[TensorSpec], wires: Sequence[WireFormat], chunk_
     for spec, wire in zip(specs, wires, strict=True):
         number = devices.setdefault(spec.device, len(devices))
         strides = spec.strides if spec.dense else None
-        digest.update(repr((spec.shape, strides, spec.dtype, wire.dtype, number)).encode())
+        digest.update(repr((spec.shape, strides, spec.dtype, wire.dtype, number, spec.by_element)).encode())
     digest.update(str(chunk_bytes).encode())
     return digest.digest()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -30,6 +30,8 @@ class Planned(Primitives):
             ones travel as they are. None: everything travels as it is.
         chunk_bytes: see :func:`~pushsum_opt.memory.plan.plan_chunks`.
         lane: (l, L): this rank exchanges part l of L of the tensors. (0, 1): all of them.
+        by_element: names of tensors that are merged element by element, as buffers are: an element that is inf or nan,
+            here or there, stays what it is here.
 
     Raises:
         ConfigurationError: a tensor cannot be exchanged (not of a floating type, or its elements overlap in memory).
@@ -54,6 +56,8 @@ class Planned(Primitives):
         wire_dtype: str | None,
         chunk_bytes: int,
         lane: tuple[int, int] = (0, 1),
+        *,
+        by_element: Collection[str] = (),
     ) -> None:
         if wire_dtype is not None and wire_dtype not in WIDTH:
             raise ConfigurationError(f"wire_dtype={wire_dtype!r}: expected None or one of {', '.join(WIDTH)}")
@@ -62,6 +66,7 @@ class Planned(Primitives):
         self._wire_dtype = wire_dtype
         self.chunk_bytes = chunk_bytes
         self._lane, self._lanes = lane
+        self._by_element = set(by_element)
         self._positions: list[object] = []
         self._residual: dict[int, Array] = {}
         self._before: dict[int, Array] = {}
@@ -81,18 +86,29 @@ class Planned(Primitives):
     def keeps_its_form(self) -> bool:
         """Tell whether every tensor still has the shape, dtype, device and strides of the plan, wherever it lies."""
         try:
-            specs = [self._describe(tensor, name) for tensor, name in zip(self._tensors, self._names, strict=True)]
+            specs = self._describe_all()
         except ConfigurationError:
             return False
         return specs == self._specs
 
-    def extend(self, tensors: Sequence[Array], names: Sequence[str]) -> None:
+    def extend(self, tensors: Sequence[Array], names: Sequence[str], by_element: Collection[str] = ()) -> None:
         """Add tensors, behind the ones that are there."""
-        added = [self._describe(tensor, name) for tensor, name in zip(tensors, names, strict=True)]
+        added = [self._spec(tensor, name, name in by_element) for tensor, name in zip(tensors, names, strict=True)]
         self._tensors += tensors
         self._names += names
+        self._by_element |= set(by_element)
         self._specs = [*(self._specs or ()), *added]
         self._rebuild()
+
+    def leave_out(self, names: Collection[str]) -> None:
+        """Exchange the others only. Before the first round."""
+        kept = [index for index, name in enumerate(self._names) if name not in names]
+        if len(kept) < len(self._names):
+            self._tensors = [self._tensors[index] for index in kept]
+            self._names = [self._names[index] for index in kept]
+            self._specs = None
+            self._residual.clear()
+            self._rebuild()
 
     def replace(self, name: str, tensor: Array) -> None:
         """Exchange another tensor under a name, of the same shape and dtype, from the next :meth:`refresh` on."""
@@ -100,8 +116,16 @@ class Planned(Primitives):
 
     _specs: list[TensorSpec] | None = None
 
+    def _describe_all(self) -> list[TensorSpec]:
+        named = zip(self._tensors, self._names, strict=True)
+        return [self._spec(tensor, name, name in self._by_element) for tensor, name in named]
+
+    def _spec(self, tensor: Array, name: str, by_element: bool) -> TensorSpec:
+        spec = self._describe(tensor, name)
+        return replace(spec, by_element=True) if by_element else spec
+
     def _rebuild(self) -> None:
-        specs = [self._describe(tensor, name) for tensor, name in zip(self._tensors, self._names, strict=True)]
+        specs = self._describe_all()
         for name, old, new in zip(self._names, self._specs or specs, specs, strict=True):
             if (old.shape, old.dtype) != (new.shape, new.dtype):
                 raise LayoutError(

@@ -77,6 +77,10 @@ class Primitives(ABC):
         """Return mine where it is finite and theirs elsewhere."""
 
     @abstractmethod
+    def _choose_number(self, mine: Array, theirs: Array) -> Array:
+        """Return theirs where mine is nan, and mine elsewhere."""
+
+    @abstractmethod
     def _to_numpy(self, array: Array) -> Values:
         """Return a float64 array as a numpy array on the host that may be written to."""
 

@@ -20,7 +20,8 @@ def exact_average(
     """Collective. Yield every chunk with its average over ranks, sum (w z + r + sum m z_j) / sum (w + sum m).
 
     r is the residual that rounding on the wire has left; m and z_j are of the messages in flight to a rank. Sums are in
-    float64, chunk by chunk. Nothing is changed.
+    float64, chunk by chunk. Nothing is changed. Elements of buffers whose average is inf or nan are given as they are
+    on this rank.
 
     Args:
         weight: w of this rank.
@@ -35,4 +36,5 @@ def exact_average(
         for mass, slabs in waiting:
             total += mass * memory.received_values(chunk, slabs[chunk.index])
         channel.sum(total, what, round=round)
-        yield chunk, total / total_weight[0]
+        mean = total / total_weight[0]
+        yield chunk, np.where(np.isfinite(mean), mean, memory.values(chunk)) if chunk.by_element else mean

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from . import rounds
@@ -12,15 +12,16 @@ from .member import Member
 __all__ = ["extend", "replace"]
 
 
-def extend(member: Member, tensors: Mapping[str, Any], call: str) -> None:
+def extend(member: Member, tensors: Mapping[str, Any], call: str, by_element: Collection[str] = ()) -> None:
     """Collective. Exchange more tensors from the next round on, beside those that are there.
 
     Args:
         call: the name of the call that all ranks make together.
+        by_element: names of those that are merged element by element.
     """
     rounds.drain(member, call)
     with member.collective(call, JOINING):
-        member.memory.extend(list(tensors.values()), list(tensors))
+        member.memory.extend(list(tensors.values()), list(tensors), by_element)
         member.held = [*member.held, *tensors.values()]
         member.agree()
         member.mode.reserve()

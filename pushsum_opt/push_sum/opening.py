@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from ..transport import Transport, calling
 __all__ = [
     "CALL",
     "Options",
+    "Wrapping",
     "bind_memory",
     "connect",
     "events",
@@ -73,6 +74,21 @@ class Options:
             raise ConfigurationError(f"timeout={timeout!r}: expected seconds, a finite number above 0")
 
 
+@dataclass(frozen=True)
+class Wrapping:
+    """What a wrapper around a push-sum adds."""
+
+    owner: Any = None
+    """The wrapper. Once it is dropped on every rank, the next construction closes what it owned."""
+    by_element: Collection[str] = ()
+    """Names of tensors that are merged element by element, as buffers are: an element that is inf or nan, here or
+    there, stays what it is here, and is no error."""
+    alike: Mapping[str, str] = field(default_factory=dict)
+    """What must be equal on all ranks, by names that a user understands: what explains other differences."""
+    leave_out: Callable[[Iterable[Channel]], Collection[str]] | None = None
+    """Collective over channels; returns the names of tensors that are not exchanged after all."""
+
+
 def named(tensors: Sequence[Any] | Mapping[str, Any]) -> tuple[list[str], list[Any]]:
     """Return names and tensors."""
     if isinstance(tensors, Mapping):
@@ -82,9 +98,18 @@ def named(tensors: Sequence[Any] | Mapping[str, Any]) -> tuple[list[str], list[A
 
 
 def bind_memory(
-    comm: Any, tensors: Sequence[Any], names: Sequence[str], options: Options, participant: Participant
+    comm: Any,
+    tensors: Sequence[Any],
+    names: Sequence[str],
+    options: Options,
+    participant: Participant,
+    by_element: Collection[str],
 ) -> Memory:
-    """Return what holds the tensors, for messages over ``comm``."""
+    """Return what holds the tensors, for messages over ``comm``.
+
+    Args:
+        by_element: names of tensors that are merged element by element.
+    """
     who = f"rank {participant.rank}"
     memory: Memory = memories.bind(
         tensors,
@@ -94,6 +119,7 @@ def bind_memory(
         direct=lambda: cuda_aware.takes_device_memory(comm),
         lane=participant.shard,
         who=who,
+        by_element=by_element,
     )
     memory.whose = f"{who}: "
     return memory

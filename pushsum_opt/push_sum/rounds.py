@@ -111,7 +111,7 @@ def _all_or_nothing(member: Member) -> Iterator[None]:
 
 
 def _take_average(member: Member, chunk: Chunk, values: Any) -> None:
-    if np.isfinite(values).all():
+    if chunk.by_element or np.isfinite(values).all():
         member.memory.set_mean(chunk, values, member.mass.initial)
     elif member.options.nonfinite == "skip":
         member.events.chunk_skipped(member.round, member.participant, member.memory.describe(chunk))

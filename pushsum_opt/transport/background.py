@@ -22,6 +22,9 @@ HOST_PERIOD_S = 2e-3
 """Between two polls while messages are under way: the sockets of a 10 Gbit/s link hold data for so long."""
 IDLE_PERIOD_S = 20e-3
 """Between two polls while nothing can come but a peer's notice that it has failed or finished."""
+QUIET_S = 1.0
+"""Without movement for so long, messages under way are polled as rarely as if there were none: hundreds of threads may
+wait so."""
 
 
 class Background(Wrapping):
@@ -162,13 +165,17 @@ class Background(Wrapping):
     def _work(self) -> None:
         try:
             self._prepare()
+            active = time.monotonic()
             while not self._stopping:
                 with self._lock:
                     moved = self._look()
-                    pause = self._period if self._inner.under_way else IDLE_PERIOD_S
+                    now = time.monotonic()
+                    active = now if moved else active
+                    busy = self._inner.under_way and now - active < QUIET_S
+                    pause = self._period if busy else IDLE_PERIOD_S
                     self._pause_s = 0.0 if moved else pause
-                if not moved:
-                    self._sleeping.acquire(timeout=pause)
+                if not moved and self._sleeping.acquire(timeout=pause):
+                    active = time.monotonic()  # the caller has begun something
         except BaseException as error:
             with self._lock:
                 self._error = error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -12,15 +11,15 @@ from torch import nn
 
 from .. import ending, world
 from ..algorithms import Algorithm
-from ..channel.agreement import agree
 from ..hosts import Hosts
 from ..log import log
-from ..push_sum import PushSum
+from ..push_sum import PushSum, Wrapping
 from ..start import line as start_line
+from .order import another_order
 from .parts import Parts
 from .start import copy_start
 
-__all__ = ["announce", "make_hosts", "start_alike", "warn_about_set_up", "watch_first_step"]
+__all__ = ["announce", "make_hosts", "start_alike", "warn_about_set_up", "watch_first_step", "wrapping"]
 
 
 def make_hosts(within_host: str, comm: Any, data_weight: float, timeout: float) -> Hosts:
@@ -30,23 +29,32 @@ def make_hosts(within_host: str, comm: Any, data_weight: float, timeout: float) 
     return Hosts(comm, data_weight=data_weight, sharded=within_host == "fsdp", timeout=timeout)
 
 
-@torch.inference_mode(False)  # later steps, outside of inference mode, write to the state that is made here
-def start_alike(parts: Parts, push_sum: PushSum, algorithm: Algorithm, settings: Mapping[str, str]) -> None:
-    """Collective. Give rank 0's parameters, buffers and optimizer state to every rank that differs.
+def wrapping(owner: Any, parts: Parts, algorithm: Algorithm, gossip_every: int, within_host: str | None) -> Wrapping:
+    """Return what the wrapper adds to its push-sum.
 
-    Args:
-        settings: what must be equal on all ranks, beside what the push-sum compares.
+    Where the arguments differ between ranks, tensors differ as well: so these are compared first.
     """
-    mine = {
-        **settings,
+    alike = {
+        "gossip_every": str(gossip_every),
         "algorithm": repr(algorithm),
         "buffers": repr(parts.buffers),
+        "within_host": repr(within_host),
         "gossip_state": repr(parts.points.points),
         "adaptive": repr("plain" if parts.corrected is None else "corrected"),
+        **parts.tensors.roles,
     }
+    leave_out = parts.tensors.leave_out_together if parts.buffers == "gossip" else None
+    return Wrapping(owner, parts.tensors.exchanged_buffers, alike, leave_out)
+
+
+@torch.inference_mode(False)  # later steps, outside of inference mode, write to the state that is made here
+def start_alike(parts: Parts, push_sum: PushSum, algorithm: Algorithm) -> None:
+    """Collective. Give rank 0's parameters, buffers and optimizer state to every rank that differs."""
     # First inside every host, then between hosts: rank 0's values reach all.
     for channel in (*push_sum.member.host.replicas, push_sum.member.channel):
-        agree(channel, mine)
+        order = another_order(channel, parts.tensors.named_parameters)
+        if order is not None and channel.rank == 0:
+            log.warning("%s", order)
         copy_start(channel, parts.optimizer, parts.tensors.all)
     parts.points.adopt()
     if parts.corrected is not None:

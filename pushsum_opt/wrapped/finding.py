@@ -11,7 +11,7 @@ from torch import Tensor
 from ..log import log
 from ..tensor_kinds import local_part
 
-__all__ = ["Finder"]
+__all__ = ["Finder", "corner"]
 
 LOOK_AFTER_STEPS = (
     1,
@@ -40,7 +40,7 @@ class Finder:
         self._parameters = list(parameters.values())
         self._known = set(known)
         self._steps = 0
-        self._start = [_corner(p) for p in self._parameters]  # a few elements of each
+        self._start = [corner(p) for p in self._parameters]  # a few elements of each
         self._first: dict[str, dict[int, Tensor]] = {}  # by name and parameter: how it was first seen
         self._far: set[str] = set()
         self._moved: set[str] = set()
@@ -69,13 +69,13 @@ class Finder:
             entries = optimizer.state.get(parameter)
             for name, value in entries.items() if isinstance(entries, dict) else ():
                 if name not in self._known and name not in self._far and _is_alike(value, parameter):
-                    candidates.setdefault(name, {})[index] = _corner(value)
+                    candidates.setdefault(name, {})[index] = corner(value)
         for name, corners in candidates.items():
             self._judge(name, corners)
 
     def _judge(self, name: str, corners: dict[int, Tensor]) -> None:
         now = torch.cat(list(corners.values()))
-        held = torch.cat([_corner(self._parameters[index]) for index in corners])
+        held = torch.cat([corner(self._parameters[index]) for index in corners])
         start = torch.cat([self._start[index] for index in corners])
         near = (now - held).norm() <= NEAR_FRACTION * held.norm()
         along = torch.dot(now - start, held - start) >= ALONG_COSINE * (now - start).norm() * (held - start).norm()
@@ -108,7 +108,7 @@ def _shares(value: Tensor, parameter: Tensor) -> bool:
     return not hasattr(value, "to_local") and value.data_ptr() == parameter.data_ptr()
 
 
-def _corner(tensor: Tensor) -> Tensor:
+def corner(tensor: Tensor) -> Tensor:
     """Return a few elements in float64, on the host."""
     local = local_part(tensor)
     local = local.detach()

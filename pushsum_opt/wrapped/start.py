@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..channel import Channel, copying
 from ..checkpoint.devices import keep_dtypes
+from ..checkpoint.nesting import endless
+from ..errors import ConfigurationError
 from ..value_digest import digest
 from .loading_state import load_state
 from .state_values import for_here, to_send
@@ -25,7 +27,10 @@ def copy_start(channel: Channel, optimizer: torch.optim.Optimizer, tensors: Mapp
     pickled, stay what they are on each rank.
     """
     copying.broadcast_tensors(channel, tensors, 0)
+    if channel.size == 1:
+        return
     state = optimizer.state_dict()
+    _refuse_endless(state, optimizer, tensors, channel.job_rank())
     if not copying.equal_everywhere(channel, digest(state)):
         received = copying.broadcast_bytes(channel, _to_bytes(state) if channel.rank == 0 else b"", 0)
         if channel.rank != 0:
@@ -34,6 +39,23 @@ def copy_start(channel: Channel, optimizer: torch.optim.Optimizer, tensors: Mapp
             placed = for_here(loaded, state)
             load_state(optimizer, placed)
             keep_dtypes(optimizer, placed)
+
+
+def _refuse_endless(state: Any, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rank: int) -> None:
+    """Raise ConfigurationError for state that holds itself: it could be neither compared nor sent."""
+    found = endless(state)
+    if found is None:
+        return
+    path, why = found
+    where = "optimizer.state_dict(), at " + "".join(f"[{key!r}]" for key in path[:4])
+    if path[0] == "state" and len(path) > 2 and isinstance(path[1], int):
+        numbered = [p for group in optimizer.param_groups for p in group["params"]]
+        names = [name for name, tensor in tensors.items() if tensor is numbered[path[1]]]
+        where = f"state {path[2]!r} of parameter {', '.join(names)}"
+    raise ConfigurationError(
+        f"rank {rank}: {where} {why}, so it can be neither compared with other ranks' nor sent to them. Keep in the "
+        "optimizer's state only tensors, numbers and containers of them, and what leads back to it as an attribute"
+    )
 
 
 def _to_bytes(state: dict[str, Any]) -> bytes:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from .. import _torch_compat, tensor_kinds
+from ..channel import Channel
+from ..channel.agreement import listed
 from .points import Points
 
 __all__ = ["Tensors"]
@@ -34,13 +38,36 @@ class Tensors:
         self._with_buffers = with_buffers
         self.points = Points(optimizer, ()) if points is None else points
         self.left_out: dict[str, str] = {}
-        """Floating buffers that would travel but cannot, by name, with the reason; decided once, at construction."""
+        """Floating buffers that would travel but do not, by name, with the reason; decided at construction, by all
+        ranks together in :meth:`leave_out_together`."""
         if with_buffers and model is not None:
             held = dict((*model.named_parameters(), *model.named_buffers()))
             shared = tensor_kinds.shared_memory(held)
             why = {name: _why_left_out(buffer, shared.get(name)) for name, buffer in model.named_buffers()}
             self.left_out = {name: reason for name, reason in why.items() if reason is not None}
         self.look_again()
+
+    def leave_out_together(self, channels: Iterable[Channel]) -> list[str]:
+        """Collective. Leave out what any rank leaves out: reasons are in values and memory, which ranks need not share.
+
+        Args:
+            channels: what goes over these, one after the other, reaches every rank.
+
+        Returns:
+            The names that are left out.
+        """
+        everyone: dict[int, dict[str, str]] = {}
+        for channel in channels:
+            everyone.setdefault(channel.job_rank(), self.left_out)
+            for known in channel.gather_objects(list(everyone.items()), "comparing which buffers travel"):
+                everyone.update(known)
+        found: dict[str, dict[str, list[int]]] = {}
+        for rank, its in sorted(everyone.items()):
+            for name, reason in its.items():
+                found.setdefault(name, {}).setdefault(reason, []).append(rank)
+        self.left_out = {name: _by_rank(reasons, len(everyone)) for name, reasons in found.items()}
+        self.look_again()
+        return list(self.left_out)
 
     def look_again(self) -> None:
         """Take the model as it is now."""
@@ -56,8 +83,12 @@ class Tensors:
     def exchanged(self) -> dict[str, Tensor]:
         """Every tensor that gossip mixes, by name: the optimizer's parameters, then buffers and points that travel."""
         optimized = self.named_parameters
-        buffers = {name: t for t, (_, _, name) in self._homes.items() if not isinstance(t, nn.Parameter)}
-        return {**optimized, **buffers, **self.points.slots(optimized)}
+        return {**optimized, **self.exchanged_buffers, **self.points.slots(optimized)}
+
+    @property
+    def exchanged_buffers(self) -> dict[str, Tensor]:
+        """The buffers that gossip mixes, by name."""
+        return {name: t for t, (_, _, name) in self._homes.items() if not isinstance(t, nn.Parameter)}
 
     @property
     def all(self) -> dict[str, Tensor]:
@@ -75,6 +106,23 @@ class Tensors:
             return {}
         buffers = dict(self._model.named_buffers())
         return {name: b for name, b in buffers.items() if name in self.left_out} if self._with_buffers else buffers
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """Which parameters of the model are tied, and which the optimizer lacks: it explains that others travel."""
+        stepped = {id(p) for p in self.parameters}
+        first: dict[int, str] = {}
+        tied, lacking = [], []
+        for name, p in self._model.named_parameters(remove_duplicate=False) if self._model is not None else ():
+            other = first.setdefault(id(p), name)
+            if other != name:
+                tied.append(f"{name} to {other}")
+            elif id(p) not in stepped:
+                lacking.append(name)
+        return {
+            "what the model has tied": _shown(tied),
+            "what the optimizer does not get of the model": _shown(lacking),
+        }
 
     def lost(self) -> list[str]:
         """Return the names of exchanged tensors that the model no longer holds; nearly free when there are none."""
@@ -119,6 +167,17 @@ class Tensors:
                 if not (is_buffer and name in self.left_out):
                     homes.setdefault(tensor, (module, short, name))
         return homes
+
+
+def _shown(names: list[str]) -> str:
+    if len(names) > 5:
+        return f"{', '.join(names[:5])}, ... ({len(names)} in all)"
+    return ", ".join(names) or "nothing"
+
+
+def _by_rank(reasons: dict[str, list[int]], size: int) -> str:
+    """Say why a buffer is left out, and on which ranks where it is not on all of them."""
+    return ", ".join(why if len(ranks) == size else f"{why} on {listed(ranks)}" for why, ranks in reasons.items())
 
 
 def _why_left_out(buffer: Tensor, shared: str | None) -> str | None:

@@ -66,7 +66,7 @@ class Watch:
     def add(self, call: str) -> None:
         """Collective. Exchange what is new from the next round on, with rank 0's values on every rank."""
         new = self._new()
-        changing.extend(self._push_sum.member, new, call)
+        self._extend(new, call)
         self._start_alike(new, call)
         self._taken()
 
@@ -87,12 +87,17 @@ class Watch:
         if new:
             with calling(f"{CALL}: {_listed(new)}"):
                 self._agree(new)
-                changing.extend(push_sum.member, new, CALL)
+                self._extend(new, CALL)
                 begun = {id(tensor) for tensor in self._begun}
                 self._start_alike({name: tensor for name, tensor in new.items() if id(tensor) not in begun}, CALL)
             if push_sum.member.speaks:
                 log.info("exchanged from round %d on: new parameters %s", push_sum.round, _listed(new))
         self._taken()
+
+    def _extend(self, new: Mapping[str, Tensor], call: str) -> None:
+        buffers = {id(tensor) for tensor in self._tensors.exchanged_buffers.values()}
+        by_element = [name for name, tensor in new.items() if id(tensor) in buffers]
+        changing.extend(self._push_sum.member, new, call, by_element)
 
     def _taken(self) -> None:
         self._seen = self._ids()

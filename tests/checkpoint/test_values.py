@@ -253,3 +253,36 @@ def test_tensors_go_to_the_device_where_their_owner_has_them_now():
     assert found["param_groups"][0]["lr"].device.type == "meta"
     assert found["state"][0]["step"] is saved["state"][0]["step"]
     assert where_it_was(saved, saved) is saved
+
+
+def _endless(kind):
+    value = kind()
+    if isinstance(value, dict):
+        value["again"] = value
+    elif isinstance(value, types.SimpleNamespace):
+        value.again = [value]
+    else:
+        value.append((value,))
+    return value
+
+
+DEEP = []
+for _ in range(2000):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize(
+    ("extra", "why"),
+    [
+        *((_endless(kind), "holds itself") for kind in (dict, list, collections.deque, types.SimpleNamespace)),
+        (DEEP, "holds more than 200 containers inside each other"),
+    ],
+    ids=["dict", "list", "deque", "namespace", "deep"],
+)
+def test_what_holds_itself_is_named_with_its_place(tmp_path, extra, why):
+    def rank(comm):
+        _, optimizer = wrapped(comm)
+        with optimizer, pytest.raises(CheckpointError, match=rf"extra=, at \['here'\].* {why}"):
+            ps.checkpoint.save(tmp_path, optimizer, extra={"shared": [[1]] * 2, "here": extra})
+
+    ps.testing.run(1, rank)

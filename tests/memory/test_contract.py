@@ -35,19 +35,19 @@ class Kind:
         tensor = torch.from_numpy(values.copy(order="K")).to(DTYPES[dtype])
         return tensor.cuda() if self.name.startswith("cuda") else tensor
 
-    def bind(self, tensors, wire=None, chunk_bytes=CHUNK_BYTES, names=None):
+    def bind(self, tensors, wire=None, chunk_bytes=CHUNK_BYTES, names=None, **how):
         arguments = (tensors, names or [f"t{i}" for i in range(len(tensors))], wire, chunk_bytes)
         if self.name == "array":
-            return ArrayMemory(*arguments)
+            return ArrayMemory(*arguments, **how)
         if self.name == "host":
-            return HostMemory(*arguments)
+            return HostMemory(*arguments, **how)
         direct = "direct" in self.name
         if self.name.startswith("emulated"):
-            return EmulatedMemory(*arguments, device=EmulatedDevice(3), direct=direct)
+            return EmulatedMemory(*arguments, device=EmulatedDevice(3), direct=direct, **how)
         from pushsum_opt.memory.cuda import CudaDevice
         from pushsum_opt.memory.on_device import DeviceMemory
 
-        return DeviceMemory(*arguments, device=CudaDevice("cuda:0"), direct=direct)
+        return DeviceMemory(*arguments, device=CudaDevice("cuda:0"), direct=direct, **how)
 
     def read(self, memory, tensor) -> np.ndarray:
         """The values of a tensor in float64, once all that is under way is done."""
@@ -340,6 +340,41 @@ def test_merging_heals_where_it_is_asked_to(kind, dtype):
         healed = np.where(np.isfinite(z), z, z_j)
         expected = (healed + z_j) / 2
         np.testing.assert_allclose(now, expected, rtol=0, atol=3 * EPSILON[dtype] * max(1.0, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("heal", [False, True])
+def test_by_element_what_is_not_finite_stays_and_all_else_is_merged(kind, dtype, heal):
+    """Twice, so that residuals and what the wire rounds are seen to stay finite; other chunks know nothing of it."""
+    mine, theirs = tensors_of(kind, 8, dtype), tensors_of(kind, 9, dtype)
+    for place, value in enumerate(("-inf", "inf", "nan")):
+        mine[3][place] = theirs[3][place + 2] = float(value)
+    wire = "float16" if dtype in ("float32", "float64") else None
+    apart = {"by_element": {"t3", "t7"}}
+    memory, other = kind.bind(mine, wire, **apart), kind.bind(theirs, wire, **apart)
+    assert {piece.tensor for chunk in memory.chunks if chunk.by_element for piece in chunk.pieces} == {3, 7}
+    before, come = everything(kind, memory, mine), everything(kind, other, theirs)
+    for _ in range(2):
+        slabs = send_all(kind, other, memory, left=0.5, given=0.5)
+        send_all(kind, memory, other, left=0.5, given=0.5)
+        for chunk in memory.chunks:
+            assert not merged(memory, chunk, slabs[chunk.index], 0.5, 0.5, heal=heal).healed
+    for z, z_j, now in zip(before, come, everything(kind, memory, mine), strict=True):
+        finite = np.isfinite(z) & np.isfinite(z_j)
+        tolerance = 6 * max(EPSILON[dtype], EPSILON["float16"] if wire else 0)
+        np.testing.assert_allclose(now[finite], (0.25 * z + 0.75 * z_j)[finite], rtol=tolerance, atol=tolerance)
+        # What is nan here is -inf there, so nothing heals it; what is finite here keeps its own rounding on the wire.
+        np.testing.assert_allclose(now[~finite], z[~finite], rtol=tolerance, atol=tolerance)
+
+
+def test_by_element_nan_is_healed_where_it_is_asked_for_and_inf_is_not(kind, dtype):
+    mine, theirs = tensors_of(kind, 8, dtype), tensors_of(kind, 9, dtype)
+    mine[3][0], mine[3][1] = float("nan"), float("-inf")
+    memory, other = kind.bind(mine, by_element={"t3"}), kind.bind(theirs, by_element={"t3"})
+    come = kind.read(other, theirs[3])
+    slabs = send_all(kind, other, memory)
+    for chunk in memory.chunks:
+        merged(memory, chunk, slabs[chunk.index], 1.0, 1.0, heal=True)
+    assert kind.read(memory, mine[3])[:2].tolist() == [come[0], -np.inf]
 
 
 # ---------------------------------------------------------------------- the local step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -148,3 +148,57 @@ def test_chunks_on_a_device_are_32_mib_or_a_64th_of_the_message(elements, dtype,
     """On the meta device, where nothing is allocated: only shapes and dtypes count, which are equal on all ranks."""
     tensors = [torch.empty(elements // 2, dtype=dtype, device="meta")] * 2
     assert memories._chunk_bytes_on_device(tensors, wire) == expected
+
+
+FAILURES = {
+    "nvrtc: error: invalid value for --gpu-architecture (-arch)": "older than this GPU",
+    'k.cu(1): catastrophic error: cannot open source file "cuda_fp16.h"': "headers",
+    "libnvrtc.so.13: cannot open shared object file: No such file or directory": "NVRTC, which compiles, does not load",
+    "CUDA_ERROR_NO_BINARY_FOR_GPU: no kernel image is available": "driver is older",
+    "the provided PTX was compiled with an unsupported toolchain": "driver is older",
+    "[Errno 13] Permission denied: '/root/.cupy'": "CUPY_CACHE_DIR",
+    "CUDA_ERROR_OUT_OF_MEMORY: out of memory": "no memory left",
+    "something else": "another CUDA than torch or the driver",
+}
+
+
+@pytest.mark.parametrize("said", FAILURES)
+@pytest.mark.parametrize("when", ["compile", "load"])
+def test_kernels_that_do_not_compile_are_an_error_that_names_versions_cause_and_fix(monkeypatch, said, when):
+    class CompileException(Exception):
+        """As cupy raises it."""
+
+    class Module:
+        def __init__(self, **how):
+            if when == "compile":
+                raise CompileException(f"{how['name_expressions'][0]}\n{said}\n1 error detected")
+
+        def get_function(self, name):
+            raise CompileException(said)
+
+    runtime = SimpleNamespace(driverGetVersion=lambda: 12080)
+    nvrtc = SimpleNamespace(getVersion=lambda: (13, 1))
+    cuda._module.cache_clear()
+    monkeypatch.setattr(
+        cuda,
+        "cupy",
+        SimpleNamespace(RawModule=Module, cuda=SimpleNamespace(runtime=runtime, nvrtc=nvrtc), __version__="14"),
+    )
+    one = object.__new__(CudaDevice)
+    one._index, one._functions, one.name, one.who = 0, {}, "cuda:0", "rank 3"
+    monkeypatch.setattr(CudaDevice, "_here", lambda self: nullcontext())
+    with pytest.raises(ConfigurationError) as caught:
+        one.prepare({("float32", "bfloat16")})
+    cuda._module.cache_clear()
+    text = str(caught.value)
+    for part in (
+        "rank 3: the kernels",
+        "on cuda:0 (check<BFloat>, ",
+        said[:40],
+        "cupy 14",
+        "NVRTC 13.1",
+        FAILURES[said],
+    ):
+        assert part in text
+    assert "CUDA of the driver 12.8" in text
+    assert "compute capability unknown" in text, "what cannot be asked does not hide the error"

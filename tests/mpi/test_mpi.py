@@ -22,7 +22,7 @@ TOGETHER = {
     5: ["contract.py", "same_bits.py", *OVERLAPPED.values()],
 }
 """What one start of mpirun runs, by its number of ranks."""
-UNEVEN = [f"uneven.py {staleness}" for staleness in ("0", "2", "unbounded")]
+UNEVEN = [*(f"uneven.py {staleness}" for staleness in ("0", "2", "unbounded")), "buffers.py"]
 
 
 def among(size, program):
@@ -159,3 +159,8 @@ def test_a_waiting_rank_leaves_its_core_to_others(tau):
 @pytest.mark.parametrize("staleness", ["0", "2", "unbounded"])
 def test_ranks_with_different_numbers_of_batches_wait_for_nobody_and_every_batch_counts(staleness):
     succeeds_among(UNEVEN, 3, f"uneven.py {staleness}")
+
+
+def test_a_buffer_with_inf_on_one_rank_or_later_holds_nothing_up_and_other_arguments_on_one_rank_are_named():
+    said = succeeds_among(UNEVEN, 3, "buffers.py")
+    assert said.count("early holds inf or nan on rank 1") == 2

@@ -37,6 +37,30 @@ def test_two_ranks_with_one_thread_see_all_cores_and_a_home_though_none_was_set(
         assert mine == "here"
 
 
+MAC = """
+import os, sys
+del os.sched_getaffinity, os.sched_setaffinity
+from pushsum_opt.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+ON_A_MAC = """
+import os
+del os.sched_getaffinity, os.sched_setaffinity
+import numpy as np, pushsum_opt as ps
+z = np.array([float(ps.rank())])
+with ps.PushSum([z]) as push_sum:
+    push_sum.mix()
+print("ended with", z.item())
+"""
+
+
+def test_where_the_system_has_no_affinity_as_on_macos_ranks_start_and_exchange():
+    command = [sys.executable, "-c", MAC, "run", "-np", "2", sys.executable, "-c", ON_A_MAC]
+    done = subprocess.run(command, env=launch.environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("ended with 0.5") == 2
+
+
 AGENT = """#!/bin/sh
 while [ "${1#-}" != "$1" ]; do shift; done
 host=$1; shift

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -121,3 +123,85 @@ def test_buffers_without_a_model_are_refused(buffers):
     inner = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     with pytest.raises(ConfigurationError, match=f"buffers='{buffers}' without a model"):
         ps.PushSumOptimizer(inner, buffers=buffers)
+
+
+INF = float("inf")
+
+
+def with_a_mask(value=0.0):
+    model = nn.Module()
+    model.p = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    model.register_buffer("mask", torch.full((4,), value, dtype=torch.float64))
+    model.register_buffer("mean", torch.zeros(2, dtype=torch.float64))
+    return model
+
+
+@pytest.mark.parametrize("nonfinite", ["raise", "skip"])
+@pytest.mark.parametrize("staleness", STALENESS)
+def test_a_buffer_that_becomes_infinite_keeps_nothing_else_from_mixing(staleness, nonfinite):
+    """Parameters and other elements of buffers mix as before, on a graph that moves mass; inf stays where it is."""
+
+    def rank(comm, infinite):
+        model = with_a_mask()
+        inner = torch.optim.Adagrad(model.parameters(), lr=0.0)
+        kept = {"graph": ps.graphs.Star(), "wire_dtype": torch.float32, "buffers": "gossip"}
+        with ps.PushSumOptimizer(
+            inner, model, staleness=staleness, nonfinite=nonfinite, comm=comm, **kept
+        ) as optimizer:
+            for tensor in (model.p, model.mean, model.mask):
+                tensor.data.fill_(1.0 + comm.rank)
+            for k in range(6):
+                if infinite and k == 2:
+                    model.mask[1:3] = torch.tensor([-INF, INF])
+                model.p.grad = torch.ones_like(model.p)
+                optimizer.step()
+            optimizer.drain()
+            skipped = optimizer.stats()["chunks_skipped"]
+            with optimizer.averaged():
+                inside = torch.cat([model.p.detach(), model.mean, model.mask])
+            held = torch.cat([model.p.detach(), model.mean, model.mask])
+            return held, inside, skipped, optimizer.push_weight, ps.consensus_distance(optimizer)
+
+    clean = ps.testing.run(3, lambda comm: rank(comm, False))
+    late = ps.testing.run(3, lambda comm: rank(comm, True))
+    finite = [0, 1, 2, 3, 4, 5, 8]
+    for (held, inside, skipped, _, distance), (expected, mean, *_) in zip(late, clean, strict=True):
+        assert held[6:8].tolist() == inside[6:8].tolist() == [-INF, INF]
+        torch.testing.assert_close(inside[finite], mean[finite])
+        assert (skipped, np.isfinite(distance)) == (0, True)
+        if staleness != "unbounded":
+            assert torch.equal(held[finite], expected[finite])
+    assert sum(weight for *_, weight, _ in late) == pytest.approx(3, rel=1e-12)
+
+
+def test_a_buffer_that_is_infinite_on_one_rank_is_left_out_by_all_with_the_reason(caplog):
+    def rank(comm):
+        model = with_a_mask(-INF if comm.rank == 1 else 0.0)
+        if comm.rank == 2:
+            model.mean = model.p.detach()[:2]
+        model.register_buffer("travels", torch.ones(1))
+        with ps.PushSumOptimizer(torch.optim.SGD(model.parameters(), 0.1), model, buffers="gossip", comm=comm) as it:
+            model.mask.fill_(comm.rank)
+            it.gossip()
+            with it.averaged():
+                return sorted(it.push_sum.memory.tensors), model.mask.tolist()
+
+    with caplog.at_level(logging.INFO, "pushsum_opt"):
+        assert ps.testing.run(3, rank) == [(["p", "travels"], [1.0] * 4)] * 3
+    assert "mask holds inf or nan on rank 1; mean shares memory with p on rank 2" in caplog.text
+
+
+def test_an_exact_average_takes_no_infinite_elements_of_buffers():
+    def rank(comm):
+        model = with_a_mask()
+        exact = ps.algorithms.PeriodicAverage(first=2)
+        inner = torch.optim.SGD(model.parameters(), 0.1)
+        with ps.PushSumOptimizer(inner, model, buffers="gossip", algorithm=exact, comm=comm) as optimizer:
+            model.p.data.fill_(comm.rank)
+            model.mask[1:] = torch.tensor([-INF, -INF if comm.rank == 0 else 2.0, float(comm.rank)])
+            optimizer.gossip()
+            return model.p.tolist(), model.mask.tolist()
+
+    first, second = ps.testing.run(2, rank)
+    assert first == ([0.5] * 3, [0.0, -INF, -INF, 0.5])
+    assert second == ([0.5] * 3, [0.0, -INF, 2.0, 0.5])

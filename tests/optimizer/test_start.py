@@ -176,6 +176,36 @@ def test_ranks_that_disagree_get_the_same_clear_error_everywhere(what):
         assert part in said[0]
 
 
+@pytest.mark.parametrize(
+    ("change", "item"),
+    [
+        ({"buffers": "gossip"}, "buffers is 'average' on rank 0, 'gossip' on rank 1"),
+        ({"gossip_state": ("momentum_buffer",)}, "gossip_state is () on rank 0, ('momentum_buffer',) on rank 1"),
+        ({"within_host": "gradients"}, "PushSumOptimizer(within_host='gradients')"),
+        ("tie", "what the model has tied is nothing on rank 0, q to p on rank 1"),
+        ("freeze", "what the optimizer does not get of the model is nothing on rank 0, q on rank 1"),
+    ],
+    ids=str,
+)
+def test_what_makes_ranks_exchange_other_tensors_is_named_and_not_what_follows(change, item):
+    def rank(comm):
+        model = nn.ParameterDict({"p": torch.zeros(3), "q": torch.zeros(3)})
+        model.register_buffer("b", torch.zeros(2))
+        if comm.rank == 1 and change == "tie":
+            model.q = model.p
+        if comm.rank == 1 and change == "freeze":
+            model.q.requires_grad_(False)
+        inner = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        options = change if comm.rank == 1 and isinstance(change, dict) else {}
+        with pytest.raises(MismatchError) as caught:
+            ps.PushSumOptimizer(inner, model, comm=comm, **options)
+        return str(caught.value)
+
+    for said in ps.testing.run(2, rank, timeout=30):
+        assert item in said
+        assert "missing" not in said
+
+
 def test_one_column_too_many_among_many_is_the_only_one_named():
     def rank(comm):
         model = nn.ParameterDict({f"p{i:02}": torch.zeros(3 + (comm.rank == 2 and i == 17)) for i in range(40)})
@@ -344,3 +374,63 @@ def test_after_a_failed_start_the_ranks_may_start_anew():
             wrapped.step()
 
     ps.testing.run(2, rank, timeout=30)
+
+
+@pytest.mark.parametrize("how", ["a dict", "a list", "itself", "deep", "in a group"])
+def test_state_that_holds_itself_is_named_with_its_parameter(how):
+    """On one rank nothing has to travel, so it is taken as it is."""
+
+    def rank(comm):
+        model = network()
+        inner = torch.optim.SGD(model.parameters(), lr=0.1 + comm.rank)
+        entries = inner.state[model[2].bias]
+        endless = {"a dict": {}, "a list": []}.get(how, entries)
+        if how == "a dict":
+            endless["again"] = endless
+        if how == "a list":
+            endless.append([endless])
+        if how == "deep":
+            endless = []
+            for _ in range(2000):
+                endless = [endless]
+        entries["loop"] = endless
+        if how == "in a group":
+            inner.state.clear()
+            inner.param_groups[0]["loop"] = {"more": inner.param_groups[0]}
+        with ps.PushSumOptimizer(inner, model, comm=comm) as optimizer:
+            optimizer.gossip()
+
+    ps.testing.run(1, rank)
+    with pytest.raises(ps.testing.RankErrors) as caught:
+        ps.testing.run(2, rank, timeout=30)
+    place = "['param_groups'][0]['loop']" if how == "in a group" else "state 'loop' of parameter 2.bias holds"
+    assert all(isinstance(error, ConfigurationError) and place in str(error) for error in caught.value.errors.values())
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["without a model", "in a ParameterList"])
+@pytest.mark.parametrize(
+    ("seeds", "order", "warned"),
+    [
+        ([0, 0, 0], [0, 1, 2], False),
+        ([0, 0, 0], [1, 0, 2], True),
+        ([0, 1, 2], [1, 0, 2], False),
+    ],
+    ids=["one order", "another order", "seeds of their own"],
+)
+def test_another_order_of_equal_shapes_is_warned_of_where_values_show_it(named, seeds, order, warned, caplog):
+    def rank(comm):
+        torch.manual_seed(seeds[comm.rank])
+        made = [nn.Parameter(torch.randn(4, 4)) for _ in range(3)] + [nn.Parameter(torch.zeros(4)) for _ in range(2)]
+        places = order if comm.rank == 1 else range(3)
+        model = nn.ParameterList([*(made[place] for place in places), *made[3:]])
+        inner = torch.optim.SGD(model.parameters(), lr=0.1)
+        ps.PushSumOptimizer(inner, model if named else None, comm=comm).close()
+
+    with caplog.at_level(logging.WARNING, "pushsum_opt"):
+        ps.testing.run(3, rank)
+    said = [record.getMessage() for record in caplog.records if "another order" in record.getMessage()]
+    assert len(said) == warned
+    names = ("0", "1") if named else ("group 0 parameter 0", "group 0 parameter 1")
+    assert all(
+        f"rank 1 holds rank 0's parameters in another order: its {names[0]} is {names[1]} there" in one for one in said
+    )
