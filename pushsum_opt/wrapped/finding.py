@@ -83,8 +83,8 @@ class Finder:
         if not (near or (moved_far and along)):
             self._far.add(name)
         first = self._first.setdefault(name, {})
-        for index, corner in corners.items():
-            if not torch.equal(first.setdefault(index, corner), corner):
+        for index, seen in corners.items():
+            if not torch.equal(first.setdefault(index, seen), seen):
                 self._moved.add(name)
 
     def advice(self) -> str:
