@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from .errors import PeerFailed, PushSumError
-from .transport.loopback import Delays, LoopbackComm, LoopbackWorld
+from .transport.loopback import Delays as Delays  # the form in which type checkers let a user name them
+from .transport.loopback import LoopbackComm as LoopbackComm
+from .transport.loopback import LoopbackWorld
 from .world import work_as
 
 __all__ = ["RankErrors", "run"]

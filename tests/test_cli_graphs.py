@@ -154,7 +154,7 @@ def test_pictures_are_drawn(capsys, tmp_path):
         "one.svg": ("--size", "6", "--graph", "BaseK(1)"),
         "some.pdf": ("--size", "20", "--graph", "RandomPeer", "--graph", "Ring", "--graph", "OnePeerExponential"),
         "single.png": ("--size", "1"),
-        "large.png": ("--size", "300", "--graph", "BaseK(1)"),
+        "large.png": ("--size", "100", "--graph", "BaseK(1)"),
     }.items():
         run(capsys, *words, "--plot", str(tmp_path / name))
         assert (tmp_path / name).stat().st_size > 5000

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow  # many models times many sizes of chunks
 
 
 @pytest.fixture(
-    params=["64", pytest.param("100", marks=pytest.mark.slow), pytest.param("256", marks=pytest.mark.slow), None],
+    params=["64", pytest.param("100", marks=pytest.mark.slow), None],
     ids=lambda value: f"chunks of {value or 'the usual'} bytes",
 )
 def chunks(request, monkeypatch):

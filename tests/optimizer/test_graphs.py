@@ -11,7 +11,7 @@ import pushsum_opt as ps
 from pushsum_opt.mixing import mixing_matrix
 
 QUICK = [1, 2, 3, 4, 5, 7, 8, 9]
-LARGER = sorted({*SIZES} - {*QUICK, 16, 33})
+LARGER = sorted({size for size in SIZES if size <= 64} - {*QUICK, 16, 33})
 KINDS = [*dict.fromkeys(type(graph) for graph in ps.graphs.families(16))]
 TURNS = 5
 pytestmark = pytest.mark.filterwarnings("ignore::pushsum_opt.graphs.SlowMixingWarning")
