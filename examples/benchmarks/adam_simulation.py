@@ -61,6 +61,7 @@ class Rule:
     late: bool = False  # a step uses m without its own fresh gradient
     clip: str = "own"  # by the norm of a rank's gradient; "mean": of the mean gradient; "none"
     slow: int = 0  # every so many rounds an exact average and a step of slow momentum 0.5 (SlowMo)
+    early: bool = False  # messages of the last round are merged before the step
     factor: float = 1.0  # of the learning rate
 
 
@@ -73,6 +74,8 @@ NAMES = {
     "blend-pull": "v=blend,theta=0.1,pull=0.5",
     "blend-late1": "m=gossip,v=blend,delay=1,mass=1",
     "sgp-late1": "delay=1",
+    "blend-early": "m=gossip,v=blend,early=1",
+    "sgp-early": "early=1",
 }
 
 
@@ -83,7 +86,10 @@ def parse(variant: str) -> Rule:
     unknown = [key for key, *_ in pairs if key not in types]
     if unknown:
         raise SystemExit(f"{variant}: expected one of {', '.join(NAMES)}, or keys of {', '.join(types)}; got {unknown}")
-    return Rule(**{key: bool(int(value)) if types[key] is bool else types[key](value) for key, value in pairs})
+    rule = Rule(**{key: bool(int(value)) if types[key] is bool else types[key](value) for key, value in pairs})
+    if rule.early and (rule.delay or rule.pull):
+        raise SystemExit(f"{variant}: early goes without delay and pull")
+    return rule
 
 
 # ---------------------------------------------------------------------- the text and the model
@@ -249,6 +255,8 @@ class Adam:
     def step(self, g: Tensor, rate: float, k: int) -> None:
         """Take the local step of round k, then the round."""
         rule = self.rule
+        if rule.early and k:
+            self._round(None, rate, k - 1)
         late = self.m / max(1 - BETA1**k, EPSILON)
         fresh = self.gossip.step_factor if rule.mass and k else 1.0
         self.m.mul_(BETA1).add_(g, alpha=(1 - BETA1) * fresh)
@@ -260,7 +268,7 @@ class Adam:
         factor = self.gossip.step_factor if k and rule.g != "mean" else 1.0
         self.z.mul_(1 - rate * WEIGHT_DECAY * self.decay * (self.gossip.step_factor if rule.g != "mean" else 1.0))
         self.z.sub_(rate * factor * m / root)
-        if rule.g != "mean":
+        if rule.g != "mean" and not rule.early:
             self._round(root, rate, k)
 
     def _second_moment(self, g: Tensor, m: Tensor, k: int) -> Tensor:
@@ -286,10 +294,10 @@ class Adam:
             return root * ratio.clamp(1 / self.n, 1).sqrt().repeat_interleave(torch.tensor(SIZES), dim=1)
         return root
 
-    def _round(self, root: Tensor, rate: float, k: int) -> None:
+    def _round(self, root: Tensor | None, rate: float, k: int) -> None:
         rule, gossip = self.rule, self.gossip
         mixed = gossip.mix("z", self.z, rule.z, k)
-        if rule.pull:
+        if rule.pull and root is not None:
             bound = 2 * rate * root
             moved = ((self.z - mixed) * root).clamp_(-bound, bound)
             self.m.add_(moved, alpha=rule.pull * (1 - BETA1 ** (k + 1)) / rate)
@@ -312,8 +320,10 @@ class Momentum:
 
     def step(self, g: Tensor, rate: float, k: int) -> None:
         self.m.mul_(0.9).add_(g)
+        if self.rule.early and k:
+            self.z.copy_(self.gossip.mix("z", self.z, self.rule.z, k - 1))
         self.z.sub_(rate * self.m)
-        if self.rule.g != "mean":
+        if self.rule.g != "mean" and not self.rule.early:
             self.z.copy_(self.gossip.mix("z", self.z, self.rule.z, k))
 
 

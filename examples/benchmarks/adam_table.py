@@ -4,16 +4,16 @@
     python examples/benchmarks/adam_table.py --ranks 4 8 --steps 1500 --seeds 3 --rates 4e-3 8e-3 --rows adam.jsonl
     python examples/benchmarks/adam_table.py --show --rows adam.jsonl                            # runs nothing
 
-Every row is the loss of the average model on text that was not trained on. All contenders of a seed and a number of
+Every row is the loss of the average model on data that was not trained on. All contenders of a seed and a number of
 ranks start from the same model, see the same batches and follow the same schedule.
 Rows are written as they come; a run that was cut short goes on where it stopped when the command is given again.
 
 "one process" computes what DDP computes, the gradient of the mean over all ranks' batches, without other processes: a
 reference where cores are short. Its rows differ from DDP's by rounding.
 
-The model and its text are those of adam_simulation.py in torch modules: characters, 2 layers of width 48, the source of
-the Python standard library. A rank takes 4 sequences of 32 characters a step; gradients are clipped to norm 1, each
-rank's own under gossip; weight decay 0.1 on matrices.
+Workload "text": the model and the text of adam_simulation.py in torch modules: characters, 2 layers of width 48, the
+source of the Python standard library; a sample is 32 characters. "images": a vision transformer of the same blocks on
+Fashion-MNIST. Gradients are clipped by their norm, each rank's own under gossip; weight decay 0.1 on matrices.
 """
 
 from __future__ import annotations
@@ -33,9 +33,8 @@ from pathlib import Path
 
 import adam_simulation as simulation
 import torch
-import torch.nn.functional as F
-from adam_simulation import CONTEXT, HEADS, LAYERS, VOCABULARY, WIDTH
-from torch import Tensor, nn
+from adam_workloads import WORKLOADS, Workload
+from torch import nn
 
 LABELS = {
     "ddp": "DDP, gloo",
@@ -54,7 +53,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many (default 3: 0, 1 and 2)")
     parser.add_argument("--from-seed", type=int, default=0, help="the first of them (default 0)")
     parser.add_argument("--rates", type=float, nargs="+", default=[4e-3, 8e-3], help="(default 4e-3 8e-3)")
-    parser.add_argument("--sequences", type=int, default=4, help="per rank and step (default 4)")
+    parser.add_argument("--workload", choices=WORKLOADS, default="text", help="(default text)")
+    parser.add_argument("--samples", type=int, default=4, help="per rank and step (default 4)")
+    parser.add_argument(
+        "--clip", type=float, default=simulation.CLIP, help="largest norm; inf: no clipping (default 1)"
+    )
     parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1], help="of gossip (default 0 1)")
     parser.add_argument("--only", nargs="+", choices=LABELS, default=["ddp", *GOSSIP])
     parser.add_argument("--rows", type=Path, default=Path("adam_table.jsonl"), help="(default adam_table.jsonl)")
@@ -84,7 +87,9 @@ def cells(arguments: argparse.Namespace, ranks: int) -> Iterator[dict]:
             yield {
                 "ranks": ranks,
                 "steps": arguments.steps,
-                "sequences": arguments.sequences,
+                "workload": arguments.workload,
+                "samples": arguments.samples,
+                "clip": arguments.clip,
                 "contender": contender,
                 "staleness": staleness,
                 "rate": rate,
@@ -114,12 +119,12 @@ def launch(ranks: int) -> None:
 
 
 def alone(wanted: list[dict], rows: Path) -> None:
-    text = simulation.read_text()
     torch.set_num_threads(1)
+    workload = WORKLOADS[wanted[0]["workload"]]()
     for cell in wanted:
         if cell["contender"] == "one process":
             begin = time.perf_counter()
-            write(rows, cell, train(cell, text, None), begin)
+            write(rows, cell, train(cell, workload, None), begin)
 
 
 def write(rows: Path, cell: dict, loss: float, begin: float) -> None:
@@ -138,16 +143,16 @@ def work(arguments: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=ps.rank(), world_size=ps.size())
-    text = simulation.read_text()
+    workload = WORKLOADS[arguments.workload]()
     for cell in ps.broadcast_object(missing(arguments, ps.size())):  # rank 0 writes while others read
         begin = time.perf_counter()
-        loss = train(cell, text, ps.rank())
+        loss = train(cell, workload, ps.rank())
         if ps.rank() == 0:
             write(arguments.rows, cell, loss, begin)
     torch.distributed.destroy_process_group()
 
 
-def train(cell: dict, text: tuple[Tensor, Tensor], rank: int | None) -> float:
+def train(cell: dict, workload: Workload, rank: int | None) -> float:
     """Collective. Return the loss of the average model after all steps.
 
     Args:
@@ -156,7 +161,7 @@ def train(cell: dict, text: tuple[Tensor, Tensor], rank: int | None) -> float:
     import pushsum_opt as ps
 
     torch.manual_seed(cell["seed"])
-    model = Characters()
+    model = workload.model()
     optimizer = torch.optim.AdamW(groups(model), lr=cell["rate"], betas=(simulation.BETA1, simulation.BETA2))
     forward = model
     if cell["contender"] == "ddp":
@@ -167,17 +172,17 @@ def train(cell: dict, text: tuple[Tensor, Tensor], rank: int | None) -> float:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: warm_up_and_cosine(k, cell["steps"]))
     generator = torch.Generator().manual_seed(cell["seed"] + 1)
     for _ in range(cell["steps"]):
-        x, y = simulation.batch(text[0], (cell["ranks"], cell["sequences"]), generator)
+        x, y = workload.batch((cell["ranks"], cell["samples"]), generator)
         x, y = (x.flatten(0, 1), y.flatten(0, 1)) if rank is None else (x[rank], y[rank])
         optimizer.zero_grad()
-        F.cross_entropy(forward(x).flatten(0, 1), y.flatten()).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), simulation.CLIP)
+        workload.loss(forward(x), y).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), cell["clip"])
         optimizer.step()
         schedule.step()
     if cell["contender"] not in GOSSIP:
-        return validate(model, text[1])
+        return workload.validate(model)
     with optimizer, optimizer.averaged():
-        return validate(model, text[1])
+        return workload.validate(model)
 
 
 def groups(model: nn.Module) -> list[dict]:
@@ -190,56 +195,20 @@ def warm_up_and_cosine(k: int, steps: int) -> float:
     return min(1, (k + 1) / simulation.WARM_UP_STEPS) * (0.1 + 0.45 * (1 + math.cos(math.pi * k / steps)))
 
 
-@torch.no_grad()
-def validate(model: nn.Module, text: Tensor) -> float:
-    x, y = simulation.batch(text, (1, 1024), torch.Generator().manual_seed(7))
-    parts = zip(x[0].split(256), y[0].split(256), strict=True)
-    return sum(F.cross_entropy(model(a).flatten(0, 1), b.flatten()).item() for a, b in parts) / 4
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.attention, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
-
-    def forward(self, h: Tensor) -> Tensor:
-        count, context, width = h.shape
-        heads = self.attention(self.norm1(h)).view(count, context, 3, HEADS, width // HEADS)
-        attended = F.scaled_dot_product_attention(*heads.permute(2, 0, 3, 1, 4), is_causal=True)
-        h = h + self.out(attended.transpose(1, 2).reshape(count, context, width))
-        return h + self.down(F.gelu(self.up(self.norm2(h))))
-
-
-class Characters(nn.Module):
-    """A small GPT, as in nanoGPT."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
-        self.position = nn.Parameter(torch.zeros(CONTEXT, WIDTH))
-        self.blocks = nn.Sequential(*(Block() for _ in range(LAYERS)))
-        self.norm = nn.LayerNorm(WIDTH)
-        self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(self.blocks(self.embedding(x) + self.position)))
-
-
 # ---------------------------------------------------------------------- the table
 
 
 def show(rows: list[dict]) -> None:
-    for key in sorted({(row["ranks"], row["steps"], row["sequences"]) for row in rows}):
-        ranks, steps, sequences = key
-        print(f"\n{ranks} ranks, {steps} steps, {sequences} sequences per rank and step; mean (lowest..highest)")
-        show_setting([row for row in rows if (row["ranks"], row["steps"], row["sequences"]) == key])
+    for setting in sorted({setting_of(row) for row in rows}):
+        workload, ranks, steps, samples, clip = setting
+        print(
+            f"\n{workload}, {ranks} ranks, {steps} steps, {samples} samples per rank and step, clipped to norm {clip:g}"
+        )
+        show_setting([row for row in rows if setting_of(row) == setting])
+
+
+def setting_of(row: dict) -> tuple[str, int, int, int, float]:
+    return row["workload"], row["ranks"], row["steps"], row["samples"], row["clip"]
 
 
 def show_setting(rows: list[dict]) -> None:

@@ -34,7 +34,7 @@ def test_every_contender_gives_a_row_and_a_table_that_was_cut_short_goes_on(tmp_
     losses = {(row["contender"], row["staleness"]): row["loss"] for row in found}
     assert sorted(losses) == [("corrected", 0), ("ddp", 0), ("one process", 0)]
     assert losses["ddp", 0] == pytest.approx(losses["one process", 0], abs=1e-4)
-    assert "2 ranks, 3 steps, 4 sequences per rank and step" in said
+    assert "text, 2 ranks, 3 steps, 4 samples per rank and step, clipped to norm 1" in said
     line = next(line for line in said.splitlines() if "gossip, corrected, staleness 0" in line)
     assert f"{losses['corrected', 0]:.4f}" in line
     assert f"{100 * (losses['corrected', 0] / losses['ddp', 0] - 1):+.1f} %" in line
