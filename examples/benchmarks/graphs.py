@@ -9,6 +9,7 @@ Needs neither MPI nor torch. For every family:
               the median over rounds and ranks, and the 99th percentile
     check     milliseconds for the checks at construction
     digest    milliseconds for the fingerprint that ranks compare
+    analysis  seconds of this process for pushsum_opt.mixing.analyse, up to 4,096 ranks
     memory    kilobytes that stay allocated after 512 ranks have asked for every round of a period (at most 64 rounds)
 
 Fails where a median is above the limit, 50 microseconds. Complete, and the centre of Star, have as many peers as there
@@ -29,7 +30,9 @@ from typing import Any
 
 from pushsum_opt import graphs
 from pushsum_opt.graphs import Graph
+from pushsum_opt.mixing import analyse
 
+MOST_ANALYSED = 4096  # ranks
 AS_MANY_PEERS_AS_RANKS = (graphs.Complete, graphs.Star)
 
 
@@ -74,6 +77,15 @@ def milliseconds(action: Any, size: int) -> float:
     return 1e3 * (time.perf_counter() - begin)
 
 
+def analysis_seconds(graph: Graph, size: int) -> float:
+    """Return 0 where the matrices would be too large."""
+    if size > MOST_ANALYSED:
+        return 0.0
+    begin = time.process_time()
+    analyse(graph, size)
+    return time.process_time() - begin
+
+
 def measure(graph: Graph, size: int) -> dict[str, Any]:
     times = peers_microseconds(graph, size)
     return {
@@ -83,6 +95,7 @@ def measure(graph: Graph, size: int) -> dict[str, Any]:
         "peers_us_99": statistics.quantiles(times, n=100)[98],
         "check_ms": milliseconds(graph.check, size),
         "digest_ms": milliseconds(graph.fingerprint, size),
+        "analysis_s": analysis_seconds(graph, size),
         "memory_kb": kilobytes(graph, size),
     }
 
@@ -94,14 +107,15 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
     results, slow = [], []
-    print(f"{'graph':<54}{'ranks':>7}{'peers':>9}{'99 %':>9}{'check':>9}{'digest':>9}{'memory':>11}")
+    print(f"{'graph':<54}{'ranks':>7}{'peers':>9}{'99 %':>9}{'check':>9}{'digest':>9}{'analysis':>10}{'memory':>11}")
     for size in arguments.size or [64, 256, 4096]:
         for graph in family(size):
             found = measure(graph, size)
             results.append(found)
             print(
                 f"{found['graph'][:53]:<54}{size:>7}{found['peers_us']:>6.1f} us{found['peers_us_99']:>6.1f} us"
-                f"{found['check_ms']:>6.1f} ms{found['digest_ms']:>6.1f} ms{found['memory_kb']:>8.0f} KB"
+                f"{found['check_ms']:>6.1f} ms{found['digest_ms']:>6.1f} ms{found['analysis_s']:>8.2f} s"
+                f"{found['memory_kb']:>8.0f} KB"
             )
             if found["peers_us"] > arguments.limit and not isinstance(graph, AS_MANY_PEERS_AS_RANKS):
                 slow.append(f"{found['graph']} at {size} ranks: {found['peers_us']:.1f} us")
