@@ -70,6 +70,8 @@ def announce(parts: Parts, push_sum: PushSum, within_host: str | None) -> None:
         return
     moments = None if parts.corrected is None else parts.corrected.nbytes()
     log.info("%s", start_line.compose(push_sum, hosts, has_model=parts.model is not None, moments=moments))
+    if parts.adaptive_hint is not None and push_sum.participants > 1:
+        log.info("%s", parts.adaptive_hint)
     crowd = start_line.crowded_links(push_sum, hosts) if within_host is None else None
     if crowd is not None:
         log.warning("%s", crowd)

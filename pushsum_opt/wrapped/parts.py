@@ -38,6 +38,8 @@ class Parts:
         self.buffers = buffers or ("local" if model is None else "average")
         names = check_names(gossip_state)
         corrects = adam.check(adaptive, optimizer, names)
+        self.adaptive_hint = adam.hint(adaptive, optimizer, names)
+        """What to tell a user who has not chosen ``adaptive``, if anything."""
         self.points = Points(optimizer, names, adam.moments_of(corrects))
         """The optimizer's state that travels."""
         self.corrected = adam.Corrected(optimizer, self.points) if corrects else None

@@ -419,8 +419,10 @@ def test_state_that_holds_itself_is_named_with_its_parameter(how):
 )
 def test_another_order_of_equal_shapes_is_warned_of_where_values_show_it(named, seeds, order, warned, caplog):
     def rank(comm):
-        torch.manual_seed(seeds[comm.rank])
-        made = [nn.Parameter(torch.randn(4, 4)) for _ in range(3)] + [nn.Parameter(torch.zeros(4)) for _ in range(2)]
+        random = torch.Generator().manual_seed(seeds[comm.rank])  # torch's own is one for all threads
+        made = [nn.Parameter(torch.randn(4, 4, generator=random)) for _ in range(3)] + [
+            nn.Parameter(torch.zeros(4)) for _ in range(2)
+        ]
         places = order if comm.rank == 1 else range(3)
         model = nn.ParameterList([*(made[place] for place in places), *made[3:]])
         inner = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -605,3 +605,27 @@ def test_half_precision_parameters_are_refused_by_name(dtype):
 
     with pytest.raises(ps.testing.RankErrors, match=r"expected parameters of float32 or wider, got .* 2.bias"):
         ps.testing.run(1, rank)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "hints"),
+    [
+        (torch.optim.AdamW, {}, 1),
+        (torch.optim.NAdam, {"staleness": 1}, 1),
+        (torch.optim.AdamW, {"adaptive": "plain"}, 0),
+        (torch.optim.AdamW, {"adaptive": "corrected"}, 0),
+        (torch.optim.SGD, {}, 0),
+        (torch.optim.Adafactor, {}, 0),
+    ],
+)
+def test_who_has_not_chosen_is_told_once_where_there_is_a_choice(make, options, hints, caplog):
+    caplog.set_level(logging.INFO, "pushsum_opt")
+
+    def rank(comm):
+        model = nn.Linear(3, 2)
+        ps.PushSumOptimizer(make(model.parameters(), lr=0.1), model, comm=comm, **options).close()
+
+    ps.testing.run(1, rank)
+    assert "all-reduce" not in caplog.text
+    ps.testing.run(3, rank)
+    assert caplog.text.count("adaptive='corrected' closes most of this gap") == hints
