@@ -615,7 +615,7 @@ def test_half_precision_parameters_are_refused_by_name(dtype):
         (torch.optim.AdamW, {"adaptive": "plain"}, 0),
         (torch.optim.AdamW, {"adaptive": "corrected"}, 0),
         (torch.optim.SGD, {}, 0),
-        (torch.optim.Adafactor, {}, 0),
+        (torch.optim.Adagrad, {}, 0),
     ],
 )
 def test_who_has_not_chosen_is_told_once_where_there_is_a_choice(make, options, hints, caplog):
