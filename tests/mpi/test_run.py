@@ -50,7 +50,7 @@ import numpy as np, pushsum_opt as ps
 z = np.array([float(ps.rank())])
 with ps.PushSum([z]) as push_sum:
     push_sum.mix()
-print("ended with", z.item())
+print(f"ended with {z.item()}")  # one write: ranks write between those of each other
 """
 
 
@@ -70,7 +70,7 @@ exec env -i PATH="$PATH" OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM
 TELLS = """
 import os, socket
 names = "OMP_NUM_THREADS", "PUSHSUM_STALL_SECONDS", "NCCL_DEBUG"
-print(socket.gethostname(), *(os.environ.get(name) for name in names))
+print(" ".join([socket.gethostname(), *(str(os.environ.get(name)) for name in names)]))
 """
 
 
