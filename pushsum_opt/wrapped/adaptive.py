@@ -198,9 +198,13 @@ class Corrected:
         self._begins = []
         for number, group in enumerate(self._optimizer.param_groups):
             beta1, beta2 = _check_betas(group, number)
-            decay = 0.0 if group.get("decoupled_weight_decay") else float(group["weight_decay"])
+            decay = 0.0 if self._decouples(group) else float(group["weight_decay"])
             rule = Rule(beta1, beta2, decay, bool(group["maximize"]), self._theta, fresh)
             correct(rule, self._moments(group, beta1))
+
+    def _decouples(self, group: dict[str, Any]) -> bool:
+        """Tell whether weight decay acts on the parameters alone. AdamW says so in its groups since torch 2.7 only."""
+        return bool(group.get("decoupled_weight_decay", isinstance(self._optimizer, torch.optim.AdamW)))
 
     def _moments(self, group: dict[str, Any], beta1: float) -> list[Moments]:
         found = []
