@@ -44,7 +44,7 @@ class TensorSpec:
         return tuple(sorted(axes, key=lambda axis: -self.strides[axis]) if self.dense else axes)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, as Chunk
 class Piece:
     """Elements [start, stop) of tensor number ``tensor``, counted in the order in which they lie in memory."""
 
@@ -65,7 +65,7 @@ class WireFormat:
     itemsize: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: torch.compile before 2.6 keeps weak references to what a compiled step meets
 class Chunk:
     """Pieces of one dtype on one device that travel together."""
 
