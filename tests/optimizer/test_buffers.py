@@ -205,3 +205,21 @@ def test_an_exact_average_takes_no_infinite_elements_of_buffers():
     first, second = ps.testing.run(2, rank)
     assert first == ([0.5] * 3, [0.0, -INF, -INF, 0.5])
     assert second == ([0.5] * 3, [0.0, -INF, 2.0, 0.5])
+
+
+def test_a_buffer_of_a_layer_that_was_added_keeps_nothing_from_mixing_either():
+    def rank(comm):
+        model = nn.Sequential(nn.Linear(2, 2))
+        inner = torch.optim.SGD(model.parameters(), 0.1)
+        with ps.PushSumOptimizer(inner, model, buffers="gossip", comm=comm) as optimizer:
+            added = with_a_mask()
+            model.append(added)
+            optimizer.add_param_group({"params": list(added.parameters())})
+            added.p.data.fill_(comm.rank)
+            added.mask[1:] = torch.tensor([-INF, -INF if comm.rank == 0 else 2.0, float(comm.rank)])
+            optimizer.gossip()
+            return added.p.tolist(), added.mask.tolist()
+
+    first, second = ps.testing.run(2, rank)
+    assert first == ([0.5] * 3, [0.0, -INF, -INF, 0.5])
+    assert second == ([0.5] * 3, [0.0, -INF, 2.0, 0.5])
