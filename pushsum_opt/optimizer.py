@@ -146,7 +146,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
                 timeout=timeout,
                 rate_correction=rate_correction,
                 host=host,
-                wrapping=beginning.wrapping(self, parts, self._algorithm, gossip_every, within_host),
+                wrapper=beginning.wrapper_options(self, parts, self._algorithm, gossip_every, within_host),
             )
             self._host_gradients = HostGradients(self.push_sum, parts.tensors) if within_host == "gradients" else None
         with self.push_sum.member.failing_together(), calling(construction):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .opening import Wrapping
+from .opening import WrapperOptions
 from .push_sum import PushSum, push_sum_of
 
-__all__ = ["PushSum", "Wrapping", "push_sum_of"]
+__all__ = ["PushSum", "WrapperOptions", "push_sum_of"]

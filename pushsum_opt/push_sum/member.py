@@ -22,7 +22,7 @@ from ..transport.calls import calling
 from . import closing, opening, succession
 from .lifetime import WHOLE, Lifetime
 from .mass import Mass
-from .opening import CALL, Options, Wrapping
+from .opening import CALL, Options, WrapperOptions
 
 __all__ = ["Member", "newest"]
 
@@ -32,7 +32,7 @@ class Member:
 
     Args:
         comm: all participants of the gossip.
-        tensors, graph, wrapping: as in :class:`~pushsum_opt.PushSum`.
+        tensors, graph, wrapper: as in :class:`~pushsum_opt.PushSum`.
         host: this rank, or the ranks of its host, as one participant.
     """
 
@@ -43,10 +43,10 @@ class Member:
         graph: GraphLike | None,
         options: Options,
         host: Participant,
-        wrapping: Wrapping | None,
+        wrapper: WrapperOptions | None,
     ) -> None:
         names, values = opening.named(tensors)
-        added = Wrapping() if wrapping is None else wrapping
+        wrapper = WrapperOptions() if wrapper is None else wrapper
         self.options = options
         self.host = host
         """This rank, or the ranks of its host, as one participant."""
@@ -58,7 +58,7 @@ class Member:
         """The number of ranks of the job."""
         self.speaks = self.rank == 0
         """Whether this is the one rank of the job that speaks for all."""
-        self.memory = opening.bind_memory(comm, values, names, options, host, added.by_element)
+        self.memory = opening.bind_memory(comm, values, names, options, host, wrapper.by_element)
         self.graph: graphs.Graph = graphs.resolve(graph, comm.Get_size(), warn=self.speaks)
         self.statistics = Statistics()
         self.listeners = Events()
@@ -84,7 +84,7 @@ class Member:
         """Gives the identities of tensors that travel and are no parameters, but averages of gradients."""
         self.restores_exactly = False
         """Whether :meth:`PushSum.load_state` takes over push weight, residuals and messages in flight as they were."""
-        self._owner = None if added.owner is None else weakref.ref(added.owner)
+        self._owner = None if wrapper.owner is None else weakref.ref(wrapper.owner)
         self._first_step: FirstStep | None = None
         partners = self.graph.partners(self.participant, self.participants)
         self.lifetime = Lifetime(self.channel, partners, host, lambda: self.round)
@@ -92,7 +92,7 @@ class Member:
         self.mass = Mass.begin(1.0)
         """w, a and k of this rank."""
         with self.failing_together(), calling(CALL):
-            self._agree_on(added)
+            self._agree_on(wrapper)
             self.agree(opening.versions())
             self.mass = Mass.begin(normalised_data_weight(self.channel, options.data_weight))
             self.run, self.name = opening.name_the_run(self.channel, host)
@@ -110,13 +110,13 @@ class Member:
             raise
         self.process.register(self)
 
-    def _agree_on(self, added: Wrapping) -> None:
+    def _agree_on(self, wrapper: WrapperOptions) -> None:
         """Collective. Compare what explains other differences; leave out what some rank cannot exchange."""
-        if added.alike:
+        if wrapper.alike:
             for channel in (self.channel, *self.host.replicas):
-                agree(channel, added.alike)
-        if added.leave_out is not None:
-            self.memory.leave_out(added.leave_out(self.channels))
+                agree(channel, wrapper.alike)
+        if wrapper.leave_out is not None:
+            self.memory.leave_out(wrapper.leave_out(self.channels))
             self.held = list(self.memory.tensors.values())
 
     def agree(self, versions: Mapping[str, str] | None = None) -> None:

@@ -32,7 +32,7 @@ from ..transport import Transport, calling
 __all__ = [
     "CALL",
     "Options",
-    "Wrapping",
+    "WrapperOptions",
     "bind_memory",
     "connect",
     "events",
@@ -75,7 +75,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Wrapping:
+class WrapperOptions:
     """What a wrapper around a push-sum adds."""
 
     owner: Any = None

@@ -22,7 +22,7 @@ from ..observe.events import Listener
 from ..transport import Transport
 from . import rounds, saving
 from .member import Member
-from .opening import Options, Wrapping
+from .opening import Options, WrapperOptions
 
 __all__ = ["PushSum", "push_sum_of"]
 
@@ -50,7 +50,7 @@ class PushSum:
         rate_correction: with ``staleness="unbounded"``, scale local steps by this rank's step time over the mean, so
             that slow ranks count as much as fast ones.
         host: where several ranks of a host are one participant; ``comm`` is ``host.gossip_comm`` then.
-        wrapping: what a wrapper around this adds.
+        wrapper: what a wrapper around this adds, such as :class:`~pushsum_opt.PushSumOptimizer`.
 
     It stays open, and keeps its tensors, until :meth:`close` or the end of a ``with`` block, even where nothing refers
     to it any more. The end of the program closes it.
@@ -86,14 +86,14 @@ class PushSum:
         timeout: float = 1800.0,
         rate_correction: bool = False,
         host: Participant | None = None,
-        wrapping: Wrapping | None = None,
+        wrapper: WrapperOptions | None = None,
     ) -> None:
         comm = world.communicator(comm)
         ending.stop_all_on_error()
         transport.check(comm)
         options = Options(staleness, data_weight, wire_dtype, nonfinite, timeout, rate_correction)
         combinations.refuse(comm, staleness=staleness, rate_correction=rate_correction)
-        self.member = Member(comm, tensors, graph, options, Participant(comm) if host is None else host, wrapping)
+        self.member = Member(comm, tensors, graph, options, Participant(comm) if host is None else host, wrapper)
         """What other rooms of the library ask of it; no part of the public interface."""
 
     # ------------------------------------------------------------------ state

@@ -23,8 +23,8 @@ HOST_PERIOD_S = 2e-3
 IDLE_PERIOD_S = 20e-3
 """Between two polls while nothing can come but a peer's notice that it has failed or finished."""
 QUIET_S = 1.0
-"""Without movement for so long, messages under way are polled as rarely as if there were none: hundreds of threads may
-wait so."""
+"""After so long without a completed message, polls are IDLE_PERIOD_S apart: where hundreds of threads wait for peers
+that do not come, they would otherwise take whole cores. The next completion, or a new message, ends this."""
 
 
 class Background(Wrapping):

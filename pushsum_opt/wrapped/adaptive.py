@@ -89,7 +89,7 @@ def hint(adaptive: Any, optimizer: torch.optim.Optimizer, gossip_state: tuple[st
         return None
     return (
         f"{type(optimizer).__name__} under gossip ends with a higher loss than under all-reduce at the same rate. "
-        "adaptive='corrected' closes most of this gap, for twice the bytes; adaptive='plain' leaves it and this line. "
+        "adaptive='corrected' closes most of this gap, for twice the bytes; adaptive='plain' hides this line. "
         "Figures: docs/adaptive.md"
     )
 

@@ -13,13 +13,13 @@ from .. import ending, world
 from ..algorithms import Algorithm
 from ..hosts import Hosts
 from ..log import log
-from ..push_sum import PushSum, Wrapping
+from ..push_sum import PushSum, WrapperOptions
 from ..start import line as start_line
 from .order import another_order
 from .parts import Parts
 from .start import copy_start
 
-__all__ = ["announce", "make_hosts", "start_alike", "warn_about_set_up", "watch_first_step", "wrapping"]
+__all__ = ["announce", "make_hosts", "start_alike", "warn_about_set_up", "watch_first_step", "wrapper_options"]
 
 
 def make_hosts(within_host: str, comm: Any, data_weight: float, timeout: float) -> Hosts:
@@ -29,7 +29,9 @@ def make_hosts(within_host: str, comm: Any, data_weight: float, timeout: float) 
     return Hosts(comm, data_weight=data_weight, sharded=within_host == "fsdp", timeout=timeout)
 
 
-def wrapping(owner: Any, parts: Parts, algorithm: Algorithm, gossip_every: int, within_host: str | None) -> Wrapping:
+def wrapper_options(
+    owner: Any, parts: Parts, algorithm: Algorithm, gossip_every: int, within_host: str | None
+) -> WrapperOptions:
     """Return what the wrapper adds to its push-sum.
 
     Where the arguments differ between ranks, tensors differ as well: so these are compared first.
@@ -44,7 +46,7 @@ def wrapping(owner: Any, parts: Parts, algorithm: Algorithm, gossip_every: int, 
         **parts.tensors.roles,
     }
     leave_out = parts.tensors.leave_out_together if parts.buffers == "gossip" else None
-    return Wrapping(owner, parts.tensors.exchanged_buffers, alike, leave_out)
+    return WrapperOptions(owner, parts.tensors.exchanged_buffers, alike, leave_out)
 
 
 @torch.inference_mode(False)  # later steps, outside of inference mode, write to the state that is made here

@@ -48,7 +48,7 @@ class Tensors:
         self.look_again()
 
     def leave_out_together(self, channels: Iterable[Channel]) -> list[str]:
-        """Collective. Leave out what any rank leaves out: reasons are in values and memory, which ranks need not share.
+        """Collective. Leave out on every rank what any rank leaves out: its reason may not be there on the others.
 
         Args:
             channels: what goes over these, one after the other, reaches every rank.
@@ -109,7 +109,7 @@ class Tensors:
 
     @property
     def roles(self) -> dict[str, str]:
-        """Which parameters of the model are tied, and which the optimizer lacks: it explains that others travel."""
+        """Tied parameters, and those that the optimizer lacks. Ranks that differ in these exchange other tensors."""
         stepped = {id(p) for p in self.parameters}
         first: dict[int, str] = {}
         tied, lacking = [], []
@@ -120,8 +120,8 @@ class Tensors:
             elif id(p) not in stepped:
                 lacking.append(name)
         return {
-            "what the model has tied": _shown(tied),
-            "what the optimizer does not get of the model": _shown(lacking),
+            "the list of tied parameters": _shown(tied),
+            "the list of parameters that the optimizer lacks": _shown(lacking),
         }
 
     def lost(self) -> list[str]:

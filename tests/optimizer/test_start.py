@@ -182,8 +182,8 @@ def test_ranks_that_disagree_get_the_same_clear_error_everywhere(what):
         ({"buffers": "gossip"}, "buffers is 'average' on rank 0, 'gossip' on rank 1"),
         ({"gossip_state": ("momentum_buffer",)}, "gossip_state is () on rank 0, ('momentum_buffer',) on rank 1"),
         ({"within_host": "gradients"}, "PushSumOptimizer(within_host='gradients')"),
-        ("tie", "what the model has tied is nothing on rank 0, q to p on rank 1"),
-        ("freeze", "what the optimizer does not get of the model is nothing on rank 0, q on rank 1"),
+        ("tie", "the list of tied parameters is nothing on rank 0, q to p on rank 1"),
+        ("freeze", "the list of parameters that the optimizer lacks is nothing on rank 0, q on rank 1"),
     ],
     ids=str,
 )
