@@ -8,4 +8,4 @@ INTERRUPTED = 130
 """Ended by Ctrl-C, as shells report it: 128 and the number of SIGINT."""
 
 REQUEUE = 75
-"""Saved, and to be started again: EX_TEMPFAIL of sysexits.h."""
+"""The run was saved; start it again. EX_TEMPFAIL of sysexits.h."""

@@ -63,7 +63,7 @@ def _local(variables: tuple[str, ...], call: str) -> tuple[int, int]:
             return int(text), int(text)
     if _found is None:
         with transport.calling(call):
-            labels = gather_once(comm, struct.pack("<q", transport.host_label(comm, None)))
+            labels = gather_once(comm, struct.pack("<q", transport.host_label(comm, None)), "comparing hosts")
         here = [rank for rank, label in enumerate(labels) if label == labels[comm.Get_rank()]]
         _found = here.index(comm.Get_rank()), len(here)
     return _found

@@ -131,7 +131,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         self._joining: Join | None = None
         self.companions: list[Any] = []
         """What must live as long as this does, such as a Saver."""
-        # Ranks with different ones begin by different calls, and so see what is different.
+        # Ranks with different within_host then make calls of different names, and the error shows both.
         construction = CONSTRUCTION if within_host is None else f"PushSumOptimizer(within_host={within_host!r})"
         with calling(construction):
             host = None if within_host is None else beginning.make_hosts(within_host, comm, data_weight, timeout)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the example that reads the images
 
 CLASSES = 10
-PATCH = 7  # pixels on a side: 16 patches an image
+PATCH = 7  # pixels on a side: so 16 patches per image
 
 
 class Workload(Protocol):

@@ -119,7 +119,10 @@ class Channel:
         meeting.check()
 
     def let_everyone_know(self, what: str = "everyone to see the difference") -> None:
-        """Call this before an error that all ranks raise: it returns once every rank has found the error too."""
+        """Return once every rank is here: call it before an error that all ranks raise, or before closing.
+
+        A rank that has failed is no error.
+        """
         with contextlib.suppress(PeerFailed):
             self.barrier(what)
 

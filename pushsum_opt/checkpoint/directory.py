@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..push_sum.saving import refuse_newer_format
 from .files import digest, load_tensors, sync_directory, write_whole
 
 __all__ = ["FORMAT", "MANIFEST", "Manifest", "begin", "commit", "discard", "file_of", "locate", "prune", "read_part"]
@@ -165,7 +166,7 @@ def read_part(path: Path, manifest: Manifest, rank: int) -> dict[str, Any]:
     """Read one rank's file, and make sure that it is the one that the manifest names.
 
     Raises:
-        CheckpointError: it is missing, cut off, changed, or another file.
+        CheckpointError: it is missing, cut off, changed, another file, or of a later release.
     """
     name = file_of(rank)
     file, entry = path / name, manifest.files.get(name)
@@ -183,6 +184,7 @@ def read_part(path: Path, manifest: Manifest, rank: int) -> dict[str, Any]:
     got = {key: part.get(key) for key in expected}
     if got != expected:
         raise CheckpointError(f"{file}: expected {expected}, got {got}: files of several runs were mixed. {_FALL_BACK}")
+    refuse_newer_format(str(file), part["optimizer"].get("push_sum"), otherwise="")
     return part
 
 

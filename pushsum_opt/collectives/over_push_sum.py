@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import transport
+from ..errors import ConfigurationError
 from ..interrupts import held_back
-from ..push_sum import PushSum, push_sum_of, rounds
+from ..push_sum import PushSum, rounds
 from ..push_sum.averaging import exact_average
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ def consensus_distance(optimizer: Any) -> float:
 
     0 when all ranks hold the same parameters.
     """
-    push_sum = optimizer if isinstance(optimizer, PushSum) else push_sum_of(optimizer)
+    push_sum = getattr(optimizer, "push_sum", optimizer)
+    if not isinstance(push_sum, PushSum):
+        raise ConfigurationError(f"expected a PushSumOptimizer or a PushSum, got {type(optimizer).__name__}")
     rounds.meet(push_sum.member, "consensus_distance()")
     squares = 0.0
     with push_sum.member.collective("consensus_distance()"):

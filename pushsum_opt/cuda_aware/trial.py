@@ -25,9 +25,9 @@ Facts = dict[str, Any]
 """What :mod:`~pushsum_opt.cuda_aware.program` found, in GB/s; with "error" where it did not come to its end."""
 
 TRIAL_LIMIT_S = 90.0
-"""A trial may take so long."""
+"""The longest time of a trial."""
 RESULT_KEPT_S = 30 * 86400.0
-"""The result of a complete trial is used for so long."""
+"""How long the result of a complete trial is used."""
 JOB_START_S = 600.0
 """The ranks of one job start within this time, and share what the first of them found."""
 ENOUGH_CRASHES = 2

@@ -76,9 +76,8 @@ class AsynchronousMode(Mode):
     def _make_slabs(self) -> None:
         if self._exchange.transport.size > 1:
             self._received_slabs.reserve(MOST_ARRIVING)
-        self._sent_slabs.reserve(
-            min(MOST_ROUNDS_SENDING, len(self._all_out_peers()))
-        )  # a peer that is busy gets no second one
+        # A peer that is still busy with a message gets no second one.
+        self._sent_slabs.reserve(min(MOST_ROUNDS_SENDING, len(self._all_out_peers())))
 
     # ------------------------------------------------------------------ a round
 

@@ -142,7 +142,7 @@ class Hosts(Participant):
 
 def _everyone(comm: Any, label: int, data_weight: float, timeout: float) -> tuple[list[int], list[float]]:
     """Collective. Return every rank's host and data weight."""
-    found = [_ROW.unpack(row) for row in gather_once(comm, _ROW.pack(label, data_weight), timeout)]
+    found = [_ROW.unpack(row) for row in gather_once(comm, _ROW.pack(label, data_weight), "comparing hosts", timeout)]
     weights = [weight for _, weight in found]
     refuse_bad_data_weights(comm.Get_rank(), dict(enumerate(weights)))
     return [its for its, _ in found], weights

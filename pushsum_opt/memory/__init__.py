@@ -23,7 +23,7 @@ CHUNK_BYTES_ON_DEVICE = 1 << 25
 """At least. On a device each chunk costs some kernel launches and an answer, so chunks are larger than on the host."""
 
 CHUNKS_ON_DEVICE = 64
-"""About so many chunks has a large message: every poll costs time for each chunk that is under way."""
+"""A large message has about this many chunks, because every poll costs time for each chunk that is under way."""
 
 
 def bind(
@@ -68,13 +68,16 @@ def bind(
     from .cuda import CudaDevice
     from .on_device import DeviceMemory
 
-    chunk_bytes = chunk_bytes or _chunk_bytes_on_device(tensors, wire)
+    stepped = [tensor for tensor, name in zip(tensors, names, strict=True) if name not in by_element]
+    chunk_bytes = chunk_bytes or _chunk_bytes_on_device(stepped, wire)
     cuda = CudaDevice(device, who)
     return DeviceMemory(tensors, names, wire, chunk_bytes, lane, device=cuda, direct=direct(), by_element=by_element)
 
 
 def _chunk_bytes_on_device(tensors: Sequence[Any], wire: str | None) -> int:
-    """Return max(32 MiB, message / 64): the same on every rank, as it depends on shapes and dtypes alone."""
+    """Return max(32 MiB, message / 64): the same on every rank, as it depends on shapes and dtypes alone.
+
+    Buffers do not count: a rank may leave out others, until all have agreed."""
     most = WIDTH.get(wire or "", 8)
     message: int = sum(
         tensor.numel() * (2 if tensor.is_complex() else 1) * min(most, _real_width(tensor)) for tensor in tensors

@@ -156,7 +156,7 @@ class Memory(Chunked):
         if chunk.index in self._residual:
             self._set_numerator(chunk, weight * mine + self._residual[chunk.index] + mass * theirs, weight + mass)
         else:
-            merged = self._gather(chunk, work)
+            merged = self._allocate(chunk.numel, work, chunk.device)
             self._copy([merged], [mine])
             self._lerp([merged], [theirs], mass / (weight + mass))
             self._scatter(chunk, self._choose_finite(merged, mine))

@@ -27,7 +27,7 @@ class Chunked(Planned):
         ]
 
     def _difference(self, chunk: Chunk, exact: Array, rounded: Array) -> Array:
-        """Return what rounding took away, in the work dtype; by element, inf loses nothing."""
+        """Return what rounding took away, in the work dtype; merged element by element, 0 where one is inf or nan."""
         if not chunk.by_element:
             return exact - rounded
         with np.errstate(invalid="ignore"):  # inf - inf

@@ -1,4 +1,4 @@
-"""What is said where the kernels do not compile or do not load: what failed, where, the likely cause, the way out."""
+"""The error for kernels that do not compile or load: what failed, on which device, the likely cause, and what to do."""
 
 from __future__ import annotations
 

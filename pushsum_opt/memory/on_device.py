@@ -1,8 +1,8 @@
 """torch tensors of which some or all are on an accelerator.
 
 What happens in every round (pack, check, merge) is one fused pass per chunk; what happens seldom is left to torch, on
-the stream on which the caller computes. So are buffers, which are merged element by element and are small. Chunks on
-the host are treated as :class:`HostMemory` does.
+the stream on which the caller computes. Buffers are left to torch too: they are merged element by element, and are
+small. Chunks on the host are treated as :class:`HostMemory` does.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Chunk:
     device: str
     packed: bool  # gathered into a slab before it is sent; otherwise sent from where it lies
     by_element: bool = False
-    """Elements are merged each by itself: inf and nan are values like others, and say nothing of a rank."""
+    """Each element is merged alone. Where it is inf or nan, here or there, this rank keeps its own: it is no error."""
 
     @property
     def nbytes(self) -> int:

@@ -73,7 +73,7 @@ class Lifetime:
 
         Args:
             left: what an interrupt inside leaves of the tensors.
-            only_interrupts: errors are none of this context's business: all ranks raise them alike.
+            only_interrupts: do nothing at other errors, because all ranks raise those themselves.
         """
         round = self._round()
         try:

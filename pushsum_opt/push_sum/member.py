@@ -96,7 +96,7 @@ class Member:
             self.agree(opening.versions())
             self.mass = Mass.begin(normalised_data_weight(self.channel, options.data_weight))
             self.run, self.name = opening.name_the_run(self.channel, host)
-            succession.close_what_is_over(self, values)
+            succession.close_what_is_over(self, self.held)
         self._merger = Merger(
             self.memory, self.events, self.participant, options.nonfinite, self._compare_first_step, self.job_rank
         )
@@ -141,7 +141,7 @@ class Member:
     @property
     def data_weight(self) -> float:
         """v_i, this rank's part in the average, as it was given."""
-        return self.options.data_weight * self.host.data_fraction
+        return float(self.options.data_weight) * self.host.data_fraction
 
     @property
     def closed(self) -> bool:

@@ -84,7 +84,8 @@ class WrapperOptions:
     """Names of tensors that are merged element by element, as buffers are: an element that is inf or nan, here or
     there, stays what it is here, and is no error."""
     alike: Mapping[str, str] = field(default_factory=dict)
-    """What must be equal on all ranks, by names that a user understands: what explains other differences."""
+    """What must be equal on all ranks, by names that a user understands. It is compared first: a difference here causes
+    differences of tensors."""
     leave_out: Callable[[Iterable[Channel]], Collection[str]] | None = None
     """Collective over channels; returns the names of tensors that are not exchanged after all."""
 

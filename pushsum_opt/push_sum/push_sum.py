@@ -185,9 +185,9 @@ class PushSum:
 
     def bytes_per_round(self) -> float:
         """Bytes that this rank sends in a round, the mean over a period of the graph."""
-        rounds = range(self.graph.window(self.participants))
-        messages = sum(len(self.graph.out_peers(self.participant, self.participants, k)) for k in rounds)
-        return messages / len(rounds) * (HEADER_BYTES + self.memory.nbytes)
+        period = range(self.graph.window(self.participants))
+        messages = sum(len(self.graph.out_peers(self.participant, self.participants, k)) for k in period)
+        return messages / len(period) * (HEADER_BYTES + self.memory.nbytes)
 
     def subscribe(self, listener: Listener) -> None:
         """Attach a :class:`~pushsum_opt.Listener` to the named points of every round, and to all waits of this rank.

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT", "load", "refuse_newer_format", "restoring_exactly", "state"]
 
 FORMAT = 1
-"""Of what :func:`state` returns. It grows when an older release could no longer read that; every older one is read."""
+"""The format number of what :func:`state` returns. It grows when older releases cannot read the new state. This release
+reads this format and all lower ones."""
 
 
 def state(member: Member) -> dict[str, Any]:
@@ -49,21 +50,29 @@ def restoring_exactly(member: Member) -> Iterator[None]:
 
 def load(member: Member, saved: Mapping[str, Any] | None) -> str | None:
     """Continue from what :func:`state` returned. See :meth:`pushsum_opt.PushSum.load_state`."""
-    refuse_newer_format(member.rank, saved)
+    refuse_newer_format(f"rank {member.rank}", saved)
     if saved is not None and member.restores_exactly:
         _load_exactly(member, saved)
         return None
     return _load_or_restart(member, saved)
 
 
-def refuse_newer_format(rank: int, saved: Mapping[str, Any] | None) -> None:
-    """Raise CheckpointError for a state of a later release. The first states had no number: they are of format 1."""
+def refuse_newer_format(
+    who: str,
+    saved: Mapping[str, Any] | None,
+    otherwise: str = '; or remove the entry "push_sum" from the state_dict, and this rank starts at w = a',
+) -> None:
+    """Raise CheckpointError for a state of a later release. The first states had no number: they are of format 1.
+
+    Args:
+        who: begins the message: the rank, or the file.
+        otherwise: ends the message: what helps beside the later release.
+    """
     found = 1 if saved is None else saved.get("format", 1)
     if found > FORMAT:
         raise CheckpointError(
-            f"rank {rank}: the push-sum state has format {found}, and this pushsum_opt reads up to {FORMAT}: a newer "
-            'one saved it. Install that version; or remove the entry "push_sum" from the state_dict, and this rank '
-            "starts at w = a"
+            f"{who}: the push-sum state has format {found}, and this pushsum_opt reads up to {FORMAT}: a newer one "
+            f"saved it. Install that version{otherwise}"
         )
 
 

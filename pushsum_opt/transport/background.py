@@ -19,12 +19,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 HOST_PERIOD_S = 2e-3
-"""Between two polls while messages are under way: the sockets of a 10 Gbit/s link hold data for so long."""
+"""Between two polls while messages are under way. The sockets of a 10 Gbit/s link hold the data of about this time."""
 IDLE_PERIOD_S = 20e-3
 """Between two polls while nothing can come but a peer's notice that it has failed or finished."""
 QUIET_S = 1.0
 """After so long without a completed message, polls are IDLE_PERIOD_S apart: where hundreds of threads wait for peers
-that do not come, they would otherwise take whole cores. The next completion, or a new message, ends this."""
+that do not come, they would otherwise take whole cores. The next completion, or any call of the caller, ends this. A
+message that comes meanwhile is noticed up to IDLE_PERIOD_S late."""
 
 
 class Background(Wrapping):
@@ -155,7 +156,7 @@ class Background(Wrapping):
             raise self._error
 
     def _wake_thread(self) -> None:
-        """End the thread's long idle sleep early, because something was posted. Needs the lock."""
+        """End the thread's long sleep early: the caller has called while something is under way. Needs the lock."""
         idle = self._pause_s > self._period and self._sleeping.locked()  # not woken already
         if idle and (self._stopping or self._inner.under_way):
             self._sleeping.release()
@@ -175,7 +176,7 @@ class Background(Wrapping):
                     pause = self._period if busy else IDLE_PERIOD_S
                     self._pause_s = 0.0 if moved else pause
                 if not moved and self._sleeping.acquire(timeout=pause):
-                    active = time.monotonic()  # the caller has begun something
+                    active = time.monotonic()  # the caller is active
         except BaseException as error:
             with self._lock:
                 self._error = error

@@ -86,7 +86,7 @@ class Transport(ABC):
     """How far its ranks have come, for the roll call of the job."""
 
     clock: Clock = monotonic
-    """By which waits on this transport are measured."""
+    """For deadlines, stall lines and the pace of steps; polls, naps and the roll call use the machine's clock."""
 
     threaded: bool = False
     """Whether a thread other than the main one may call, as long as no two do at the same time."""

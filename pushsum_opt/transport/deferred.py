@@ -92,14 +92,18 @@ class Deferred(Wrapping):
         self._begin_what_is_ready()
         return ticket
 
-    def _begin_what_is_ready(self) -> None:
+    def _begin_what_is_ready(self) -> bool:
+        """Begin the transfers whose buffers are ready; tell whether there were any."""
+        began = False
         for way, queue in list(self._waiting.items()):
             while queue and queue[0].pending.ready():
                 held = queue.popleft()
                 held.inner = self._begin(held)
                 self._begun.append(held)
+                began = True
             if not queue:
                 del self._waiting[way]
+        return began
 
     def _begin(self, held: _Held) -> Ticket:
         ticket = held.ticket
@@ -113,11 +117,11 @@ class Deferred(Wrapping):
     def poll(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
         while True:
-            self._begin_what_is_ready()
+            began = self._begin_what_is_ready()
             left = max(0.0, deadline - time.monotonic())
             waits = bool(self._waiting)
-            moved = self._inner.poll(min(left, ACCELERATOR_POLL_PERIOD_S) if waits else left)
-            moved = self._finish() or moved
+            moved = self._inner.poll(0.0 if began else min(left, ACCELERATOR_POLL_PERIOD_S) if waits else left)
+            moved = self._finish() or moved or began
             if moved or time.monotonic() >= deadline or not waits:
                 return moved
 

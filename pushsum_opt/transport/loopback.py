@@ -25,9 +25,9 @@ from .roll_call import Message, RollCall
 __all__ = ["Delays", "LoopbackComm", "LoopbackTransport", "LoopbackWorld"]
 
 EAGER_BYTES = 128
-"""A message of at most this size may complete before its receive is posted ..."""
+"""A message of at most this size may complete before its receive is posted."""
 EAGER_SLOTS = 8
-"""... while fewer than this many wait for their receive on the same way."""
+"""At most this many such messages wait for their receive between two ranks with one tag."""
 
 Delays = Callable[[int, int, int], float]
 """Seconds by which a message is late: (sender, receiver, how many it sent before) -> seconds."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -67,6 +67,9 @@ class Wrapping(Transport):
 
     def notices(self) -> list[Notice]:
         return self._inner.notices()
+
+    def on_progress(self, callback: Callable[[Transport], None] | None) -> bool:
+        return self._inner.on_progress(callback)
 
     def close(self) -> None:
         self._inner.close()

@@ -15,7 +15,7 @@ from ..hosts import Hosts
 from ..log import log
 from ..push_sum import PushSum, WrapperOptions
 from ..start import line as start_line
-from .order import another_order
+from .order import order_by_values
 from .parts import Parts
 from .start import copy_start
 
@@ -54,7 +54,7 @@ def start_alike(parts: Parts, push_sum: PushSum, algorithm: Algorithm) -> None:
     """Collective. Give rank 0's parameters, buffers and optimizer state to every rank that differs."""
     # First inside every host, then between hosts: rank 0's values reach all.
     for channel in (*push_sum.member.host.replicas, push_sum.member.channel):
-        order = another_order(channel, parts.tensors.named_parameters)
+        order = order_by_values(channel, parts.tensors.named_parameters)
         if order is not None and channel.rank == 0:
             log.warning("%s", order)
         copy_start(channel, parts.optimizer, parts.tensors.all)

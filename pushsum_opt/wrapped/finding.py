@@ -13,13 +13,7 @@ from ..tensor_kinds import local_part
 
 __all__ = ["Finder", "corner"]
 
-LOOK_AFTER_STEPS = (
-    1,
-    2,
-    4,
-    8,
-    16,
-)  # after these local steps: Lookahead's slow weights, for one, move every 5 or 6 steps only
+LOOK_AFTER_STEPS = (1, 2, 4, 8, 16)  # Lookahead's slow weights, for one, move every 5 or 6 steps only
 NEAR_FRACTION = 0.5  # |s - p| / |p| of a point in parameter space is below this
 ALONG_COSINE = 0.7  # or, where p is far from its start: the cosine between what s and p have moved is above this
 SAMPLED_PER_AXIS = (16, 8, 2, 2)  # elements that are looked at along the first axes of each parameter; 1 along others

@@ -51,7 +51,7 @@ class LocalStep:
         """Make one; return what the wrapped optimizer returned.
 
         Args:
-            wrapper: carries what a GradScaler has set.
+            wrapper: the optimizer on which a GradScaler has set its values.
             scale: a further factor of the step.
             closure, args, kwargs: for the wrapped optimizer.
         """

@@ -48,8 +48,8 @@ def _refuse_endless(state: Any, optimizer: torch.optim.Optimizer, tensors: Mappi
         return
     path, why = found
     where = "optimizer.state_dict(), at " + "".join(f"[{key!r}]" for key in path[:4])
-    if path[0] == "state" and len(path) > 2 and isinstance(path[1], int):
-        numbered = [p for group in optimizer.param_groups for p in group["params"]]
+    numbered = [p for group in optimizer.param_groups for p in group["params"]]
+    if path[0] == "state" and len(path) > 2 and path[1] in range(len(numbered)):
         names = [name for name, tensor in tensors.items() if tensor is numbered[path[1]]]
         where = f"state {path[2]!r} of parameter {', '.join(names)}"
     raise ConfigurationError(

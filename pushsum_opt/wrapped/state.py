@@ -41,7 +41,7 @@ def load(parts: Parts, push_sum: PushSum, inner: dict[str, Any], saved: Mapping[
         inner: the optimizer's.
         saved: what lay under :data:`KEY`; None: nothing did.
     """
-    refuse_newer_format(push_sum.rank, saved)  # before anything has changed
+    refuse_newer_format(f"rank {push_sum.rank}", saved)  # before anything has changed
     load_state(parts.optimizer, inner)
     if parts.corrected is not None:
         parts.corrected.ageing.load_state({} if saved is None else saved.get("moments", {}))

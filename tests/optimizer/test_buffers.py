@@ -223,3 +223,17 @@ def test_a_buffer_of_a_layer_that_was_added_keeps_nothing_from_mixing_either():
     first, second = ps.testing.run(2, rank)
     assert first == ([0.5] * 3, [0.0, -INF, -INF, 0.5])
     assert second == ([0.5] * 3, [0.0, -INF, 2.0, 0.5])
+
+
+def test_a_wrapper_is_made_anew_over_buffers_that_one_rank_now_leaves_out():
+    def rank(comm):
+        model = with_a_mask()
+        ps.PushSumOptimizer(torch.optim.SGD(model.parameters(), 0.1), model, buffers="gossip", comm=comm)
+        if comm.rank == 0:
+            model.mask[1] = -INF
+        inner = torch.optim.SGD(model.parameters(), 0.1)
+        with ps.PushSumOptimizer(inner, model, buffers="gossip", comm=comm) as optimizer:
+            optimizer.gossip()
+            return optimizer.round
+
+    assert ps.testing.run(2, rank) == [1, 1]

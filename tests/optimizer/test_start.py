@@ -11,7 +11,9 @@ from optimizer.common import FIRST_ORDER, KINDS, bits, flat, network, train
 from torch import nn
 
 import pushsum_opt as ps
+from pushsum_opt.channel import Channel
 from pushsum_opt.errors import ClosedError, ConfigurationError, MismatchError
+from pushsum_opt.wrapped.order import order_by_values
 
 every_kind = pytest.mark.parametrize("kind", list(KINDS))
 pytestmark = pytest.mark.filterwarnings("ignore:LBFGS on")
@@ -405,6 +407,32 @@ def test_state_that_holds_itself_is_named_with_its_parameter(how):
         ps.testing.run(2, rank, timeout=30)
     place = "['param_groups'][0]['loop']" if how == "in a group" else "state 'loop' of parameter 2.bias holds"
     assert all(isinstance(error, ConfigurationError) and place in str(error) for error in caught.value.errors.values())
+
+
+def test_state_of_nobodys_parameter_that_holds_itself_is_named_too():
+    class Numbered(torch.optim.SGD):
+        def state_dict(self):
+            state = super().state_dict()
+            loop = []
+            loop.append(loop)
+            return {**state, "state": {**state["state"], 99: {"loop": loop}}}
+
+    def rank(comm):
+        model = network()
+        ps.PushSumOptimizer(Numbered(model.parameters(), lr=0.1), model, comm=comm)
+
+    with pytest.raises(ps.testing.RankErrors, match=r"optimizer.state_dict\(\), at \['state'\]\[99\]\['loop'\]"):
+        ps.testing.run(2, rank, timeout=30)
+
+
+def test_another_order_is_named_by_parameters_whose_values_tell_them_apart():
+    def rank(comm):
+        made = [torch.zeros(4), torch.arange(4.0), torch.zeros(4)]
+        model = nn.ParameterList([nn.Parameter(made[k]) for k in ([0, 1, 2], [0, 2, 1])[comm.rank]])
+        return order_by_values(Channel.open(comm), dict(model.named_parameters()))
+
+    (said, _) = ps.testing.run(2, rank)
+    assert "rank 1 holds rank 0's parameters in another order: its 2 is 1 there" in said
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["without a model", "in a ParameterList"])

@@ -156,3 +156,15 @@ def test_a_look_asks_one_buffer_of_those_that_must_not_overtake_each_other():
         return len(asked), under_way, channel.under_way
 
     assert testing.run(1, rank) == [(1, 50, 0)]
+
+
+def test_the_beginning_of_a_transfer_is_movement():
+    """A thread that looks rarely after a quiet time looks often again from there on."""
+
+    def rank_0(channel):
+        ticket = channel.expect(PendingBuffer(np.empty(1), Countdown(2)), 1, 0, "a message that never comes")
+        moved = [channel.poll(0.0) for _ in range(3)]
+        channel.cancel(ticket)
+        return moved
+
+    assert pair(rank_0, lambda channel: None)[0] == [False, True, False]
