@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scenarios import shift
+from support.scenarios import shift
 
 import pushsum_opt as ps
 from pushsum_opt.algorithms import PeriodicAverage

@@ -21,7 +21,7 @@ from optimizer.training_loops import (
     train,
     vector,
 )
-from test_oracle import Irregular
+from support.problems import Irregular
 
 import pushsum_opt as ps
 
