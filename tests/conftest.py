@@ -24,6 +24,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("untimed")
 
+START_PROGRAMS = ("tests/mpi/", "tests/examples/", "tests/docs/")
+
 
 @pytest.fixture(autouse=True)
 def _say_where_it_hangs():
@@ -31,3 +33,12 @@ def _say_where_it_hangs():
     faulthandler.dump_traceback_later(600, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items):
+    """Keep the tests of a file in one process, as they share what is slow to start; a slow unit test goes anywhere."""
+    for item in items:
+        file = item.path.relative_to(item.config.rootpath).as_posix()
+        if file.startswith(START_PROGRAMS) or item.get_closest_marker("slow") is None:
+            item.add_marker(pytest.mark.xdist_group(file))
