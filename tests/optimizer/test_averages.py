@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from optimizer.common import KINDS, batch, bits, flat, network, ring, star, train, values
+from support.ranks import on_ranks
 from torch import nn
 
 import pushsum_opt as ps
@@ -126,19 +127,17 @@ def test_averaged_puts_back_after_an_exception_inside_and_training_goes_on(kind)
     assert ps.testing.run(3, rank) == [3] * 3
 
 
-def test_averaged_puts_back_nan_payloads_infinities_and_negative_zeros():
-    def rank(comm):
-        model = nn.ParameterList([torch.zeros(6)])
-        wrapped = ps.PushSumOptimizer(torch.optim.SGD(model.parameters(), 0.1), model, nonfinite="skip", comm=comm)
-        strange = torch.tensor([0x7FC12345, 0x7F800000, -0x80000000, 1, -0x800000, 0x3F800000], dtype=torch.int32)
-        model[0].data.copy_(strange.view(torch.float32))
-        before = bits(values(model))
-        with wrapped.averaged():
-            pass
-        assert bits(values(model)) == before
-        wrapped.close()
-
-    ps.testing.run(2, rank)
+@on_ranks(2)
+def test_averaged_puts_back_nan_payloads_infinities_and_negative_zeros(comm):
+    model = nn.ParameterList([torch.zeros(6)])
+    wrapped = ps.PushSumOptimizer(torch.optim.SGD(model.parameters(), 0.1), model, nonfinite="skip", comm=comm)
+    strange = torch.tensor([0x7FC12345, 0x7F800000, -0x80000000, 1, -0x800000, 0x3F800000], dtype=torch.int32)
+    model[0].data.copy_(strange.view(torch.float32))
+    before = bits(values(model))
+    with wrapped.averaged():
+        pass
+    assert bits(values(model)) == before
+    wrapped.close()
 
 
 def test_steps_and_rounds_inside_averaged_are_refused_and_name_it():
@@ -158,38 +157,33 @@ def test_steps_and_rounds_inside_averaged_are_refused_and_name_it():
     assert ps.testing.run(2, rank) == [2, 2]
 
 
-def test_averaged_inside_averaged_changes_nothing_and_the_outer_still_refuses_steps():
-    def rank(comm):
-        model = network()
-        with ps.PushSumOptimizer(KINDS["SGD"](model.parameters()), model, graph=star, comm=comm) as wrapped:
-            train(wrapped, model, 2, comm.rank)
-            before = bits(values(model))
+@on_ranks(3)
+def test_averaged_inside_averaged_changes_nothing_and_the_outer_still_refuses_steps(comm):
+    model = network()
+    with ps.PushSumOptimizer(KINDS["SGD"](model.parameters()), model, graph=star, comm=comm) as wrapped:
+        train(wrapped, model, 2, comm.rank)
+        before = bits(values(model))
+        with wrapped.averaged():
+            average = values(model)
             with wrapped.averaged():
-                average = values(model)
-                with wrapped.averaged():
-                    torch.testing.assert_close(values(model), average)
-                assert bits(values(model)) == bits(average)
-                with pytest.raises(CallOrderError, match=r"inside averaged\(\)"):
-                    wrapped.gossip()
-            assert bits(values(model)) == before
-            wrapped.gossip()
-
-    ps.testing.run(3, rank)
+                torch.testing.assert_close(values(model), average)
+            assert bits(values(model)) == bits(average)
+            with pytest.raises(CallOrderError, match=r"inside averaged\(\)"):
+                wrapped.gossip()
+        assert bits(values(model)) == before
+        wrapped.gossip()
 
 
-def test_what_is_done_to_momentum_inside_averaged_stays_as_with_any_optimizer():
+@on_ranks(2)
+def test_what_is_done_to_momentum_inside_averaged_stays_as_with_any_optimizer(comm):
     """averaged() lends the model, not the optimizer's state."""
-
-    def rank(comm):
-        model = network()
-        with ps.PushSumOptimizer(KINDS["AdamW"](model.parameters()), model, comm=comm) as wrapped:
-            train(wrapped, model, 2, comm.rank)
-            before = flat(wrapped.optimizer.state_dict())
-            with wrapped.averaged():
-                assert flat(wrapped.optimizer.state_dict()) == before
+    model = network()
+    with ps.PushSumOptimizer(KINDS["AdamW"](model.parameters()), model, comm=comm) as wrapped:
+        train(wrapped, model, 2, comm.rank)
+        before = flat(wrapped.optimizer.state_dict())
+        with wrapped.averaged():
             assert flat(wrapped.optimizer.state_dict()) == before
-
-    ps.testing.run(2, rank)
+        assert flat(wrapped.optimizer.state_dict()) == before
 
 
 # ---------------------------------------------------------------------- consensus distance
@@ -266,42 +260,36 @@ def test_average_equals_its_closed_form_and_gives_back_the_kind_that_it_got(size
     ps.testing.run(size, rank)
 
 
-def test_average_of_complex_values_keeps_their_imaginary_part():
-    def rank(comm):
-        value = complex(comm.rank, 1 + comm.rank)
-        tensor = ps.average(torch.full((2,), value, dtype=torch.complex64), comm=comm)
-        assert torch.equal(tensor, torch.full((2,), 0.5 + 1.5j, dtype=torch.complex64))
-        array = ps.average(np.full(2, value), comm=comm)
-        np.testing.assert_allclose(array, 0.5 + 1.5j)
-
-    ps.testing.run(2, rank)
+@on_ranks(2)
+def test_average_of_complex_values_keeps_their_imaginary_part(comm):
+    value = complex(comm.rank, 1 + comm.rank)
+    tensor = ps.average(torch.full((2,), value, dtype=torch.complex64), comm=comm)
+    assert torch.equal(tensor, torch.full((2,), 0.5 + 1.5j, dtype=torch.complex64))
+    array = ps.average(np.full(2, value), comm=comm)
+    np.testing.assert_allclose(array, 0.5 + 1.5j)
 
 
-def test_average_is_weighted_by_the_data_weights_of_the_newest_open_optimizer():
-    def rank(comm):
-        r = comm.rank
-        assert ps.average(float(r), comm=comm) == 1.0
-        model = network()
-        with ps.PushSumOptimizer(
-            KINDS["SGD"](model.parameters()), model, data_weight=DATA_WEIGHTS[r], comm=comm
-        ) as wrapped:
-            assert ps.average(float(r), comm=comm) == pytest.approx((2 + 10) / 8, rel=1e-15)
-            assert ps.average(float(r), data_weight=1.0, comm=comm) == 1.0
-            train(wrapped, model, 2, r)
-            assert ps.average(float(r), comm=comm) == pytest.approx(12 / 8, rel=1e-15), "v, not w"
-        assert ps.average(float(r), comm=comm) == 1.0, "closed: nothing is weighted any more"
-
-    ps.testing.run(3, rank)
+@on_ranks(3)
+def test_average_is_weighted_by_the_data_weights_of_the_newest_open_optimizer(comm):
+    r = comm.rank
+    assert ps.average(float(r), comm=comm) == 1.0
+    model = network()
+    with ps.PushSumOptimizer(
+        KINDS["SGD"](model.parameters()), model, data_weight=DATA_WEIGHTS[r], comm=comm
+    ) as wrapped:
+        assert ps.average(float(r), comm=comm) == pytest.approx((2 + 10) / 8, rel=1e-15)
+        assert ps.average(float(r), data_weight=1.0, comm=comm) == 1.0
+        train(wrapped, model, 2, r)
+        assert ps.average(float(r), comm=comm) == pytest.approx(12 / 8, rel=1e-15), "v, not w"
+    assert ps.average(float(r), comm=comm) == 1.0, "closed: nothing is weighted any more"
 
 
-def test_average_is_summed_in_float64():
-    def rank(comm):
-        value = torch.tensor([1e8 if comm.rank == 0 else 1.0], dtype=torch.float32)
-        assert ps.average(value.double(), comm=comm).item() == (1e8 + 2) / 3
-        half = torch.tensor([60000.0], dtype=torch.float16)
-        assert ps.average(half, comm=comm).item() == 60000.0, "the sum passes what a float16 can hold"
-
-    ps.testing.run(3, rank)
+@on_ranks(3)
+def test_average_is_summed_in_float64(comm):
+    value = torch.tensor([1e8 if comm.rank == 0 else 1.0], dtype=torch.float32)
+    assert ps.average(value.double(), comm=comm).item() == (1e8 + 2) / 3
+    half = torch.tensor([60000.0], dtype=torch.float16)
+    assert ps.average(half, comm=comm).item() == 60000.0, "the sum passes what a float16 can hold"
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])
