@@ -25,7 +25,6 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("untimed")
 
 START_PROGRAMS = ("tests/examples/", "tests/mpi/", "tests/docs/")
-ANYWHERE = 2
 
 
 @pytest.fixture(autouse=True)
@@ -36,22 +35,6 @@ def _say_where_it_hangs():
     faulthandler.cancel_dump_traceback_later()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Say what xdist may send to any of its processes, and in which order.
-
-    Tests of a file stay in one process, as they share what is slow to start, but for slow ones that start no programs.
-    Files that start programs come first, and what may go anywhere last, so that all processes end at the same time.
-    """
-    order = {item: _place(item) for item in items}
-    for item, (place, file) in order.items():
-        if place != ANYWHERE:
-            item.add_marker(pytest.mark.xdist_group(file))
-    items.sort(key=lambda item: order[item][0])
-
-
-def _place(item):
-    file = item.path.relative_to(item.config.rootpath).as_posix()
-    if file.startswith(START_PROGRAMS):
-        return 0, file
-    return (ANYWHERE if item.get_closest_marker("slow") else 1), file
+    """Have files that start programs come first: they are few and take long, and no core shall be idle at the end."""
+    items.sort(key=lambda item: not item.path.relative_to(item.config.rootpath).as_posix().startswith(START_PROGRAMS))

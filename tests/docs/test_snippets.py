@@ -22,8 +22,8 @@ INSTALLS = {
     "mpirun -np 256 python train.py",
 }
 """Commands that other checks run: the environments install with them, and 256 ranks are for a cluster."""
-SHORTER = {"--size 256 --size 4096": "--size 600 --limit 1e6 --start-limit 1e6"}
-"""What is run in place of long options. No test is timed, and from 513 ranks on graphs are analysed as 4096 are."""
+SHORTER = {"--size 256 --size 4096": "--size 64 --limit 1e6 --start-limit 1e6"}
+"""What is run in place of options that take minutes, or that time a test."""
 LANGUAGES = {"python", "sh", "text", "diff"}
 ENVIRONMENT = {
     **os.environ,
