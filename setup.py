@@ -30,6 +30,7 @@ extras = {
         "hypothesis",
         "networkx",
         "pytest>=8",
+        "pytest-cov",
         "pytest-xdist",
         "schedulefree",  # an optimizer that keeps parameters in its state
         "scikit-learn",

@@ -24,6 +24,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("untimed")
 
+START_PROGRAMS = ("tests/examples/", "tests/mpi/", "tests/docs/")
+
 
 @pytest.fixture(autouse=True)
 def _say_where_it_hangs():
@@ -31,3 +33,8 @@ def _say_where_it_hangs():
     faulthandler.dump_traceback_later(600, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
+
+
+def pytest_collection_modifyitems(items):
+    """Have files that start programs come first: they are few and take long, and no core shall be idle at the end."""
+    items.sort(key=lambda item: not item.path.relative_to(item.config.rootpath).as_posix().startswith(START_PROGRAMS))

@@ -13,6 +13,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from support.ranks import on_ranks
 
 import pushsum_opt as ps
 from pushsum_opt import testing
@@ -49,34 +50,30 @@ def test_optimizer_dropped_on_one_rank_only_stays_open_on_all():
 
 
 @pytest.mark.parametrize("staleness", [0, 2])
-def test_new_optimizer_over_the_same_parameters_takes_the_olds_place_and_leaves_their_values(staleness):
-    def run(comm):
-        model = torch.nn.Linear(2, 1)
-        old = wrap(model, comm, staleness=staleness)
-        for _ in range(3):
-            model.weight.grad = torch.full_like(model.weight, float(comm.rank))
-            old.step()
-        with torch.no_grad():
-            model.weight.fill_(7.0)  # as load_state_dict does; nothing in flight may be merged into it
-        new = wrap(model, comm, staleness=staleness)
-        assert torch.equal(model.weight, torch.full_like(model.weight, 7.0))
-        with pytest.raises(ClosedError, match="another optimizer was made over the same parameters"):
-            old.step()
-        new.step()
-        new.close()
-
-    testing.run(2, run)
+@on_ranks(2)
+def test_new_optimizer_over_the_same_parameters_takes_the_olds_place_and_leaves_their_values(comm, staleness):
+    model = torch.nn.Linear(2, 1)
+    old = wrap(model, comm, staleness=staleness)
+    for _ in range(3):
+        model.weight.grad = torch.full_like(model.weight, float(comm.rank))
+        old.step()
+    with torch.no_grad():
+        model.weight.fill_(7.0)  # as load_state_dict does; nothing in flight may be merged into it
+    new = wrap(model, comm, staleness=staleness)
+    assert torch.equal(model.weight, torch.full_like(model.weight, 7.0))
+    with pytest.raises(ClosedError, match="another optimizer was made over the same parameters"):
+        old.step()
+    new.step()
+    new.close()
 
 
-def test_two_optimizers_that_share_some_parameters_both_go_on():
-    def run(comm):
-        shared, one, two = (torch.nn.Linear(2, 2) for _ in range(3))
-        first = wrap(torch.nn.Sequential(shared, one), comm)
-        second = wrap(torch.nn.Sequential(shared, two), comm)
-        first.step()
-        second.step()
-
-    testing.run(2, run)
+@on_ranks(2)
+def test_two_optimizers_that_share_some_parameters_both_go_on(comm):
+    shared, one, two = (torch.nn.Linear(2, 2) for _ in range(3))
+    first = wrap(torch.nn.Sequential(shared, one), comm)
+    second = wrap(torch.nn.Sequential(shared, two), comm)
+    first.step()
+    second.step()
 
 
 def test_taking_the_place_of_an_older_optimizer_on_one_rank_only_is_the_same_error_on_all():
@@ -209,47 +206,43 @@ def interrupted_sum(core, when):
 
 
 @pytest.mark.parametrize("call", ["average", "averaged"])
-def test_one_rank_alone_goes_on_after_an_interrupt(call):
-    def run(comm):
-        optimizer = wrap(torch.nn.Linear(2, 1), comm)
-        before = [p.clone() for p in optimizer.model.parameters()]
+@on_ranks(1)
+def test_one_rank_alone_goes_on_after_an_interrupt(comm, call):
+    optimizer = wrap(torch.nn.Linear(2, 1), comm)
+    before = [p.clone() for p in optimizer.model.parameters()]
+    interrupted_sum(optimizer.push_sum, 2)
+    with pytest.raises(KeyboardInterrupt):
+        if call == "average":
+            optimizer.push_sum.average()
+        else:
+            optimizer.averaged().__enter__()
+    assert all(map(torch.equal, before, optimizer.model.parameters()))
+    optimizer.step()
+    with optimizer.averaged():
+        pass
+    optimizer.close()
+
+
+@on_ranks(2)
+def test_interrupt_on_one_of_several_ranks_is_named_as_the_cause_and_its_tensors_are_whole(comm):
+    optimizer = wrap(torch.nn.Linear(2, 1), comm, timeout=20.0)
+    before = [p.clone() for p in optimizer.model.parameters()]
+    if comm.rank == 0:
         interrupted_sum(optimizer.push_sum, 2)
-        with pytest.raises(KeyboardInterrupt):
-            if call == "average":
-                optimizer.push_sum.average()
-            else:
-                optimizer.averaged().__enter__()
-        assert all(map(torch.equal, before, optimizer.model.parameters()))
-        optimizer.step()
+    try:
         with optimizer.averaged():
             pass
-        optimizer.close()
-
-    testing.run(1, run)
-
-
-def test_interrupt_on_one_of_several_ranks_is_named_as_the_cause_and_its_tensors_are_whole():
-    def run(comm):
-        optimizer = wrap(torch.nn.Linear(2, 1), comm, timeout=20.0)
-        before = [p.clone() for p in optimizer.model.parameters()]
-        if comm.rank == 0:
-            interrupted_sum(optimizer.push_sum, 2)
-        try:
-            with optimizer.averaged():
-                pass
-        except KeyboardInterrupt:
-            pass
-        except ps.errors.PeerFailed as error:
-            assert "interrupted, by Ctrl-C or the stop button of a notebook" in str(error)
-        assert all(map(torch.equal, before, optimizer.model.parameters()))
-        if comm.rank == 0:
-            with pytest.raises(ClosedError, match="an interrupt ended the exchange in round 0"):
-                optimizer.step()
-        again = wrap(optimizer.model, comm)  # as the error says
-        again.step()
-        again.close()
-
-    testing.run(2, run)
+    except KeyboardInterrupt:
+        pass
+    except ps.errors.PeerFailed as error:
+        assert "interrupted, by Ctrl-C or the stop button of a notebook" in str(error)
+    assert all(map(torch.equal, before, optimizer.model.parameters()))
+    if comm.rank == 0:
+        with pytest.raises(ClosedError, match="an interrupt ended the exchange in round 0"):
+            optimizer.step()
+    again = wrap(optimizer.model, comm)  # as the error says
+    again.step()
+    again.close()
 
 
 # ---------------------------------------------------------------------- a forked child

@@ -12,8 +12,9 @@ Needs neither MPI nor torch. For every family:
     analysis  seconds of this process for pushsum_opt.mixing.analyse, up to 4,096 ranks
     memory    kilobytes that stay allocated after 512 ranks have asked for every round of a period (at most 64 rounds)
 
-Fails where a median is above the limit, 50 microseconds. Complete, and the centre of Star, have as many peers as there
-are other ranks, and cannot be cheap: they are measured and not held to it.
+Fails where check and digest together take more than a second, or a median of the peers is above 50 microseconds.
+Complete, and the centre of Star, have as many peers as there are other ranks, and cannot be cheap: they are not held to
+the second limit.
 """
 
 from __future__ import annotations
@@ -104,6 +105,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, action="append", help="ranks; may be repeated (default 64, 256, 4096)")
     parser.add_argument("--limit", type=float, default=50.0, help="microseconds for the peers (default 50)")
+    parser.add_argument(
+        "--start-limit", type=float, default=1e3, help="milliseconds to check and digest (default 1000)"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
     results, slow = [], []
@@ -118,11 +122,15 @@ def main() -> int:
                 f"{found['memory_kb']:>8.0f} KB"
             )
             if found["peers_us"] > arguments.limit and not isinstance(graph, AS_MANY_PEERS_AS_RANKS):
-                slow.append(f"{found['graph']} at {size} ranks: {found['peers_us']:.1f} us")
+                slow.append(f"{found['graph']} at {size} ranks: {found['peers_us']:.1f} us for the peers")
+            if found["check_ms"] + found["digest_ms"] > arguments.start_limit:
+                slow.append(
+                    f"{found['graph']} at {size} ranks: {found['check_ms'] + found['digest_ms']:.0f} ms to start"
+                )
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     if slow:
-        print(f"above {arguments.limit:g} microseconds: " + "; ".join(slow), file=sys.stderr)
+        print("above the limit: " + "; ".join(slow), file=sys.stderr)
     return int(bool(slow))
 
 

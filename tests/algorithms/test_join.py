@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scenarios import shift
+from support.ranks import on_ranks
+from support.scenarios import shift
 
 import pushsum_opt as ps
 from pushsum_opt.algorithms import PeriodicAverage
@@ -102,26 +103,24 @@ def test_rounds_match_again_after_the_block(options):
 
 
 @pytest.mark.parametrize("call", ["averaged", "drain", "consensus_distance", "join"])
-def test_collective_calls_inside_are_refused_with_the_reason(call):
-    def rank(comm):
-        z = torch.zeros(2, requires_grad=True)
-        with ps.PushSumOptimizer(torch.optim.SGD([z], lr=0.1), comm=comm) as optimizer:
-            calls = {
-                "averaged": lambda: optimizer.averaged().__enter__(),
-                "drain": optimizer.drain,
-                "consensus_distance": lambda: ps.consensus_distance(optimizer),
-                "join": lambda: optimizer.join().__enter__(),
-            }
-            with optimizer.join():
-                for _ in range(3 + comm.rank):
-                    z.grad = torch.ones_like(z)
-                    optimizer.step()
-                with pytest.raises(CallOrderError, match=rf"{call}\(\) inside join\(\)"):
-                    calls[call]()
-            with optimizer.averaged():
-                pass
-
-    ps.testing.run(2, rank, timeout=60)
+@on_ranks(2, timeout=60)
+def test_collective_calls_inside_are_refused_with_the_reason(comm, call):
+    z = torch.zeros(2, requires_grad=True)
+    with ps.PushSumOptimizer(torch.optim.SGD([z], lr=0.1), comm=comm) as optimizer:
+        calls = {
+            "averaged": lambda: optimizer.averaged().__enter__(),
+            "drain": optimizer.drain,
+            "consensus_distance": lambda: ps.consensus_distance(optimizer),
+            "join": lambda: optimizer.join().__enter__(),
+        }
+        with optimizer.join():
+            for _ in range(3 + comm.rank):
+                z.grad = torch.ones_like(z)
+                optimizer.step()
+            with pytest.raises(CallOrderError, match=rf"{call}\(\) inside join\(\)"):
+                calls[call]()
+        with optimizer.averaged():
+            pass
 
 
 def test_an_error_inside_leaves_at_once():
@@ -139,12 +138,10 @@ def test_an_error_inside_leaves_at_once():
         ps.testing.run(2, rank, timeout=60)
 
 
-def test_what_cannot_be_done_is_refused():
-    def rank(comm):
-        z = torch.zeros(2, requires_grad=True)
-        optimizer = ps.PushSumOptimizer(torch.optim.SGD([z], lr=0.1), staleness="unbounded", comm=comm)
-        with pytest.raises(ConfigurationError, match="no round in common"):
-            optimizer.join(divide_by_active=True).__enter__()
-        optimizer.close()
-
-    ps.testing.run(2, rank)
+@on_ranks(2)
+def test_what_cannot_be_done_is_refused(comm):
+    z = torch.zeros(2, requires_grad=True)
+    optimizer = ps.PushSumOptimizer(torch.optim.SGD([z], lr=0.1), staleness="unbounded", comm=comm)
+    with pytest.raises(ConfigurationError, match="no round in common"):
+        optimizer.join(divide_by_active=True).__enter__()
+    optimizer.close()

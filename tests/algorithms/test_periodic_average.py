@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from optimizer.common import batch, network, values
-from scenarios import shift
+from support.scenarios import shift
 
 import pushsum_opt as ps
 from pushsum_opt.algorithms import PeriodicAverage

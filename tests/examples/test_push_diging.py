@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from oracle import irregular_column_stochastic
-from test_oracle import Irregular, problem
+from support.oracle import irregular_column_stochastic
+from support.problems import Irregular, problem
 from warm.python import warm_python
 
 import pushsum_opt as ps

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scenarios import shift
+from support.scenarios import shift
 
 import pushsum_opt as ps
 from pushsum_opt.collectives import averaged

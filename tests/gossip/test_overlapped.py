@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import irregular_column_stochastic, overlapped_push
-from scenarios import numpy_training, shift
-from test_oracle import Irregular, problem
+from support.oracle import irregular_column_stochastic, overlapped_push
+from support.problems import Irregular, problem
+from support.scenarios import numpy_training, shift
 
 import pushsum_opt as ps
 from pushsum_opt.collectives import averaged

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from oracle import irregular_column_stochastic, overlap_sgp
-from test_oracle import Irregular, problem
+from support.oracle import irregular_column_stochastic, overlap_sgp
+from support.problems import Irregular, problem
 
 import pushsum_opt as ps
 from pushsum_opt.graphs import Graph

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scenarios import numpy_training, shift
+from support.scenarios import numpy_training, shift
 
 import pushsum_opt as ps
 from pushsum_opt.errors import ClosedError, MismatchError, NonFiniteError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from optimizer.common import batch, bits, network, values
-from scenarios import shift
+from support.scenarios import shift
 from torch import nn
 
 import pushsum_opt as ps

@@ -6,7 +6,7 @@ import re
 
 import pytest
 from mpi.launch import each_rank, environment, mpirun, succeeds, succeeds_among
-from scenarios import numpy_training
+from support.scenarios import numpy_training
 
 from pushsum_opt import testing
 

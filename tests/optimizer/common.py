@@ -85,3 +85,32 @@ def star(rank, size, round):
 def ring(rank, size, round):
     """Each keeps a half and gives a half to the next: the push weights stay 1 and halves of integers are exact."""
     return ((rank + 1) % size,) if size > 1 else ()
+
+
+class Varied(nn.Module):
+    """Parameters and buffers of every sort."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network()
+        self.norm = nn.BatchNorm1d(2)
+        self.narrow = nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4).to(torch.bfloat16))
+        self.wide = nn.Parameter(torch.linspace(-1, 1, 5, dtype=torch.float64))
+        self.strided = nn.Parameter(torch.linspace(-1, 1, 24).reshape(4, 6)[:, ::2])
+        self.phase = nn.Parameter(torch.linspace(-1, 1, 4).to(torch.complex64))
+        self.frozen = nn.Parameter(torch.zeros(3), requires_grad=False)
+        self.register_buffer("spectrum", torch.zeros(3, dtype=torch.complex64))
+        self.register_buffer("half_buffer", torch.zeros(3, dtype=torch.float16))
+        self.register_buffer("transposed", torch.zeros(3, 2).t())
+        self.register_buffer("scalar", torch.zeros(()))
+        self.register_buffer("empty", torch.zeros(0))
+        self.register_buffer("mask", torch.ones(3, dtype=torch.bool))
+        self.register_buffer("hidden", torch.zeros(4), persistent=False)
+
+    def forward(self, inputs):
+        used = self.narrow.float().sum() + self.wide.sum() + self.strided.sum() + self.phase.abs().sum()
+        return self.norm(self.body(inputs)) + used
+
+
+def held(model) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}

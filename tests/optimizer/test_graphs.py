@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 from graphs.every import SIZES, every_graph
 
 import pushsum_opt as ps
+from pushsum_opt.graphs import Graph
 from pushsum_opt.mixing import mixing_matrix
 
 QUICK = [1, 2, 3, 4, 5, 7, 8, 9]
@@ -15,6 +18,24 @@ LARGER = sorted({size for size in SIZES if size <= 64} - {*QUICK, 16, 33})
 KINDS = [*dict.fromkeys(type(graph) for graph in ps.graphs.families(16))]
 TURNS = 5
 pytestmark = pytest.mark.filterwarnings("ignore::pushsum_opt.graphs.SlowMixingWarning")
+
+
+@pytest.fixture(autouse=True)
+def _one_answer_for_all_ranks(monkeypatch):
+    """Check and digest a graph once: every rank does, which as threads that share it takes most of the time here."""
+    answers, one_at_a_time = {}, threading.RLock()
+
+    def once(plain):
+        def ask(graph, size):
+            with one_at_a_time:
+                if (graph, size, plain) not in answers:
+                    answers[graph, size, plain] = plain(graph, size)
+                return answers[graph, size, plain]
+
+        return ask
+
+    for name in ("check", "fingerprint"):
+        monkeypatch.setattr(Graph, name, once(getattr(Graph, name)))
 
 
 def assert_follows_the_matrices(graph, size, rounds):

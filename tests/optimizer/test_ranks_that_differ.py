@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from optimizer.common import network
+from support.ranks import on_ranks
 from torch import nn
 
 import pushsum_opt as ps
@@ -68,15 +69,13 @@ def average_buffers(comm):
 
 
 @pytest.mark.parametrize("call", [exchange_arrays, wrap_parameters, add_parameters, broadcast, average_buffers])
-def test_tensors_of_one_form_in_another_order_on_one_rank_are_a_mismatch_that_names_two_of_them(call):
-    def rank(comm):
-        error = error_on(comm, lambda: call(comm))
-        assert isinstance(error, MismatchError)
-        assert "their order: number" in str(error)
-        assert "on rank 0" in str(error)
-        assert "on rank 1" in str(error)
-
-    ps.testing.run(2, rank)
+@on_ranks(2)
+def test_tensors_of_one_form_in_another_order_on_one_rank_are_a_mismatch_that_names_two_of_them(comm, call):
+    error = error_on(comm, lambda: call(comm))
+    assert isinstance(error, MismatchError)
+    assert "their order: number" in str(error)
+    assert "on rank 0" in str(error)
+    assert "on rank 1" in str(error)
 
 
 # ---------------------------------------------------------------------- the form of tensors
@@ -97,83 +96,72 @@ EXACT = {
 
 @pytest.mark.parametrize("staleness", STALENESS)
 @pytest.mark.parametrize("call", EXACT)
-def test_sums_over_ranks_refuse_strides_that_one_rank_has_changed(call, staleness):
-    def rank(comm):
-        model = nn.Conv2d(2, 3, 2)
-        wrapped = torch.optim.SGD(model.parameters(), lr=0.0)
-        optimizer = ps.PushSumOptimizer(wrapped, model, staleness=staleness, comm=comm)
-        if comm.rank == 1:
-            model.to(memory_format=torch.channels_last)
-        error = error_on(comm, lambda: EXACT[call](optimizer))
-        assert isinstance(error, MismatchError)
-        assert "strides" in str(error)
-
-    ps.testing.run(2, rank)
+@on_ranks(2)
+def test_sums_over_ranks_refuse_strides_that_one_rank_has_changed(comm, call, staleness):
+    model = nn.Conv2d(2, 3, 2)
+    wrapped = torch.optim.SGD(model.parameters(), lr=0.0)
+    optimizer = ps.PushSumOptimizer(wrapped, model, staleness=staleness, comm=comm)
+    if comm.rank == 1:
+        model.to(memory_format=torch.channels_last)
+    error = error_on(comm, lambda: EXACT[call](optimizer))
+    assert isinstance(error, MismatchError)
+    assert "strides" in str(error)
 
 
 @pytest.mark.parametrize("staleness", STALENESS)
-def test_averaged_tells_every_rank_that_one_has_converted_its_model(staleness):
-    def rank(comm):
-        model = network()
-        wrapped = torch.optim.SGD(model.parameters(), lr=0.0)
-        optimizer = ps.PushSumOptimizer(wrapped, model, staleness=staleness, comm=comm)
-        if comm.rank == 1:
-            model.double()
-        error = error_on(comm, lambda: enter_averaged(optimizer))
-        assert type(error) is (LayoutError if comm.rank == 1 else PeerFailed)
-        assert "rank 1: parameter 0.weight was float32[5, 6] at construction and is float64[5, 6] now" in str(error)
-
-    ps.testing.run(2, rank)
+@on_ranks(2)
+def test_averaged_tells_every_rank_that_one_has_converted_its_model(comm, staleness):
+    model = network()
+    wrapped = torch.optim.SGD(model.parameters(), lr=0.0)
+    optimizer = ps.PushSumOptimizer(wrapped, model, staleness=staleness, comm=comm)
+    if comm.rank == 1:
+        model.double()
+    error = error_on(comm, lambda: enter_averaged(optimizer))
+    assert type(error) is (LayoutError if comm.rank == 1 else PeerFailed)
+    assert "rank 1: parameter 0.weight was float32[5, 6] at construction and is float64[5, 6] now" in str(error)
 
 
-def test_averaged_refuses_to_count_messages_of_a_form_that_the_parameters_no_longer_have():
-    def rank(comm):
-        model = nn.Conv2d(2, 3, 2)
-        optimizer = ps.PushSumOptimizer(torch.optim.SGD(model.parameters(), lr=0.0), model, staleness=1, comm=comm)
-        optimizer.step()
+@on_ranks(2)
+def test_averaged_refuses_to_count_messages_of_a_form_that_the_parameters_no_longer_have(comm):
+    model = nn.Conv2d(2, 3, 2)
+    optimizer = ps.PushSumOptimizer(torch.optim.SGD(model.parameters(), lr=0.0), model, staleness=1, comm=comm)
+    optimizer.step()
+    model.to(memory_format=torch.channels_last)
+    error = error_on(comm, lambda: enter_averaged(optimizer))
+    assert "changed their strides while messages of the old form are in flight" in str(error)
+
+
+@on_ranks(4, local_size=2)
+def test_lanes_of_a_host_refuse_strides_that_one_lane_has_changed(comm):
+    model = nn.Conv2d(2, 3, 2)
+    wrapped = torch.optim.SGD(model.parameters(), lr=0.0)
+    optimizer = ps.PushSumOptimizer(wrapped, model, within_host="gradients", comm=comm)
+    if comm.rank % 2 == 1:
         model.to(memory_format=torch.channels_last)
-        error = error_on(comm, lambda: enter_averaged(optimizer))
-        assert "changed their strides while messages of the old form are in flight" in str(error)
 
-    ps.testing.run(2, rank)
+    def step():
+        model(torch.ones(1, 2, 4, 4)).sum().backward()
+        optimizer.step()
 
-
-def test_lanes_of_a_host_refuse_strides_that_one_lane_has_changed():
-    def rank(comm):
-        model = nn.Conv2d(2, 3, 2)
-        wrapped = torch.optim.SGD(model.parameters(), lr=0.0)
-        optimizer = ps.PushSumOptimizer(wrapped, model, within_host="gradients", comm=comm)
-        if comm.rank % 2 == 1:
-            model.to(memory_format=torch.channels_last)
-
-        def step():
-            model(torch.ones(1, 2, 4, 4)).sum().backward()
-            optimizer.step()
-
-        assert "strides" in str(error_on(comm, step))
-
-    ps.testing.run(4, rank, local_size=2)
+    assert "strides" in str(error_on(comm, step))
 
 
 @pytest.mark.parametrize("staleness", STALENESS)
 @pytest.mark.parametrize("convert", ["half", "channels_last"])
-def test_a_model_that_one_rank_converts_at_its_end_does_not_keep_the_ranks_from_closing(convert, staleness):
+@on_ranks(3)
+def test_a_model_that_one_rank_converts_at_its_end_does_not_keep_the_ranks_from_closing(comm, convert, staleness):
     """As rank 0 does that exports what it has trained."""
-
-    def rank(comm):
-        model = nn.Conv2d(2, 3, 2)
-        wrapped = torch.optim.SGD(model.parameters(), lr=0.0)
-        optimizer = ps.PushSumOptimizer(wrapped, model, staleness=staleness, comm=comm)
-        for _ in range(3):
-            optimizer.step()
-        if comm.rank == 0:
-            model.half() if convert == "half" else model.to(memory_format=torch.channels_last)
-        before = [p.clone() for p in model.parameters()]
-        optimizer.close()
-        if comm.rank == 0:
-            assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
-
-    ps.testing.run(3, rank)
+    model = nn.Conv2d(2, 3, 2)
+    wrapped = torch.optim.SGD(model.parameters(), lr=0.0)
+    optimizer = ps.PushSumOptimizer(wrapped, model, staleness=staleness, comm=comm)
+    for _ in range(3):
+        optimizer.step()
+    if comm.rank == 0:
+        model.half() if convert == "half" else model.to(memory_format=torch.channels_last)
+    before = [p.clone() for p in model.parameters()]
+    optimizer.close()
+    if comm.rank == 0:
+        assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
 
 
 # ---------------------------------------------------------------------- values
@@ -191,61 +179,53 @@ NOT_NUMBERS = {
 
 @pytest.mark.parametrize("function", [ps.average, ps.sum])
 @pytest.mark.parametrize("named", NOT_NUMBERS)
-def test_what_has_no_sum_is_refused_on_every_rank_with_its_kind_also_where_one_rank_passes_it(function, named):
-    def rank(comm):
-        everywhere = error_on(comm, lambda: function(NOT_NUMBERS[named], comm=comm))
-        assert isinstance(everywhere, ConfigurationError)
-        assert named in str(everywhere)
-        one = error_on(comm, lambda: function(NOT_NUMBERS[named] if comm.rank else 1.0, comm=comm))
-        assert isinstance(one, MismatchError)
-        assert named in str(one)
-        assert function(2.0, comm=comm) == (2.0 if function is ps.average else 4.0), "the ranks are still together"
-
-    ps.testing.run(2, rank)
+@on_ranks(2)
+def test_what_has_no_sum_is_refused_on_every_rank_with_its_kind_also_where_one_rank_passes_it(comm, function, named):
+    everywhere = error_on(comm, lambda: function(NOT_NUMBERS[named], comm=comm))
+    assert isinstance(everywhere, ConfigurationError)
+    assert named in str(everywhere)
+    one = error_on(comm, lambda: function(NOT_NUMBERS[named] if comm.rank else 1.0, comm=comm))
+    assert isinstance(one, MismatchError)
+    assert named in str(one)
+    assert function(2.0, comm=comm) == (2.0 if function is ps.average else 4.0), "the ranks are still together"
 
 
-def test_average_of_ints_and_bools_is_not_cut_off():
-    def rank(comm):
-        counted = ps.average(torch.tensor([comm.rank, 3]), comm=comm)
-        assert torch.equal(counted, torch.tensor([0.5, 3.0], dtype=torch.float64))
-        assert ps.average(torch.tensor(comm.rank == 0), comm=comm).item() == 0.5
-        np.testing.assert_array_equal(ps.average(np.array([comm.rank, 3]), comm=comm), [0.5, 3.0])
-        assert ps.average(Decimal(comm.rank), comm=comm) == 0.5
-
-    ps.testing.run(2, rank)
+@on_ranks(2)
+def test_average_of_ints_and_bools_is_not_cut_off(comm):
+    counted = ps.average(torch.tensor([comm.rank, 3]), comm=comm)
+    assert torch.equal(counted, torch.tensor([0.5, 3.0], dtype=torch.float64))
+    assert ps.average(torch.tensor(comm.rank == 0), comm=comm).item() == 0.5
+    np.testing.assert_array_equal(ps.average(np.array([comm.rank, 3]), comm=comm), [0.5, 3.0])
+    assert ps.average(Decimal(comm.rank), comm=comm) == 0.5
 
 
-def test_a_bad_data_weight_root_or_object_on_one_rank_is_the_same_error_on_all():
-    def rank(comm):
-        calls = {
-            "data_weight=nan": lambda: ps.average(1.0, data_weight=float("nan") if comm.rank else 1.0, comm=comm),
-            "root is 0 on rank 0, 7 on rank 1": lambda: ps.broadcast_object(1, root=7 * comm.rank, comm=comm),
-            "rank 1 cannot be pickled": lambda: ps.allgather((lambda: 0) if comm.rank else 0, comm=comm),
-            "rank 0 cannot be pickled": lambda: ps.broadcast_object(lambda: 0, comm=comm),
-            "scale": lambda: ps.broadcast_parameters({"scale": 1.0 if comm.rank else torch.ones(1)}, comm=comm),
-        }
-        for words, call in calls.items():
-            assert words in str(error_on(comm, call))
-            assert ps.allgather(comm.rank, comm=comm) == [0, 1], "the ranks are still together"
-
-    ps.testing.run(2, rank)
+@on_ranks(2)
+def test_a_bad_data_weight_root_or_object_on_one_rank_is_the_same_error_on_all(comm):
+    calls = {
+        "data_weight=nan": lambda: ps.average(1.0, data_weight=float("nan") if comm.rank else 1.0, comm=comm),
+        "root is 0 on rank 0, 7 on rank 1": lambda: ps.broadcast_object(1, root=7 * comm.rank, comm=comm),
+        "rank 1 cannot be pickled": lambda: ps.allgather((lambda: 0) if comm.rank else 0, comm=comm),
+        "rank 0 cannot be pickled": lambda: ps.broadcast_object(lambda: 0, comm=comm),
+        "scale": lambda: ps.broadcast_parameters({"scale": 1.0 if comm.rank else torch.ones(1)}, comm=comm),
+    }
+    for words, call in calls.items():
+        assert words in str(error_on(comm, call))
+        assert ps.allgather(comm.rank, comm=comm) == [0, 1], "the ranks are still together"
 
 
 # ---------------------------------------------------------------------- calls that one rank leaves
 
 
 @pytest.mark.parametrize("block", ["averaged", "join"])
-def test_refused_add_param_group_adds_nothing(block):
-    def rank(comm):
-        model = network()
-        optimizer = ps.PushSumOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, comm=comm)
-        with getattr(optimizer, block)(), pytest.raises(CallOrderError):
-            optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
-        assert len(optimizer.param_groups) == 1
-        optimizer.step()
-        optimizer.close()
-
-    ps.testing.run(2, rank)
+@on_ranks(2)
+def test_refused_add_param_group_adds_nothing(comm, block):
+    model = network()
+    optimizer = ps.PushSumOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, comm=comm)
+    with getattr(optimizer, block)(), pytest.raises(CallOrderError):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    assert len(optimizer.param_groups) == 1
+    optimizer.step()
+    optimizer.close()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from support.ranks import on_ranks
 from torch import nn
 
 import pushsum_opt as ps
@@ -121,49 +122,43 @@ def test_a_buffer_may_be_resized_after_the_start_as_observers_resize_theirs():
 
 
 @pytest.mark.parametrize("what", ["frozen", "buffer", "dtype", "missing"])
-def test_what_differs_between_ranks_is_named_on_every_rank(what):
-    def rank(comm):
-        model = nn.Linear(4, 1)
-        body = list(model.parameters())
-        here = torch.zeros(3 + 2 * (comm.rank == 1))
-        if what == "frozen":
-            model.extra = nn.Parameter(here, requires_grad=False)
-        elif what == "buffer":
-            model.register_buffer("extra", here)
-        elif what == "dtype":
-            model.register_buffer("extra", torch.zeros(4, dtype=(torch.float32, torch.float64)[comm.rank]))
-        elif comm.rank == 1:
-            model.register_buffer("extra", here)
-        with pytest.raises(MismatchError, match=r"extra is .* on rank 0, float(32|64)\[\d\] on rank 1"):
-            wrap(model, comm, trained=body)
-
-    ps.testing.run(2, rank)
+@on_ranks(2)
+def test_what_differs_between_ranks_is_named_on_every_rank(comm, what):
+    model = nn.Linear(4, 1)
+    body = list(model.parameters())
+    here = torch.zeros(3 + 2 * (comm.rank == 1))
+    if what == "frozen":
+        model.extra = nn.Parameter(here, requires_grad=False)
+    elif what == "buffer":
+        model.register_buffer("extra", here)
+    elif what == "dtype":
+        model.register_buffer("extra", torch.zeros(4, dtype=(torch.float32, torch.float64)[comm.rank]))
+    elif comm.rank == 1:
+        model.register_buffer("extra", here)
+    with pytest.raises(MismatchError, match=r"extra is .* on rank 0, float(32|64)\[\d\] on rank 1"):
+        wrap(model, comm, trained=body)
 
 
-def test_a_buffer_that_grew_on_one_rank_is_named_before_it_is_averaged():
-    def rank(comm):
-        model = nn.Linear(4, 1)
-        model.register_buffer("extra", torch.ones(3))
-        optimizer = wrap(model, comm)
-        if comm.rank == 1:
-            model.extra = torch.ones(5)
-        with pytest.raises(MismatchError, match=r"extra is float32\[3\] on rank 0, float32\[5\] on rank 1"):
-            optimizer.averaged().__enter__()
-
-    ps.testing.run(2, rank)
+@on_ranks(2)
+def test_a_buffer_that_grew_on_one_rank_is_named_before_it_is_averaged(comm):
+    model = nn.Linear(4, 1)
+    model.register_buffer("extra", torch.ones(3))
+    optimizer = wrap(model, comm)
+    if comm.rank == 1:
+        model.extra = torch.ones(5)
+    with pytest.raises(MismatchError, match=r"extra is float32\[3\] on rank 0, float32\[5\] on rank 1"):
+        optimizer.averaged().__enter__()
 
 
 @pytest.mark.parametrize("call", ["average", "broadcast"])
-def test_a_tensor_of_another_shape_is_named_by_collectives(call):
-    def rank(comm):
-        value = torch.ones(3 + comm.rank)
-        with pytest.raises(MismatchError, match=r"on rank 0, .*on rank 1"):
-            if call == "average":
-                ps.average(value, comm=comm)
-            else:
-                ps.broadcast_parameters({"w": value}, comm=comm)
-
-    ps.testing.run(2, rank)
+@on_ranks(2)
+def test_a_tensor_of_another_shape_is_named_by_collectives(comm, call):
+    value = torch.ones(3 + comm.rank)
+    with pytest.raises(MismatchError, match=r"on rank 0, .*on rank 1"):
+        if call == "average":
+            ps.average(value, comm=comm)
+        else:
+            ps.broadcast_parameters({"w": value}, comm=comm)
 
 
 @pytest.mark.parametrize(
@@ -177,14 +172,12 @@ def test_a_tensor_of_another_shape_is_named_by_collectives(call):
     ],
     ids=["expanded", "meta", "sparse", "lazy", "conjugated"],
 )
-def test_a_parameter_that_cannot_be_mixed_is_named_with_the_way_out(make, said):
-    def rank(comm):
-        model = nn.Module()
-        model.odd = make()
-        with pytest.raises(ConfigurationError, match=rf"parameter odd .*{said}.*To exchange it, "):
-            wrap(model, comm)
-
-    ps.testing.run(1, rank)
+@on_ranks(1)
+def test_a_parameter_that_cannot_be_mixed_is_named_with_the_way_out(comm, make, said):
+    model = nn.Module()
+    model.odd = make()
+    with pytest.raises(ConfigurationError, match=rf"parameter odd .*{said}.*To exchange it, "):
+        wrap(model, comm)
 
 
 def test_a_model_wrapped_under_inference_mode_trains_outside_of_it():

@@ -19,7 +19,7 @@ from optimizer.training_loops import (
     train,
     vector,
 )
-from test_oracle import Irregular
+from support.problems import Irregular
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import pushsum_opt as ps

@@ -9,8 +9,8 @@ import pytest
 import torch
 from optimizer.common import batch
 from optimizer.training_loops import fill, vector
-from oracle import irregular_column_stochastic
-from test_oracle import Irregular
+from support.oracle import irregular_column_stochastic
+from support.problems import Irregular
 from torch import nn
 from torch.nn.functional import softplus
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from optimizer.common import batch, network
-from oracle import Matrix, Trajectory, irregular_column_stochastic, overlapped_push, stochastic_gradient_push
-from test_oracle import Irregular
+from support.oracle import Matrix, Trajectory, irregular_column_stochastic, overlapped_push, stochastic_gradient_push
+from support.problems import Irregular
 from torch import nn
 
 import pushsum_opt as ps

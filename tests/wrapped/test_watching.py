@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.ranks import on_ranks
 from torch import nn
 
 import pushsum_opt as ps
@@ -102,14 +103,12 @@ def test_what_came_behind_the_wrapper_is_part_of_the_next_group_that_is_added_ri
     ],
     ids=["other shapes", "other dtypes", "other parameters"],
 )
-def test_ranks_that_get_different_parameters_raise_layout_errors_that_name_them(given, named, staleness):
-    def rank(comm):
-        optimizer, _, head = wrapped(comm, staleness=staleness, timeout=10.0)
-        optimizer.optimizer.add_param_group({"params": given(head, comm.rank)})
-        with pytest.raises(LayoutError, match=named):
-            optimizer.step()
-
-    ps.testing.run(2, rank, timeout=30)
+@on_ranks(2, timeout=30)
+def test_ranks_that_get_different_parameters_raise_layout_errors_that_name_them(comm, given, named, staleness):
+    optimizer, _, head = wrapped(comm, staleness=staleness, timeout=10.0)
+    optimizer.optimizer.add_param_group({"params": given(head, comm.rank)})
+    with pytest.raises(LayoutError, match=named):
+        optimizer.step()
 
 
 @pytest.mark.parametrize("staleness", [0, 1])
@@ -127,14 +126,12 @@ def test_a_rank_that_alone_gets_new_parameters_names_them_on_both_ranks(stalenes
     assert ps.testing.run(2, rank, timeout=60)[1] is LayoutError
 
 
-def test_inside_join_new_parameters_are_refused_with_their_names():
-    def rank(comm):
-        optimizer, _, head = wrapped(comm)
-        with pytest.raises(LayoutError, match=r"1\.weight.*join"), optimizer.join():
-            optimizer.optimizer.add_param_group({"params": list(head.parameters())})
-            optimizer.step()
-
-    ps.testing.run(1, rank)
+@on_ranks(1)
+def test_inside_join_new_parameters_are_refused_with_their_names(comm):
+    optimizer, _, head = wrapped(comm)
+    with pytest.raises(LayoutError, match=r"1\.weight.*join"), optimizer.join():
+        optimizer.optimizer.add_param_group({"params": list(head.parameters())})
+        optimizer.step()
 
 
 @pytest.mark.parametrize("with_model", [True, False])
@@ -199,18 +196,15 @@ def test_points_of_parameters_that_come_behind_the_wrapper_travel_too():
     assert ps.testing.run(2, rank) == [0.5, 0.5]
 
 
-def test_slow_momentum_follows_parameters_whose_place_in_the_groups_changes():
+@on_ranks(1)
+def test_slow_momentum_follows_parameters_whose_place_in_the_groups_changes(comm):
     """One rank: the exact average changes nothing, and with momentum 0 and lr 1 the slow step must not either."""
-
-    def rank(comm):
-        optimizer, body, head = wrapped(comm, lr=0.1, algorithm=ps.algorithms.SlowMomentum(every=1, momentum=0.0))
-        with optimizer:
-            optimizer.optimizer.param_groups.insert(0, {**optimizer.param_groups[0], "params": [head.bias]})
-            before = [p.detach().clone() for p in (*body.parameters(), head.bias)]
-            for parameter in (*body.parameters(), head.bias):
-                parameter.grad = torch.ones_like(parameter)
-            optimizer.step()
-            for old, parameter in zip(before, (*body.parameters(), head.bias), strict=True):
-                torch.testing.assert_close(parameter.detach(), old - 0.1)
-
-    ps.testing.run(1, rank)
+    optimizer, body, head = wrapped(comm, lr=0.1, algorithm=ps.algorithms.SlowMomentum(every=1, momentum=0.0))
+    with optimizer:
+        optimizer.optimizer.param_groups.insert(0, {**optimizer.param_groups[0], "params": [head.bias]})
+        before = [p.detach().clone() for p in (*body.parameters(), head.bias)]
+        for parameter in (*body.parameters(), head.bias):
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        for old, parameter in zip(before, (*body.parameters(), head.bias), strict=True):
+            torch.testing.assert_close(parameter.detach(), old - 0.1)

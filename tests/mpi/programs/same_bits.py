@@ -3,7 +3,7 @@
 import argparse
 
 import mpi4py
-from scenarios import numpy_training
+from support.scenarios import numpy_training
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--naps", type=int)

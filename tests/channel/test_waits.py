@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import numpy as np
 import pytest
+from support.ranks import on_ranks
 
 import pushsum_opt as ps
 from pushsum_opt import testing
 from pushsum_opt.collectives import averaged
 from pushsum_opt.errors import MismatchError, PeerFailed, PeerFinished
 from pushsum_opt.graphs import Ring
+from pushsum_opt.transport import roll_call, waiting
+from pushsum_opt.transport.roll_call import RollCall
 
 
 def errors_of(size, rank, **options):
@@ -69,49 +71,58 @@ def test_a_collective_call_on_one_rank_against_rounds_is_refused_on_both(call, s
 
 
 @pytest.mark.parametrize("warm", [False, True])
-def test_a_rank_that_ended_is_named_by_those_who_wait_in_a_collective_call(warm):
-    def rank(comm):
-        if warm:
-            ps.average(1.0, comm=comm)
-        if comm.rank != 1:
-            with pytest.raises(PeerFinished, match=r"rank 1 has ended its program.*in ps\.average\(\)"):
-                ps.average(0.5, comm=comm)
-
-    testing.run(3, rank, timeout=60)
+@on_ranks(3, timeout=60)
+def test_a_rank_that_ended_is_named_by_those_who_wait_in_a_collective_call(comm, warm):
+    if warm:
+        ps.average(1.0, comm=comm)
+    if comm.rank != 1:
+        with pytest.raises(PeerFinished, match=r"rank 1 has ended its program.*in ps\.average\(\)"):
+            ps.average(0.5, comm=comm)
 
 
-def test_a_rank_that_ended_without_closing_is_named_by_those_who_wait_for_its_message():
-    def rank(comm):
-        push_sum = exchange(comm)
-        push_sum.mix()
-        if comm.rank == 0:
-            with pytest.raises(PeerFinished, match=r"rank 1 has ended its program.*in mix\(\) in round 1"):
-                push_sum.mix()
-
-    testing.run(2, rank, timeout=60)
+@on_ranks(2, timeout=60)
+def test_a_rank_that_ended_without_closing_is_named_by_those_who_wait_for_its_message(comm):
+    push_sum = exchange(comm)
+    push_sum.mix()
+    if comm.rank == 0:
+        with pytest.raises(PeerFinished, match=r"rank 1 has ended its program.*in mix\(\) in round 1"):
+            push_sum.mix()
 
 
 @pytest.mark.parametrize("warm", [False, True])
-def test_two_different_calls_on_a_communicator_are_named(warm):
-    def rank(comm):
-        if warm:
-            ps.average(1.0, comm=comm)
-        with pytest.raises(MismatchError, match=r"ps\.average\(\).*ps\.broadcast_object\(\)|object.*average"):
-            ps.average(1.0, comm=comm) if comm.rank else ps.broadcast_object(1, comm=comm)
-
-    testing.run(2, rank, timeout=60)
+@on_ranks(2, timeout=60)
+def test_two_different_calls_on_a_communicator_are_named(comm, warm):
+    if warm:
+        ps.average(1.0, comm=comm)
+    with pytest.raises(MismatchError, match=r"ps\.average\(\).*ps\.broadcast_object\(\)|object.*average"):
+        ps.average(1.0, comm=comm) if comm.rank else ps.broadcast_object(1, comm=comm)
 
 
 @pytest.mark.parametrize("staleness", [0, 2, "unbounded"])
-def test_slow_ranks_raise_no_alarm(staleness):
-    """Rank 0 comes to every call 0.8 s after the others: they ask, and wait."""
+def test_slow_ranks_raise_no_alarm(staleness, monkeypatch):
+    """Rank 0 comes to a call only when another one has waited in it for so long that it has asked for rank 0."""
+    monkeypatch.setattr(waiting, "LISTEN_AFTER_S", 0.01)
+    monkeypatch.setattr(roll_call, "ASK_AFTER_S", 0.02)
+    calls = ("averaged", "average", "mix", "close")
+    asked = {call: threading.Event() for call in calls}
+    call_of = {}
+    ask = RollCall.ask
+
+    def noted(roll, rank, need, wait):
+        ask(roll, rank, need, wait)
+        if rank == 0 and roll.me in call_of:
+            asked[call_of[roll.me]].set()
+
+    monkeypatch.setattr(RollCall, "ask", noted)
 
     def rank(comm):
         push_sum = exchange(comm, staleness=staleness)
         for _ in range(2):
             push_sum.mix()
-        for call in ("averaged", "average", "mix", "close"):
-            time.sleep(0.8 if comm.rank == 0 else 0.0)
+        for call in calls:
+            call_of[comm.rank] = call
+            if comm.rank == 0 and (call != "mix" or staleness == 0):  # in the other modes nobody waits there
+                assert asked[call].wait(60), call
             if call == "averaged":
                 with averaged(push_sum):
                     pass
@@ -122,7 +133,7 @@ def test_slow_ranks_raise_no_alarm(staleness):
             else:
                 push_sum.close()
 
-    testing.run(3, rank, timeout=60)
+    testing.run(3, rank, timeout=100)
 
 
 def test_ranks_of_a_host_that_wait_elsewhere_are_named_by_their_rank_in_the_job():

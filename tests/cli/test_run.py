@@ -20,7 +20,7 @@ from pushsum_opt.cli.supervise import exit_code, supervise
 from pushsum_opt.errors import ConfigurationError
 from pushsum_opt.installed import install_command
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 OPEN = Launcher("/opt/bin/mpirun", OPEN_MPI, "5.0.11")
 HYDRA = Launcher("/opt/bin/mpirun", MPICH, "5.0.2")
 PROGRAM = ["python", "train.py"]

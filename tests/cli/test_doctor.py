@@ -19,7 +19,7 @@ from pushsum_opt.cli.probe import _first_line, probe
 from pushsum_opt.cuda_aware import TrialVerdict
 from pushsum_opt.installed import install_command
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RANK = {"host": "a", "python": "3.11.7", "torch": "2.13.0", "library": "Open MPI v5.0.11"}
 MPI = {
     "library": "Open MPI v5.0.11",

@@ -1,0 +1,1 @@
+"""What tests share: the oracle, small trainings, and ranks of one process."""
