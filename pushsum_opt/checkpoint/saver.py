@@ -112,6 +112,7 @@ class Saver:
             self._memory: InMemory | None = None
             if memory_every is not None:
                 self._memory = InMemory(self._push_sum, self._directory, memory_every, memory_directory, memory_limit)
+        progress.begins(self._push_sum.rank)
         self._signals = Signals(signals)
         self._asked = False
         self._steps = 0
@@ -305,10 +306,10 @@ class Saver:
         self._signals.close()
         self._closed = True
         self._votes.close()
-        if self._memory is not None and well:
-            self._memory.remove()
-        elif self._memory is not None:
-            self._memory.close()
+        if self._memory is not None:
+            self._memory.remove() if well else self._memory.close()
+        if well:
+            progress.ends(self._push_sum.rank)
 
     def __enter__(self) -> Saver:
         return self
@@ -349,6 +350,7 @@ def _close(saver: weakref.ref[Saver], votes: Votes, signals: Signals, memory: In
                 break
         if memory is not None:
             memory.remove()
+        progress.ends(votes.rank)
     finally:
         signals.close()
         votes.close()

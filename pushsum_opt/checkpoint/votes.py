@@ -43,6 +43,7 @@ class Votes:
         events.subscribe(StallInspector(push_sum.rank))
         events.subscribe(push_sum.member.listeners)
         self._channel = Channel.open(push_sum.comm, events, timeout=push_sum.member.options.timeout)
+        self.rank = push_sum.rank
         self.size = push_sum.size
         self.closed = False
         self._values: Any = None
