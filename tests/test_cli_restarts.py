@@ -169,6 +169,11 @@ def test_hosts_are_tried_by_the_program_by_which_mpirun_reaches_them(tmp_path):
     assert agent_of(["-launcher-exec", str(agent)], {}) == [str(agent)]
     assert agent_of([], {"OMPI_MCA_plm_rsh_agent": f"{agent} -q"}) == [str(agent), "-q"]
     assert agent_of([], {})[0] == "ssh"
+    (tmp_path / "srun").write_text("#!/bin/sh\n")
+    (tmp_path / "srun").chmod(0o755)
+    inside = {"SLURM_JOB_ID": "7", "PATH": str(tmp_path)}
+    assert agent_of([], inside)[-1] == "--nodelist"
+    assert agent_of(["-launcher-exec", str(agent)], inside) == [str(agent)]
 
 
 def test_host_that_does_not_answer_in_time_is_lost(tmp_path, monkeypatch):

@@ -103,7 +103,9 @@ def main() -> None:
         print(f"{comm.size} ranks, {nbytes / 1e6:.0f} MB of state each, one save in {arguments.every} steps")
         for name, values in each.items():
             median = statistics.median(values)
-            print(f"  {name:7} {median:8.2f} ms per step ({min(values):.2f} to {max(values):.2f}), {median / plain:.4f}")
+            print(
+                f"  {name:7} {median:8.2f} ms per step ({min(values):.2f} to {max(values):.2f}), {median / plain:.4f}"
+            )
         floor = statistics.median(copy[2:])
         print(f"  one copy of the state {floor:8.2f} ms; one save {worst:8.2f} ms, {worst / floor:.2f} of it")
         print(f"  one save per {arguments.every} steps: {worst / arguments.every / plain:.2%} of a plain step")

@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import CheckpointError, ConfigurationError
 from ..log import log
 from ..push_sum import PushSum, saving
-from .apart import take_apart
+from .apart import pack_tree, take_apart
 from .given import Given
 from .memory_file import About, MemoryFile, read_about
 from .memory_folder import MemoryFolder, Slot, forget_name, name_of_run, usable_memory
@@ -150,8 +150,11 @@ class InMemory:
             initial=self._push_sum.initial_weight,
             in_step=self._push_sum.staleness != "unbounded",
         )
-        file = self._files[self._next]
-        nbytes = file.write(take_apart(part), about)
+        apart, file = take_apart(part), self._files[self._next]
+        known = self._generation >= 2
+        if known:  # what the model and the optimizer hold was read back before; what the user passes may be another
+            pack_tree({name: apart.tree[name] for name in ("extra", "companions")})
+        nbytes = file.write(apart, about, check=not known)
         self._turn = 1 - self._next
         return nbytes
 

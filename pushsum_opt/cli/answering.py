@@ -24,7 +24,9 @@ _VARIABLES = (
 
 
 def agent_of(options: Sequence[str], environ: Mapping[str, str]) -> list[str]:
-    """Return the program by which mpirun starts something on another host: ssh, unless told otherwise.
+    """Return the program by which mpirun starts something on another host: srun in a Slurm job, else ssh.
+
+    Unless told otherwise, by an option or a variable of the MPI library.
 
     >>> agent_of(["--prtemca", "plm_ssh_agent", "/opt/agent -q"], {})
     ['/opt/agent', '-q']
@@ -35,6 +37,8 @@ def agent_of(options: Sequence[str], environ: Mapping[str, str]) -> list[str]:
     for name in _VARIABLES:
         if environ.get(name):
             return _first(environ[name])
+    if "SLURM_JOB_ID" in environ and shutil.which("srun", path=environ.get("PATH")):
+        return ["srun", "--quiet", "--overlap", "--nodes=1", "--ntasks=1", "--nodelist"]
     return ["ssh", "-n", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5"]
 
 

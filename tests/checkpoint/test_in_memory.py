@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from pathlib import Path
@@ -29,13 +30,29 @@ def folders(tmp_path, monkeypatch):
     return tmp_path
 
 
-def train(comm, folders, stop, *, dies=None, hosts=None, every=None, enough=0.5, limit=1.0, finish=False, **options):
+def train(
+    comm,
+    folders,
+    stop,
+    *,
+    dies=None,
+    hosts=None,
+    every=None,
+    enough=0.5,
+    limit=1.0,
+    finish=False,
+    breaks=None,
+    **options,
+):
     """Train to step ``stop`` and die there, or finish; return (first step, state at the start, state at the end).
 
     Args:
         hosts: whose memory each rank has; None: all share one.
         dies: the step in which rank 1 dies, before it saves.
+        breaks: the step after which something is passed that cannot be saved.
     """
+    if options.pop("slow", False):
+        options["algorithm"] = ps.algorithms.SlowMomentum(every=3)
     run = Run(comm, **options)
     memory = folders / "memory" if hosts is None else folders / "memory" / str(hosts[comm.rank])
     memory.mkdir(exist_ok=True)
@@ -57,7 +74,7 @@ def train(comm, folders, stop, *, dies=None, hosts=None, every=None, enough=0.5,
         run.steps(k, k + 1)
         if k == dies and comm.rank == 1:
             raise Lost
-        saver.after_step(step=k + 1)
+        saver.after_step(step=k + 1, **({"open": io.StringIO()} if k == breaks else {}))
         own = run.optimizer.state_dict()["push_sum"]
         z = {name: wide(p.detach().clone()) for name, p in run.model.named_parameters()}
         seen.append({"w": own["push_weight"], "z": z, "r": own["residuals"]})
@@ -363,15 +380,22 @@ def test_no_room_in_memory_is_the_same_error_on_all_ranks_in_the_first_save(fold
     assert list((folders / "memory").rglob("*.[ab]")) == []
 
 
+def test_value_that_could_not_be_read_back_is_refused_in_any_save_and_the_ones_before_are_whole(folders, caplog):
+    with caplog.at_level("WARNING", "pushsum_opt"):
+        start(2, folders, 20, breaks=19)
+    assert any("extra=, at ['open'], holds a _io.StringIO" in one.message for one in caplog.records)
+    assert start(2, folders, 17)[0][0]["begin"] == 16
+
+
 def test_later_save_that_fails_on_one_rank_is_a_warning_and_the_others_do_not_wait(folders, monkeypatch, caplog):
     from pushsum_opt.checkpoint.memory_file import MemoryFile
 
     real = MemoryFile.write
 
-    def write(file, apart, about):
+    def write(file, apart, about, **how):
         if about.rank == 1 and about.round == 8:
             raise OSError(28, "No space left on device")
-        return real(file, apart, about)
+        return real(file, apart, about, **how)
 
     monkeypatch.setattr(MemoryFile, "write", write)
     with caplog.at_level("WARNING", "pushsum_opt"):
@@ -407,3 +431,65 @@ def test_folder_of_another_user_is_refused(folders, monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: real + 1)
     with pytest.raises(ps.testing.RankErrors, match="expected a directory of this user"):
         start(1, folders, 9)
+
+
+# ---------------------------------------------------------------------- hosts of several ranks, and other optimizers
+
+
+@pytest.fixture
+def two_per_host(monkeypatch):
+    monkeypatch.setenv("PUSHSUM_RANKS_PER_HOST", "2")
+    monkeypatch.setenv("PUSHSUM_CHUNK_BYTES", "64")  # so that the lanes of a host share the small model
+
+
+HOSTED = {"within_host": "gradients", "graph": ps.graphs.Ring()}
+
+
+def test_hosts_of_two_ranks_go_on_from_memory_with_the_same_bits(folders, two_per_host):
+    start(4, folders, 11, **HOSTED)
+    resumed = start(4, folders, 14, finish=True, **HOSTED)
+    (folders / "none" / "memory").mkdir(parents=True)
+    undisturbed = start(4, folders / "none", 14, finish=True, **HOSTED)
+    assert [one["begin"] for one, _, _ in resumed] == [8] * 4
+    assert [end for _, end, _ in resumed] == [end for _, end, _ in undisturbed]
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_host_of_which_one_part_is_lost_is_left_out_as_a_whole(folders, two_per_host, staleness):
+    options = {**HOSTED, "staleness": staleness, "dtype": torch.float64}
+    before = start(6, folders, 9, hosts=(0, 0, 1, 1, 2, 2), **options)
+    parts = held(folders, 8)
+    assert sum(about.weight for about in parts.values() if about.place[1] == 0) == pytest.approx(3, rel=1e-14)
+    next((folders / "memory" / "1").rglob("*.a")).unlink()
+    next((folders / "memory" / "1").rglob("*.b")).unlink()
+    after = start(4, folders, 8, hosts=(0, 0, 2, 2), **options)
+    assert sum(one["w"] for one, _, _ in after[::2]) == pytest.approx(2, rel=1e-12)
+    mass = parts[0].weight + parts[4].weight
+    for name, value in before[0][2][7]["z"].items():
+        expected = sum(parts[rank].weight * before[rank][2][7]["z"][name] for rank in (0, 4)) / mass
+        for one, _, _ in after:
+            assert torch.allclose(one["model"][name], expected, **close(value)), name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"adaptive": "corrected", "kind": torch.optim.AdamW, "staleness": 1},
+        {"slow": True},
+        {"gossip_every": 2, "staleness": 1},
+        {"wire_dtype": torch.bfloat16, "staleness": 1},
+        {"buffers": "average"},
+        {"buffers": "gossip", "staleness": 2},
+    ],
+    ids=str,
+)
+def test_other_optimizers_go_on_from_memory_with_all_mass_also_after_a_loss(folders, options):
+    stop = 18 if "gossip_every" in options else 11
+    start(3, folders, stop, hosts=range(3), **options)
+    resumed = start(3, folders, stop, hosts=range(3), **options)
+    assert all(one["round"] == 8 for one, _, _ in resumed)
+    assert sum(one["w"] for one, _, _ in resumed) == pytest.approx(3, rel=1e-13)
+    lose(folders, 2)
+    fewer = start(2, folders, stop, hosts=(0, 1), enough=0.4, **options)
+    assert all(one["round"] == 8 for one, _, _ in fewer)
+    assert sum(one["w"] for one, _, _ in fewer) == pytest.approx(2, rel=1e-12)
