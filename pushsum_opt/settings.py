@@ -36,6 +36,12 @@ class Settings:
     abort_on_error: bool = True
     """Whether an uncaught exception on one rank ends the whole MPI job, after its traceback was printed."""
 
+    restarts: int = 0
+    """How often ``pushsum run --restarts`` has started this job again; it sets this."""
+
+    progress: str | None = None
+    """A folder in which ranks note the round that they saved last; ``pushsum run --restarts`` sets it."""
+
 
 def read(environ: dict[str, str] | None = None) -> Settings:
     """Read every variable from ``environ`` (default: ``os.environ``).
@@ -50,6 +56,8 @@ def read(environ: dict[str, str] | None = None) -> Settings:
         cuda_aware=_choice(variables, "PUSHSUM_CUDA_AWARE", ("auto", "1", "0")),
         ranks_per_host=_count(variables, "PUSHSUM_RANKS_PER_HOST", least=1),
         abort_on_error=_switch(variables, "PUSHSUM_ABORT_ON_ERROR", Settings.abort_on_error),
+        restarts=_count(variables, "PUSHSUM_RESTARTS", least=0) or 0,
+        progress=variables.get("PUSHSUM_PROGRESS") or None,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from .part import KEY, Companions, check_fits, restore, seat
 from .together import raise_alike, sum_over_job, try_together
 from .weighted import WeightedSum, mass_of
 
-__all__ = ["Resumed", "find", "load", "load_from"]
+__all__ = ["CLOSE", "Resumed", "average", "find", "load", "load_from"]
 
 CLOSE = 1e-9  # the mass of a checkpoint may differ from n by this, relative to n
 
@@ -133,11 +133,31 @@ def _check_mass(push_sum: PushSum, path: Path, manifest: Manifest, mass: float) 
 
 def _average(push_sum: PushSum, path: Path, manifest: Manifest, like: dict[str, Any]) -> dict[str, Any]:
     """Collective. Return a part for this rank that holds the average over all parts. Each file is read once."""
+
+    def mine() -> Iterator[Mapping[str, Any]]:
+        for rank in range(push_sum.rank, manifest.size, push_sum.size):
+            yield like if rank == like["rank"] else read_part(path, manifest, rank)
+
+    part, mass = average(push_sum, like, mine, max(manifest.rounds))
+    _check_mass(push_sum, path, manifest, mass)
+    return part
+
+
+def average(
+    push_sum: PushSum, like: dict[str, Any], mine: Callable[[], Iterable[Mapping[str, Any]]], round: int
+) -> tuple[dict[str, Any], float]:
+    """Collective. Return a part for this rank that holds the weighted average of parts, and the mass of these.
+
+    Args:
+        like: any part: for what cannot be averaged.
+        mine: gives the parts that this rank adds; each part is given by one rank.
+        round: k, from which the run goes on.
+    """
     total = WeightedSum(like)
 
     def add() -> None:
-        for rank in range(push_sum.rank, manifest.size, push_sum.size):
-            total.add(like if rank == like["rank"] else read_part(path, manifest, rank))
+        for part in mine():
+            total.add(part)
 
     try_together(push_sum, "loading", add)
 
@@ -145,14 +165,14 @@ def _average(push_sum: PushSum, path: Path, manifest: Manifest, like: dict[str, 
         sum_over_job(push_sum, flat.numpy(), "checkpoint.load()")
 
     total.over_ranks(sum_in_place)
-    _check_mass(push_sum, path, manifest, float(total.weights[0]))
     mass = {
         **like["optimizer"][KEY],  # with what others keep there
         **push_sum.state(),
-        "round": max(manifest.rounds),
+        "round": round,
         "push_weight": push_sum.initial_weight,
         "residuals": total.residuals(like, push_sum.initial_weight),
         "in_flight": [],
     }
     optimizer = {**like["optimizer"], KEY: mass}
-    return {**like, "model": total.model(like), "parameters": total.parameters(like), "optimizer": optimizer}
+    part = {**like, "model": total.model(like), "parameters": total.parameters(like), "optimizer": optimizer}
+    return part, float(total.weights[0])

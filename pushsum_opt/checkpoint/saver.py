@@ -16,9 +16,11 @@ from ..exit_codes import REQUEUE
 from ..log import log
 from ..push_sum import push_sum_of
 from ..transport import calling
+from . import progress
 from .batches import Batches, Places
-from .loading import find, load_from
+from .in_memory import InMemory
 from .part import Companions
+from .resuming import begin_again
 from .saving import save
 from .signals import Signals
 from .votes import Tally, Votes
@@ -38,7 +40,7 @@ class Saver:
     ``pushsum run`` pass SIGUSR1 on to every rank. It is enough that one rank gets it. Construction is collective, as is
     every :meth:`after_step` that saves.
 
-    Ranks agree by an all-reduce of 24 bytes that is begun every ``check_every`` steps and read at the next check: so
+    Ranks agree by an all-reduce of 32 bytes that is begun every ``check_every`` steps and read at the next check: so
     they stop at most ``2 * check_every`` steps after the signal, and no step waits for it unless one rank is
     ``check_every`` steps ahead of another. Asynchronous ranks never wait for it: they save at the check at which they
     learn that a rank wants to.
@@ -49,11 +51,17 @@ class Saver:
         every: save after each round that this number divides, or as soon after as can be. None: only when asked to
             stop.
         scaler, scheduler, also, keep: see :func:`~pushsum_opt.checkpoint.save`.
-        check_every: steps between looks at what the other ranks want.
+        memory_every: beside that, after each round that this number (at least 2) divides, each rank writes its part to
+            the memory of its own host, without waiting for others; :meth:`resume` finds it if the job is started again.
+            Two files for each rank, written in turn; removed when the run has ended well. None: not at all.
+        memory_directory: a directory of each host that is kept in memory.
+        memory_limit: how full the file system of that directory may be, as a fraction, with all these files.
+        check_every: steps between looks at what the other ranks want; at most half of ``memory_every``.
         signals: which signals ask for an end; taken on the main thread, and given back by :meth:`close`.
 
     Raises:
         ConfigurationError: an argument has a value that cannot be used.
+        CheckpointError: a rank cannot use its directory in memory; the same on every rank.
 
     >>> import tempfile, torch, pushsum_opt as ps
     >>> def train(comm, directory):
@@ -81,22 +89,30 @@ class Saver:
         scheduler: Any = None,
         also: Mapping[str, Any] | None = None,
         keep: int | None = 3,
+        memory_every: int | None = None,
+        memory_directory: str | os.PathLike[str] = "/dev/shm",
+        memory_limit: float = 0.5,
         check_every: int = 10,
         signals: Sequence[int] = ENDING_SIGNALS,
     ) -> None:
         self._push_sum = push_sum_of(optimizer)
-        for name, value in {"every": every, "keep": keep, "check_every": check_every}.items():
-            none = value is None and name != "check_every"
-            if not none and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ConfigurationError(f"{name}={value!r}: expected an int of at least 1")
+        numbers = {"every": every, "keep": keep, "check_every": check_every, "memory_every": memory_every}
+        for name, value in numbers.items():
+            none, least = value is None and name != "check_every", 2 if name == "memory_every" else 1
+            if not none and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ConfigurationError(f"{name}={value!r}: expected an int of at least {least}")
         self._directory = Path(directory)
         self._optimizer = optimizer
         self._every = every
-        self._check_every = check_every
+        self._check_every = check_every if memory_every is None else min(check_every, memory_every // 2)
         self._beside: dict[str, Any] = {"scaler": scaler, "scheduler": scheduler, "also": also}
         self._keep = keep
         with calling("Saver(...)"):
             self._votes = Votes(self._push_sum)
+            self._memory: InMemory | None = None
+            if memory_every is not None:
+                self._memory = InMemory(self._push_sum, self._directory, memory_every, memory_directory, memory_limit)
+        progress.begins(self._push_sum.rank)
         self._signals = Signals(signals)
         self._asked = False
         self._steps = 0
@@ -105,39 +121,50 @@ class Saver:
         self._places = Places()
         self._closed = False
         # The push-sum lives longer than an optimizer that is dropped, so it must not refer to the optimizer or to this.
-        self._push_sum.member.before_close.append(partial(_close, weakref.ref(self), self._votes, self._signals))
+        closing = partial(_close, weakref.ref(self), self._votes, self._signals, self._memory)
+        self._push_sum.member.before_close.append(closing)
         if optimizer is not self._push_sum:
             optimizer.companions.append(self)
 
     # ------------------------------------------------------------------ the loop
 
-    def resume(self) -> dict[str, Any] | None:
-        """Collective. Load the newest checkpoint, if there is one.
+    def resume(self, *, enough: float = 0.5) -> dict[str, Any] | None:
+        """Collective. Load the newest round of which enough is left, on disk or in memory, if there is one.
+
+        What is on disk is whole. In memory (``memory_every``) a round may lack the parts of ranks whose hosts are lost.
+        Then every rank starts from the exact weighted average of the parts that are there, and a line says which are
+        missing, and how much of the mass.
 
         The random generators are put back here; whatever draws from them between this and the first new step, such as
         making an iterator of a DataLoader or reading batches to skip them, then moves them on. :meth:`batches` does
         not: a loop over it is exact, and one that skips by ``continue`` is not.
 
+        Args:
+            enough: the fraction of all data weight for which the parts in memory must stand. With less of it, the run
+                goes on from the disk, and a line says so; if nothing is there, that is an error.
+
         Returns:
             What :meth:`after_step` was last called with before it was saved; None at the very beginning.
 
         Raises:
-            CheckpointError: see :func:`~pushsum_opt.checkpoint.load`.
+            CheckpointError: see :func:`~pushsum_opt.checkpoint.load`; or too little is left.
         """
+        companions = Companions(**self._beside)
         with self._push_sum.member.ending_together():
-            found = find(self._push_sum, self._directory)
-            if found is None:
-                return None
-            resumed = load_from(found, self._optimizer, Companions(**self._beside))
+            found = begin_again(self._push_sum, self._directory, self._optimizer, companions, self._memory, enough)
+        if found is None:
+            return None
         self._saved_round = self._push_sum.round
-        extra = dict(resumed.extra or {})
-        if resumed.exact and PLACES not in extra and self._push_sum.member.speaks:
+        if self._memory is not None:
+            self._memory.resumed(found.used)
+        extra = dict(found.extra or {})
+        if found.exact and PLACES not in extra and self._push_sum.member.speaks:
             log.info(
                 "it was saved without a loop over saver.batches(loader). If the script passes over the batches of a "
                 "DataLoader that it has seen, random draws differ from those of a run that was never stopped"
             )
-        ratio = found[1].size / self._push_sum.size
-        self._places.resume(extra.pop(PLACES, ()), exact=resumed.exact, ratio=ratio)
+        ratio = found.size / self._push_sum.size
+        self._places.resume(extra.pop(PLACES, ()), exact=found.exact, ratio=ratio)
         return extra
 
     def batches(self, loader: Iterable[Any]) -> Batches:
@@ -180,14 +207,28 @@ class Saver:
             self._stop(tally)
         if (due and self._votes.in_step) or (tally is not None and tally.save):
             self.save(**extra)
+        elif self._keep_is_due() if self._votes.in_step else tally is not None and tally.keep:
+            self._keep_in_memory()
 
     def save(self, **extra: Any) -> Path:
         """Collective. Save now."""
-        places = self._places.state()
-        beside = {**extra, **({PLACES: places} if places else {})}
-        path = save(self._directory, self._optimizer, extra=beside, keep=self._keep, **self._beside)
+        path = save(self._directory, self._optimizer, extra=self._with_places(extra), keep=self._keep, **self._beside)
         self._saved_round = self._push_sum.round
+        progress.note(self._push_sum.rank, self._saved_round)
         return path
+
+    def _with_places(self, extra: Mapping[str, Any]) -> dict[str, Any]:
+        places = self._places.state()
+        return {**extra, **({PLACES: places} if places else {})}
+
+    def _keep_in_memory(self) -> None:
+        if self._memory is not None:
+            saved = self._memory.save(self._optimizer, Companions(**self._beside), self._with_places(self._extra))
+            if saved:
+                progress.note(self._push_sum.rank, self._push_sum.round)
+
+    def _keep_is_due(self) -> bool:
+        return self._memory is not None and self._memory.due
 
     def request_stop(self) -> None:
         """Act as if this rank had got a signal: all ranks will save in the same round and exit with code 75."""
@@ -202,11 +243,23 @@ class Saver:
         return round - self._saved_round >= self._every
 
     def _check(self, due: bool) -> Tally | None:
-        tally = self._votes.take()
+        tally = self._counted(self._votes.take())
         if not self._votes.open and not (tally and tally.stop):
             # Ranks in step know by themselves when to save. A wish that was just fulfilled is not repeated.
-            wish = due and not self._votes.in_step and not (tally and tally.save)
-            self._votes.cast(stop=self._wants_stop, save=wish)
+            alone = not self._votes.in_step
+            wish = alone and due and not (tally and tally.save)
+            keep = alone and self._keep_is_due() and not (tally and (tally.keep or tally.save))
+            self._cast(stop=self._wants_stop, save=wish, keep=keep)
+        return tally
+
+    def _cast(self, **wishes: bool) -> None:
+        if self._memory is not None:
+            self._memory.vote_cast()
+        self._votes.cast(**wishes)
+
+    def _counted(self, tally: Tally | None) -> Tally | None:
+        if tally is not None and self._memory is not None:
+            self._memory.vote_counted()
         return tally
 
     @property
@@ -218,7 +271,7 @@ class Saver:
         if self._push_sum.member.speaks:
             why = self._signals.received or f"the wish of {tally.stop} ranks"
             log.info("stopped by %s in round %d: saved %s; exit code %d", why, self._push_sum.round, path, REQUEUE)
-        self._end()
+        self._end(well=True)
         self._optimizer.close()  # all together: to the others, a rank that simply left would look as if it had failed
         raise SystemExit(REQUEUE)
 
@@ -232,24 +285,31 @@ class Saver:
         """
         if self._closed:
             return
-        if self._votes.in_step and self._votes.open:
-            self._votes.wait(patient=False)  # too late to act on the signal
+        if self._votes.in_step:
+            self._votes.finish(together=self._memory is not None)  # too late to act on the signal
         while not self._votes.in_step and not self._closed:
             if not self._votes.open:
-                self._votes.cast(stop=self._wants_stop, finished=True)
+                self._cast(stop=self._wants_stop, finished=True)
             tally = self._votes.wait(patient=True)
+            self._counted(tally)
             if tally.stop:
                 self._stop(tally)
             if tally.save:
                 self.save(**self._extra)
+            elif tally.keep:
+                self._keep_in_memory()
             if tally.finished == self._push_sum.size:
                 break
-        self._end()
+        self._end(well=True)
 
-    def _end(self) -> None:
+    def _end(self, *, well: bool) -> None:
         self._signals.close()
         self._closed = True
         self._votes.close()
+        if self._memory is not None:
+            self._memory.remove() if well else self._memory.close()
+        if well:
+            progress.ends(self._push_sum.rank)
 
     def __enter__(self) -> Saver:
         return self
@@ -260,10 +320,10 @@ class Saver:
         if error is None:
             self.close()
         elif not self._closed:
-            self._end()  # the push-sum tells the others of the error
+            self._end(well=False)  # the push-sum tells the others of the error
 
 
-def _close(saver: weakref.ref[Saver], votes: Votes, signals: Signals) -> None:
+def _close(saver: weakref.ref[Saver], votes: Votes, signals: Signals, memory: InMemory | None) -> None:
     """Close a saver before its push-sum, also one that was dropped with its optimizer: then there is nothing to save.
 
     Raises:
@@ -275,19 +335,22 @@ def _close(saver: weakref.ref[Saver], votes: Votes, signals: Signals) -> None:
     if votes.closed:
         return
     try:
-        if votes.in_step and votes.open:
-            votes.wait(patient=False)
+        if votes.in_step:
+            votes.finish(together=memory is not None)
         while not votes.in_step:
             if not votes.open:
                 votes.cast(stop=False, finished=True)
             tally = votes.wait(patient=True)
-            if tally.stop or tally.save:
+            if tally.stop or tally.save or tally.keep:
                 raise CheckpointError(
                     "another rank wants to save, and this rank's optimizer and Saver were dropped without close(): "
                     "keep them until the end of the program, or call close() on every rank"
                 )
             if tally.finished == votes.size:
                 break
+        if memory is not None:
+            memory.remove()
+        progress.ends(votes.rank)
     finally:
         signals.close()
         votes.close()

@@ -24,6 +24,8 @@ class Tally:
     stop: int
     save: int
     finished: int
+    keep: int = 0
+    """How many want to save to memory."""
 
 
 class Votes:
@@ -41,16 +43,17 @@ class Votes:
         events.subscribe(StallInspector(push_sum.rank))
         events.subscribe(push_sum.member.listeners)
         self._channel = Channel.open(push_sum.comm, events, timeout=push_sum.member.options.timeout)
+        self.rank = push_sum.rank
         self.size = push_sum.size
         self.closed = False
         self._values: Any = None
         self._ticket: Ticket | None = None
         self._round = 0
 
-    def cast(self, *, stop: bool, save: bool = False, finished: bool = False) -> None:
+    def cast(self, *, stop: bool, save: bool = False, finished: bool = False, keep: bool = False) -> None:
         """Begin a vote. Collective, but returns at once."""
         self._round = self._push_sum.round
-        self._values = np.array([stop, save, finished], np.float64)
+        self._values = np.array([stop, save, finished, keep], np.float64)
         self._ticket = self._channel.transport.sum(self._values, "a vote on whether to save")
 
     @property
@@ -88,6 +91,18 @@ class Votes:
         with self._push_sum.member.failing_together(), calling("Saver.after_step()"):
             self._channel.wait_while(left, self._push_sum.round, patient=patient)
         return self._tally()
+
+    def finish(self, *, together: bool) -> None:
+        """End the votes of ranks in step: wait for an open one.
+
+        Args:
+            together: wait until every rank is here, too: what is in memory is of use until all have finished.
+        """
+        if self.open:
+            self.wait(patient=False)
+        if together:
+            self.cast(stop=False, finished=True)
+            self.wait(patient=True)
 
     def _refuse_finished(self) -> None:
         for notice in self._push_sum.member.channel.finished.values():

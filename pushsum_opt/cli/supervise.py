@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import FrameType
 
 from ..exit_codes import REQUEUE
 
-__all__ = ["exit_code", "supervise"]
+__all__ = ["Ended", "exit_code", "supervise", "watch"]
 
 _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 _OTHERS = tuple(getattr(signal, name) for name in ("SIGQUIT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
@@ -22,8 +23,24 @@ _PASSED_ON = (*_ENDING, *_OTHERS)
 _FROM_THE_KERNEL = 0x80  # si_code SI_KERNEL: typed at the terminal, not sent by a process
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a command has ended."""
+
+    code: int
+    """The exit code that the shell should see."""
+
+    asked: bool
+    """Whether a signal had asked for the end."""
+
+
 def supervise(command: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Start ``command``, pass signals on to it, wait for its end and return the exit code that the shell should see.
+    """Start a command as :func:`watch` does; return the exit code that the shell should see."""
+    return watch(command, environ).code
+
+
+def watch(command: Sequence[str], environ: Mapping[str, str]) -> Ended:
+    """Start ``command``, pass signals on to it, and wait for its end.
 
     A key typed at the terminal (Ctrl-C) reaches every process of the foreground group by itself. So at a terminal the
     command shares our group, and such a signal is not passed on: two interrupts make some launchers kill ranks that are
@@ -42,14 +59,14 @@ def supervise(command: Sequence[str], environ: Mapping[str, str]) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _wait(child: int, at_terminal: bool) -> int:
+def _wait(child: int, at_terminal: bool) -> Ended:
     ended_by: int | None = None
     while True:
         received = signal.sigwaitinfo((*_PASSED_ON, signal.SIGCHLD))
         if received.si_signo == signal.SIGCHLD:
             pid, status = os.waitpid(child, os.WNOHANG)
             if pid == child:
-                return exit_code(os.waitstatus_to_exitcode(status), ended_by)
+                return _ended(os.waitstatus_to_exitcode(status), ended_by)
             continue
         if received.si_signo in _ENDING:
             ended_by = received.si_signo
@@ -57,8 +74,8 @@ def _wait(child: int, at_terminal: bool) -> int:
             os.kill(child, received.si_signo)
 
 
-def _supervise_by_handlers(command: Sequence[str], environ: Mapping[str, str], at_terminal: bool) -> int:
-    """As :func:`supervise`, without sigwaitinfo (macOS, Windows): the source of a signal cannot be told there.
+def _supervise_by_handlers(command: Sequence[str], environ: Mapping[str, str], at_terminal: bool) -> Ended:
+    """As :func:`watch`, without sigwaitinfo (macOS, Windows): the source of a signal cannot be told there.
 
     So at a terminal no interrupt is passed on, as one that was typed reaches the command by itself.
     """
@@ -77,7 +94,11 @@ def _supervise_by_handlers(command: Sequence[str], environ: Mapping[str, str], a
     finally:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-    return exit_code(returned, ended_by[-1] if ended_by else None)
+    return _ended(returned, ended_by[-1] if ended_by else None)
+
+
+def _ended(returned: int, ended_by: int | None) -> Ended:
+    return Ended(exit_code(returned, ended_by), ended_by is not None)
 
 
 def exit_code(returned: int, ended_by: int | None) -> int:

@@ -135,6 +135,9 @@ class OverlappedMode(Mode):
                 if message.done:
                     yield message.open(), message.slabs
 
+    def rounds_in_flight(self) -> Sequence[int]:
+        return [sent for sent, _ in self._awaited]
+
     def state(self) -> list[dict[str, Any]]:
         memory = self._exchange.memory
 

@@ -113,6 +113,13 @@ class Mode(ABC):
     def in_flight(self) -> Iterable[InFlight]:
         """Return the messages that have come and are not merged."""
 
+    def rounds_in_flight(self) -> Sequence[int]:
+        """Return the rounds whose messages are still to be merged, oldest first: the same on all ranks in step. Local.
+
+        Empty where no message outlives its round, and where ranks are not in step.
+        """
+        return ()
+
     # ------------------------------------------------------------------ saving and loading what is in flight
 
     def state(self) -> list[dict[str, Any]]:

@@ -84,6 +84,8 @@ class Member:
         """Gives the identities of tensors that travel and are no parameters, but averages of gradients."""
         self.restores_exactly = False
         """Whether :meth:`PushSum.load_state` takes over push weight, residuals and messages in flight as they were."""
+        self.saves_messages = True
+        """Whether :meth:`PushSum.state` holds copies of the messages that have come and are not merged."""
         self._owner = None if wrapper.owner is None else weakref.ref(wrapper.owner)
         self._first_step: FirstStep | None = None
         partners = self.graph.partners(self.participant, self.participants)

@@ -11,7 +11,7 @@ from ..errors import CheckpointError
 if TYPE_CHECKING:
     from .member import Member
 
-__all__ = ["FORMAT", "load", "refuse_newer_format", "restoring_exactly", "state"]
+__all__ = ["FORMAT", "load", "refuse_newer_format", "restoring_exactly", "state", "without_messages"]
 
 FORMAT = 1
 """The format number of what :func:`state` returns. It grows when older releases cannot read the new state. This release
@@ -30,8 +30,18 @@ def state(member: Member) -> dict[str, Any]:
         "push_weight": mass.weight,
         "data_weight": mass.initial,
         "residuals": member.memory.residual_state(),
-        "in_flight": member.mode.state(),
+        "in_flight": member.mode.state() if member.saves_messages else [],
     }
+
+
+@contextmanager
+def without_messages(member: Member) -> Iterator[None]:
+    """Inside, :func:`state` copies no messages: the caller accounts for their mass."""
+    member.saves_messages = False
+    try:
+        yield
+    finally:
+        member.saves_messages = True
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The batch scripts of docs/slurm.md do what the page says, with stand-ins for Slurm's programs."""
+"""The batch scripts of the pages do what these say, with stand-ins for Slurm's programs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "slurm.md"
-SCRIPTS = re.findall(r"^```text\n(#!?(?:/bin/bash|SBATCH).*?)^```", PAGE.read_text(encoding="utf-8"), re.S | re.M)
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def scripts(page: str) -> list[str]:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return re.findall(r"^```text\n(#!?(?:/bin/bash|SBATCH).*?)^```", text, re.S | re.M)
+
+
+SCRIPTS = scripts("slurm.md")
 
 
 def stand_ins(folder: Path, **programs: str) -> dict[str, str]:
@@ -64,3 +71,21 @@ def test_the_script_for_mpirun_passes_the_signal_on_and_waits_for_what_comes_of_
     done = subprocess.run(["bash", "-c", SCRIPTS[1]], cwd=tmp_path, env=environment, timeout=60)
     assert calls(tmp_path) == ["signalled", "saved", "scontrol requeue 41"]
     assert done.returncode == 75
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "requeued"),
+    [(0, 0, False), (130, 0, False), (75, 9, True), (1, 0, True), (1, 2, True), (1, 3, False)],
+)
+def test_the_script_for_lost_nodes_starts_on_all_hosts_and_is_requeued_some_times(tmp_path, code, restarts, requeued):
+    (script,) = scripts("rank-loss.md")
+    environment = stand_ins(
+        tmp_path,
+        pushsum=f'echo "pushsum $*" >> $CALLS; exit {code}',
+        scontrol='[ "$1" = show ] && printf "n1\\nn2\\n" || echo "scontrol $*" >> $CALLS',
+    )
+    environment |= {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_RESTART_COUNT": str(restarts)}
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, timeout=60)
+    started = "pushsum run --restarts 5 -np 32 --host n1:4,n2:4 train.py"
+    assert calls(tmp_path) == [started, *(["scontrol requeue 41"] if requeued else [])]
+    assert done.returncode == code

@@ -74,10 +74,17 @@ print(" ".join([socket.gethostname(), *(str(os.environ.get(name)) for name in na
 """
 
 
+def namespaces() -> str | None:
+    """Return why there can be no second host here; None: there can."""
+    unshare = ["unshare", "--user", "--map-root-user", "--uts", "true"]
+    if subprocess.run(unshare, capture_output=True).returncode != 0:
+        return "a second host is made by unshare, which this system does not let this user do"
+    return None
+
+
 def test_given_threads_and_settings_reach_a_rank_on_another_host(tmp_path):
-    namespaces = ["unshare", "--user", "--map-root-user", "--uts", "true"]
-    if subprocess.run(namespaces, capture_output=True).returncode != 0:
-        pytest.skip("a second host is made by unshare, which this system does not let this user do")
+    if (why := namespaces()) is not None:
+        pytest.skip(why)
     agent = tmp_path / "agent"
     agent.write_text(AGENT)
     agent.chmod(0o755)
