@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .all_ranks import allgather, barrier, sum
     from .collectives import average, broadcast_object, broadcast_parameters, consensus_distance
     from .errors import PushSumError
+    from .faults import Loss
     from .graphs import Graph
     from .local import local_device, local_rank, local_size
     from .metric import Metric
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Graph": "graphs",
     "Listener": "observe",
+    "Loss": "faults",
     "Metric": "metric",
     "PushSum": "push_sum",
     "PushSumError": "errors",
@@ -58,6 +60,7 @@ _MODULES = ("algorithms", "checkpoint", "errors", "graphs", "mixing", "observe",
 __all__ = [
     "Graph",
     "Listener",
+    "Loss",
     "Metric",
     "PushSum",
     "PushSumError",

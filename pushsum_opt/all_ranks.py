@@ -28,8 +28,7 @@ def barrier(*, comm: Any = None) -> None:
     >>> testing.run(2, lambda comm: barrier(comm=comm))
     [None, None]
     """
-    with together(comm, "ps.barrier()") as channel:
-        channel.barrier("barrier()")
+    together(comm, "ps.barrier()", lambda channel: channel.barrier("barrier()"))
 
 
 def allgather(value: Any, *, comm: Any = None) -> list[Any]:
@@ -39,9 +38,12 @@ def allgather(value: Any, *, comm: Any = None) -> list[Any]:
     >>> testing.run(2, lambda comm: allgather({"rank": comm.rank}, comm=comm))
     [[{'rank': 0}, {'rank': 1}], [{'rank': 0}, {'rank': 1}]]
     """
-    with together(comm, "ps.allgather()") as channel:
+
+    def gather(channel: Channel) -> list[Any]:
         everyone = channel.gather_bytes(pickled(value), "allgather()")
         return [unpickled(channel, data, rank) for rank, data in enumerate(everyone)]
+
+    return together(comm, "ps.allgather()", gather)
 
 
 def sum(value: Any, *, comm: Any = None) -> Any:
@@ -61,32 +63,35 @@ def sum(value: Any, *, comm: Any = None) -> Any:
     >>> testing.run(2, lambda comm: (sum(comm.rank + 1, comm=comm), sum(0.5, comm=comm)))
     [(3, 1.0), (3, 1.0)]
     """
-    with together(comm, "ps.sum()") as channel:
-        is_tensor = hasattr(value, "detach")
-        described, unusable = _described(value)
-        # Compared before anything is refused: so a mistake on one rank is the same error on all.
-        agree(channel, {"the value given to sum()": described}, fix=ONE_KIND)
-        for what in unusable:
-            raise ConfigurationError(f"rank {channel.rank}: sum(): {what}")
-        if isinstance(value, bool | int):
-            import builtins
+    return together(comm, "ps.sum()", lambda channel: _sum(channel, value))
 
-            return builtins.sum(pickle.loads(data) for data in channel.gather_bytes(pickle.dumps(value), "sum()"))
-        array = _array(value)
-        if array.dtype.kind in "biu":
-            total = _sum_of_ints(channel, array)
-        else:
-            wide = array.astype(np.complex128 if array.dtype.kind == "c" else np.float64).reshape(-1)
-            channel.sum(wide.view(np.float64), "sum()")
-            total = wide.reshape(array.shape)
-        if is_tensor:
-            import torch
 
-            result = torch.from_numpy(total).to(value.device)
-            return result if array.dtype.kind in "biu" else result.to(value.dtype)
-        if not isinstance(value, np.ndarray):
-            return total.item()
-        return total if array.dtype.kind in "biu" else total.astype(value.dtype)
+def _sum(channel: Channel, value: Any) -> Any:
+    is_tensor = hasattr(value, "detach")
+    described, unusable = _described(value)
+    # Compared before anything is refused: so a mistake on one rank is the same error on all.
+    agree(channel, {"the value given to sum()": described}, fix=ONE_KIND)
+    for what in unusable:
+        raise ConfigurationError(f"rank {channel.rank}: sum(): {what}")
+    if isinstance(value, bool | int):
+        import builtins
+
+        return builtins.sum(pickle.loads(data) for data in channel.gather_bytes(pickle.dumps(value), "sum()"))
+    array = _array(value)
+    if array.dtype.kind in "biu":
+        total = _sum_of_ints(channel, array)
+    else:
+        wide = array.astype(np.complex128 if array.dtype.kind == "c" else np.float64).reshape(-1)
+        channel.sum(wide.view(np.float64), "sum()")
+        total = wide.reshape(array.shape)
+    if is_tensor:
+        import torch
+
+        result = torch.from_numpy(total).to(value.device)
+        return result if array.dtype.kind in "biu" else result.to(value.dtype)
+    if not isinstance(value, np.ndarray):
+        return total.item()
+    return total if array.dtype.kind in "biu" else total.astype(value.dtype)
 
 
 def _sum_of_ints(channel: Channel, array: Any) -> Any:

@@ -11,13 +11,24 @@ if TYPE_CHECKING:
 
     from .graphs import Graph
 
-__all__ = ["Adaptive", "Buffers", "Communicator", "DType", "GraphLike", "Nonfinite", "Staleness", "WithinHost"]
+__all__ = [
+    "Adaptive",
+    "Buffers",
+    "Communicator",
+    "DType",
+    "GraphLike",
+    "Nonfinite",
+    "OnLoss",
+    "Staleness",
+    "WithinHost",
+]
 
 Staleness: TypeAlias = int | Literal["unbounded"]
 WithinHost: TypeAlias = Literal["gradients", "ddp", "fsdp"]
 Buffers: TypeAlias = Literal["local", "average", "gossip"]
 Adaptive: TypeAlias = Literal["plain", "corrected"]
 Nonfinite: TypeAlias = Literal["raise", "skip"]
+OnLoss: TypeAlias = Literal["stop", "continue"]
 
 
 class NetworkxGraph(Protocol):

@@ -8,7 +8,9 @@ here.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
+import signal
 import sys
 import time
 import traceback
@@ -31,6 +33,8 @@ __all__ = [
     "when_the_end_begins",
 ]
 
+SETTLE_S = 0.05
+"""Between the ends of two ranks that have failed at the same time."""
 GRACE_S = 2.0
 """How long a rank that was ended by PeerFailed waits before it aborts: so the rank with the real error prints first."""
 
@@ -51,6 +55,8 @@ class Process:
 
     def __init__(self) -> None:
         self._members: list[Any] = []
+        self.survival: Any = None
+        """What this rank does when others have died, where it is to go on; see :mod:`pushsum_opt.push_sum`."""
 
     def register(self, member: Member) -> None:
         self._members = [*self.members, member]
@@ -146,6 +152,21 @@ def _say_interrupted(mpi: Any) -> NoReturn:
     _end_all(mpi, INTERRUPTED)
 
 
+def _leave_alone(mpi: Any, me: int) -> None:
+    """End this rank so that the others go on without it. Returns where no other one is left."""
+    print(
+        f"pushsum_opt: rank {me} failed with the error above; the others go on without it", file=sys.stderr, flush=True
+    )
+    # Where all ranks have the same error, the last one that is left ends the job, with exit code 1.
+    begin = time.monotonic()
+    while time.monotonic() - begin < 0.2 + SETTLE_S * me:
+        with contextlib.suppress(mpi.Exception):
+            mpi.COMM_WORLD.Iprobe()  # MPI hears of deaths only while it is called
+        time.sleep(SETTLE_S / 10)
+    if mpi.COMM_WORLD.Get_failed().Get_size() < mpi.COMM_WORLD.Get_size() - 1:
+        os.kill(os.getpid(), signal.SIGKILL)  # an exit code other than 0 would end the whole job
+
+
 def _end_all(mpi: Any, code: int) -> NoReturn:
     time.sleep(0.2)  # the launcher needs time to pass on what was printed: otherwise it is lost with the ranks
     mpi.COMM_WORLD.Abort(code)
@@ -181,6 +202,8 @@ def stop_all_on_error() -> None:
             _say_interrupted(mpi)
         previous(kind, error, trace)
         me = mpi.COMM_WORLD.Get_rank()
+        if THIS.survival is not None and not issubclass(kind, PushSumError):
+            _leave_alone(mpi, me)
         print(f"pushsum_opt: rank {me} failed with the error above; ending all ranks", file=sys.stderr, flush=True)
         _end_all(mpi, 1)
 

@@ -13,7 +13,8 @@
     ├── PeerError             another rank is the reason that this one stops
     │   ├── PeerTimeout       nothing came from it before the deadline (also a TimeoutError)
     │   ├── PeerFinished      it finished after fewer rounds
-    │   └── PeerFailed        it stopped with an error of its own
+    │   ├── PeerFailed        it stopped with an error of its own
+    │   └── RanksLost         ranks have died, says MPI (or :class:`pushsum_opt.testing.Faults`)
     ├── CallOrderError        a call at a moment when it is not allowed: inside averaged() or join()
     ├── CheckpointError       a checkpoint cannot be written, or what is read is not one
     └── ClosedError           used after ``close()``, or after an error ended the exchange
@@ -39,6 +40,7 @@ __all__ = [
     "PeerFinished",
     "PeerTimeout",
     "PushSumError",
+    "RanksLost",
 ]
 
 
@@ -88,6 +90,10 @@ class PeerFinished(PeerError):
 
 class PeerFailed(PeerError):
     """A peer stopped with an error and told this rank its reason."""
+
+
+class RanksLost(PeerError):
+    """Ranks have died: they were killed, crashed, or raised. With ``on_loss="continue"`` the library catches it."""
 
 
 class CallOrderError(PushSumError):

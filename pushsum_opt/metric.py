@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .channel import Channel
 from .collectives import together
 from .errors import ConfigurationError, MismatchError
 
@@ -102,20 +103,7 @@ class Metric:
         >>> testing.run(2, epoch)[1]
         {'loss': 0.5, 'accuracy': 0.25}
         """
-        with together(comm, "Metric.compute()") as channel:
-            totals = {name: None if m._total is None else _numpy(m._total) for name, m in metrics.items()}
-            mine = [[name, None if t is None else list(t.shape)] for name, t in totals.items()]
-            everyone = channel.gather_objects(mine, "Metric.compute()")
-            shapes = _agreed(channel.rank, everyone)
-            held = {name: np.zeros(shapes[name]) if t is None else t for name, t in totals.items()}
-            flat = [np.append(t, float(metrics[name]._count)) for name, t in held.items()]
-            summed = np.concatenate([np.empty(0), *flat])
-            channel.sum(summed, "Metric.compute()")
-        parts = np.split(summed, np.cumsum([part.size for part in flat])[:-1]) if flat else []
-        return {
-            name: _mean(part[:-1].reshape(shapes[name]), float(part[-1]))
-            for name, part in zip(totals, parts, strict=True)
-        }
+        return together(comm, "Metric.compute()", lambda channel: _compute(channel, metrics))
 
     def state_dict(self) -> dict[str, Any]:
         """Return this rank's sums, for a checkpoint. Local."""
@@ -130,6 +118,21 @@ class Metric:
 
     def __repr__(self) -> str:
         return f"Metric(local={self.local}, count={float(self._count):g})"
+
+
+def _compute(channel: Channel, metrics: Mapping[str, Metric]) -> dict[str, Any]:
+    totals = {name: None if m._total is None else _numpy(m._total) for name, m in metrics.items()}
+    mine = [[name, None if t is None else list(t.shape)] for name, t in totals.items()]
+    everyone = channel.gather_objects(mine, "Metric.compute()")
+    shapes = _agreed(channel.rank, everyone)
+    held = {name: np.zeros(shapes[name]) if t is None else t for name, t in totals.items()}
+    flat = [np.append(t, float(metrics[name]._count)) for name, t in held.items()]
+    summed = np.concatenate([np.empty(0), *flat])
+    channel.sum(summed, "Metric.compute()")
+    parts = np.split(summed, np.cumsum([part.size for part in flat])[:-1]) if flat else []
+    return {
+        name: _mean(part[:-1].reshape(shapes[name]), float(part[-1])) for name, part in zip(totals, parts, strict=True)
+    }
 
 
 def _widened(value: Any) -> Any:

@@ -13,7 +13,8 @@ from torch import nn
 from . import _torch_compat, combinations
 from .algorithms import Algorithm, Gossip
 from .algorithms.join import Join
-from .arguments import Adaptive, Buffers, Communicator, DType, GraphLike, Nonfinite, Staleness, WithinHost
+from .arguments import Adaptive, Buffers, Communicator, DType, GraphLike, Nonfinite, OnLoss, Staleness, WithinHost
+from .faults import Loss
 from .push_sum import PushSum, rounds
 from .transport import calling
 from .wrapped import beginning, points, state
@@ -69,6 +70,8 @@ class PushSumOptimizer(torch.optim.Optimizer):
         timeout: seconds without progress after which waiting for a peer is an error.
         rate_correction: with ``staleness="unbounded"``, scale local steps by this rank's step time over the mean, so
             that slow ranks count as much as fast ones.
+        on_loss: what happens when ranks die. "stop": the others stop with an error. "continue": they go on without
+            them, as fewer ranks; it needs an MPI that can, such as that of ``pushsum run --survive``.
 
     Raises:
         TypeError: ``optimizer`` is no torch optimizer, or ``model`` no module.
@@ -110,6 +113,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         comm: Communicator | None = None,
         timeout: float = 1800.0,
         rate_correction: bool = False,
+        on_loss: OnLoss = "stop",
     ) -> None:
         check_arguments(optimizer, model, within_host, gossip_every, algorithm, buffers)
         combinations.refuse(
@@ -119,6 +123,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
             within_host=within_host,
             algorithm=algorithm,
             buffers=buffers,
+            on_loss=on_loss,
             gossip_state=points.check_names(gossip_state),
         )
         self.model = model
@@ -133,25 +138,32 @@ class PushSumOptimizer(torch.optim.Optimizer):
         """What must live as long as this does, such as a Saver."""
         # Ranks with different within_host then make calls of different names, and the error shows both.
         construction = CONSTRUCTION if within_host is None else f"PushSumOptimizer(within_host={within_host!r})"
-        with calling(construction):
-            host = None if within_host is None else beginning.make_hosts(within_host, comm, data_weight, timeout)
-            self.push_sum = PushSum(
-                parts.tensors.exchanged,
-                graph=graph,
-                staleness=staleness,
-                data_weight=data_weight if host is None else host.data_weight,
-                wire_dtype=wire_dtype,
-                nonfinite=nonfinite,
-                comm=comm if host is None else host.gossip_comm,
-                timeout=timeout,
-                rate_correction=rate_correction,
-                host=host,
-                wrapper=beginning.wrapper_options(self, parts, self._algorithm, gossip_every, within_host),
-            )
-            self._host_gradients = HostGradients(self.push_sum, parts.tensors) if within_host == "gradients" else None
-        with self.push_sum.member.failing_together(), calling(construction):
-            beginning.start_alike(parts, self.push_sum, self._algorithm)
-            beginning.announce(parts, self.push_sum, within_host)
+
+        def begin() -> None:
+            with calling(construction):
+                host = None if within_host is None else beginning.make_hosts(within_host, comm, data_weight, timeout)
+                self.push_sum = PushSum(
+                    parts.tensors.exchanged,
+                    graph=graph,
+                    staleness=staleness,
+                    data_weight=data_weight if host is None else host.data_weight,
+                    wire_dtype=wire_dtype,
+                    nonfinite=nonfinite,
+                    comm=comm if host is None else host.gossip_comm,
+                    timeout=timeout,
+                    rate_correction=rate_correction,
+                    on_loss=on_loss,
+                    host=host,
+                    wrapper=beginning.wrapper_options(self, parts, self._algorithm, gossip_every, within_host),
+                )
+                self._host_gradients = (
+                    HostGradients(self.push_sum, parts.tensors) if within_host == "gradients" else None
+                )
+            with self.push_sum.member.failing_together(), calling(construction):
+                beginning.start_alike(parts, self.push_sum, self._algorithm)
+                beginning.announce(parts, self.push_sum, within_host)
+
+        beginning.survive(begin, comm, on_loss, timeout)
         if self.push_sum.member.speaks:
             beginning.warn_about_set_up(parts, self.push_sum.participants, within_host)
         # Nothing here may hold this wrapper: it is to be known as soon as the user has dropped it.
@@ -435,7 +447,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         Raises:
             ConfigurationError: an argument that cannot be used in this mode.
         """
-        combinations.refuse(self.push_sum.comm, join=True, within_host=self._within_host)
+        combinations.refuse(self.push_sum.comm, join=True, within_host=self._within_host, on_loss=self.push_sum.on_loss)
         with Join(self.push_sum, self._plain_round, divide_by_active=divide_by_active) as joining:
             self._joining = joining
             try:
@@ -443,6 +455,30 @@ class PushSumOptimizer(torch.optim.Optimizer):
             finally:
                 self._joining = None
                 self._steps = 0  # rounds follow after as many steps on every rank again
+
+    @property
+    def rank(self) -> int:
+        """This rank, 0 <= rank < size: its place among :attr:`members`. It is a new one after ranks were lost."""
+        return self.push_sum.rank
+
+    @property
+    def size(self) -> int:
+        """The number of ranks that take part."""
+        return self.push_sum.size
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The ranks that take part, by their numbers when the job was started."""
+        return self.push_sum.members
+
+    @property
+    def losses(self) -> list[Loss]:
+        """What was lost so far, oldest first: one :class:`~pushsum_opt.Loss` for each recovery."""
+        return self.push_sum.losses
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Call a function whenever ranks were lost, once this rank can go on: to give a sampler its new shape, say."""
+        self.push_sum.on_change(callback)
 
     def drain(self) -> None:
         """Collective. Wait for and merge every message in flight."""

@@ -10,12 +10,15 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from .errors import PeerFailed, PushSumError
+from .transport.injection import Faults as Faults
+from .transport.injection import Killed
+from .transport.injection import Moment as Moment
 from .transport.loopback import Delays as Delays  # the form in which type checkers let a user name them
 from .transport.loopback import LoopbackComm as LoopbackComm
 from .transport.loopback import LoopbackWorld
 from .world import work_as
 
-__all__ = ["RankErrors", "run"]
+__all__ = ["Faults", "Moment", "RankErrors", "run"]
 
 Result = TypeVar("Result")
 
@@ -47,6 +50,7 @@ def run(
     delays: Delays | None = None,
     local_size: int | None = None,
     timeout: float = 120.0,
+    faults: Faults | None = None,
 ) -> list[Result]:
     """Run ``function(comm)`` on ``size`` ranks, a thread each, and return their results in rank order.
 
@@ -62,6 +66,7 @@ def run(
         delays: prescribe how late each message is: (sender, receiver, messages sent before on this way) -> seconds.
         local_size: how many consecutive ranks count as sharing a host; None: all of them.
         timeout: seconds for the whole run.
+        faults: which ranks die when; the result of one that has died is None.
 
     Raises:
         RankErrors: a rank failed; holds every exception, and shows every traceback.
@@ -75,7 +80,7 @@ def run(
     """
     if size < 1:
         raise ValueError(f"size={size}: expected at least 1")
-    world = LoopbackWorld(size, seed=seed, spread=spread, delays=delays, local_size=local_size)
+    world = LoopbackWorld(size, seed=seed, spread=spread, delays=delays, local_size=local_size, faults=faults)
     comms = [world.comm(rank) for rank in range(size)]
     results: dict[int, Result] = {}
     errors: dict[int, BaseException] = {}
@@ -84,11 +89,14 @@ def run(
         try:
             work_as(comms[rank])
             results[rank] = function(comms[rank])
+        except Killed:
+            results.pop(rank, None)
         except BaseException as error:
             errors[rank] = error
             world.fail(rank, f"{type(error).__name__}: {error}")
         finally:
-            world.end(rank)
+            if rank not in world.dead:
+                world.end(rank)
 
     threads = [threading.Thread(target=one_rank, args=(r,), name=f"rank {r}", daemon=True) for r in range(size)]
     late: list[int] = []
@@ -115,7 +123,7 @@ def run(
         raise RankErrors(causes, text) from next(iter(causes.values()))
     if late:
         raise TimeoutError(f"ranks {late} of {size} did not end within {timeout:g} s")
-    return [results[rank] for rank in range(size)]
+    return [results.get(rank) for rank in range(size)]  # type: ignore[misc]  # None only with faults
 
 
 def _stop(threads: list[threading.Thread]) -> None:

@@ -126,6 +126,8 @@ def communicator(comm: Any = None) -> Any:
     """
     if comm is None and (own := _rank_of_thread.get()) is not None:
         return own
+    if comm is not None:
+        comm = _latest(comm)
     if comm is not None and "mpi4py.MPI" not in sys.modules:
         return comm  # ranks of one process
     os.environ.update(missing_variables(os.environ))
@@ -153,6 +155,30 @@ def communicator(comm: Any = None) -> Any:
             "Under Slurm, start with `srun --mpi=pmix`; otherwise, and in place of torchrun, use the mpirun that "
             "belongs to this Python (`pushsum run -np N script.py` finds it); `pushsum doctor` shows both"
         )
+    return _latest(comm)
+
+
+_succeeded: list[tuple[Any, Any]] = []  # communicators of MPI that have lost ranks, and those of the survivors
+
+
+def succeed(old: Any, new: Any) -> None:
+    """From now on a communicator stands for the ranks of another one: those of its ranks that are left."""
+    global _place
+    if _rank_of_thread.get() is not None:
+        old.successor = new
+        work_as(new)
+    else:
+        _succeeded.append((old, new))
+        _place = None
+
+
+def _latest(comm: Any) -> Any:
+    """Return the communicator of those ranks that are left."""
+    while (later := getattr(comm, "successor", None)) is not None:
+        comm = later
+    for old, new in _succeeded:  # in the order in which they were made, so one pass is enough
+        if comm == old:
+            comm = new
     return comm
 
 

@@ -29,6 +29,7 @@ ROOMS = (
     "start",
     "gossip",
     "hosts",
+    "faults",
     "local",
     "channel",
     "events",

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from .. import ending
-from ..errors import MismatchError, PeerFailed, PeerFinished
+from ..errors import MismatchError, PeerFailed, PeerFinished, RanksLost
 from ..interrupts import is_interrupt
 from ..observe.events import Events, Listener
 from ..observe.stall import StallInspector
@@ -22,7 +22,7 @@ from .channel import Channel
 
 __all__ = ["abandon_all", "found", "leaving_together", "opened", "report", "tell_all"]
 
-FOUND_BY_ALL = (MismatchError, PeerFailed, PeerFinished)
+FOUND_BY_ALL = (MismatchError, PeerFailed, PeerFinished, RanksLost)
 """Errors that every waiting rank finds by itself, so that this rank need not tell them."""
 
 _loopback: weakref.WeakKeyDictionary[LoopbackComm, Channel] = weakref.WeakKeyDictionary()
@@ -93,7 +93,7 @@ def leaving_together(comm: Any, channel: Channel) -> Iterator[None]:
         if left and not isinstance(error, FOUND_BY_ALL):
             why = f": {error}" if str(error) else ""
             channel.stop_others(f"{type(error).__name__} in {current_call('a call that all ranks make')}{why}")
-        if left or isinstance(error, PeerFailed):
+        if left or isinstance(error, PeerFailed | RanksLost):
             _give_up(comm, channel)
         raise
 

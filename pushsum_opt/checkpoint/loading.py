@@ -71,11 +71,15 @@ def load(
     """
     push_sum = push_sum_of(optimizer)
     root = Path(directory)
-    with push_sum.member.ending_together(), push_sum.member.during("checkpoint.load()"):
-        found = find(push_sum, root)
-        if found is None:
-            raise_alike(push_sum, "loading", {0: str(directories.missing(root))})
-        return load_from(found, optimizer, Companions(scaler, scheduler, also))
+
+    def read() -> Resumed:
+        with push_sum.member.ending_together(), push_sum.member.during("checkpoint.load()"):
+            found = find(push_sum, root)
+            if found is None:
+                raise_alike(push_sum, "loading", {0: str(directories.missing(root))})
+            return load_from(found, optimizer, Companions(scaler, scheduler, also))
+
+    return push_sum.member.survival.together(read)
 
 
 def find(push_sum: PushSum, root: Path) -> tuple[Path, Manifest] | None:

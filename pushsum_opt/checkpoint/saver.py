@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .. import combinations
 from ..errors import CheckpointError, ConfigurationError
 from ..exit_codes import REQUEUE
 from ..log import log
@@ -96,6 +97,7 @@ class Saver:
         signals: Sequence[int] = ENDING_SIGNALS,
     ) -> None:
         self._push_sum = push_sum_of(optimizer)
+        combinations.refuse(self._push_sum.comm, saver=True, on_loss=self._push_sum.on_loss)
         numbers = {"every": every, "keep": keep, "check_every": check_every, "memory_every": memory_every}
         for name, value in numbers.items():
             none, least = value is None and name != "check_every", 2 if name == "memory_every" else 1

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import CheckpointError, ConfigurationError
+from ..errors import CheckpointError, ConfigurationError, RanksLost
 from ..push_sum import PushSum, push_sum_of, rounds
 from . import directory as directories
 from .directory import Manifest, file_of
@@ -66,10 +66,14 @@ def save(
     root = Path(directory)
     companions = Companions(scaler, scheduler, also)
     push_sum.member.lifetime.refuse_if_on_loan(CALL)
-    # The others wait for a rank that is interrupted while it writes, so they are told.
-    with push_sum.member.ending_together(), push_sum.member.during(CALL):
-        rounds.await_in_flight(push_sum.member, CALL)
-        return _save(push_sum, root, optimizer, companions, extra, keep)
+
+    def write() -> Path:
+        # The others wait for a rank that is interrupted while it writes, so they are told.
+        with push_sum.member.ending_together(), push_sum.member.during(CALL):
+            rounds.await_in_flight(push_sum.member, CALL)
+            return _save(push_sum, root, optimizer, companions, extra, keep)
+
+    return push_sum.member.survival.together(write)
 
 
 def _save(push_sum: PushSum, root: Path, optimizer: Any, companions: Companions, extra: Any, keep: int | None) -> Path:
@@ -88,7 +92,7 @@ def _save(push_sum: PushSum, root: Path, optimizer: Any, companions: Companions,
         )
         manifest = _manifest(run, push_sum.size, entries)
         try_together(push_sum, "saving", lambda: _complete(root, path, manifest, keep) if first else None)
-    except CheckpointError:
+    except (CheckpointError, RanksLost):
         if first:
             directories.discard(path)
         raise

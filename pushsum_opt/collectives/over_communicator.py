@@ -44,9 +44,12 @@ def broadcast_parameters(
         tensors = dict(module)
     else:
         tensors = dict([*module.named_parameters(), *module.named_buffers()])
-    with together(comm, "ps.broadcast_parameters()") as channel:
+
+    def copy(channel: Channel) -> None:
         _check_root(channel, root)
         broadcast_tensors(channel, tensors, root)
+
+    together(comm, "ps.broadcast_parameters()", copy)
 
 
 def _check_root(channel: Channel, root: Any) -> None:
@@ -62,11 +65,14 @@ def broadcast_object(value: Any, *, root: int = 0, comm: Communicator | None = N
     >>> testing.run(2, lambda comm: broadcast_object({"seed": comm.rank + 7}, comm=comm))
     [{'seed': 7}, {'seed': 7}]
     """
-    with together(comm, "ps.broadcast_object()") as channel:
+
+    def copy(channel: Channel) -> Any:
         _check_root(channel, root)
         data = broadcast_bytes(channel, pickled(value) if channel.rank == root else b"", root)
         received = unpickled(channel, data, root)
-    return value if channel.rank == root else received
+        return value if channel.rank == root else received
+
+    return together(comm, "ps.broadcast_object()", copy)
 
 
 def average(value: Any, *, data_weight: float | None = None, comm: Communicator | None = None) -> Any:
@@ -85,8 +91,7 @@ def average(value: Any, *, data_weight: float | None = None, comm: Communicator 
     >>> testing.run(2, lambda comm: average(float(comm.rank), data_weight=1.0 + 2.0 * comm.rank, comm=comm))
     [0.75, 0.75]
     """
-    with together(comm, "ps.average()") as channel:
-        return _average(channel, value, data_weight, comm)
+    return together(comm, "ps.average()", lambda channel: _average(channel, value, data_weight, comm))
 
 
 def _average(channel: Channel, value: Any, data_weight: float | None, comm: Any) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +33,10 @@ def consensus_distance(optimizer: Any) -> float:
     push_sum = getattr(optimizer, "push_sum", optimizer)
     if not isinstance(push_sum, PushSum):
         raise ConfigurationError(f"expected a PushSumOptimizer or a PushSum, got {type(optimizer).__name__}")
+    return push_sum.member.survival.together(lambda: _consensus_distance(push_sum))
+
+
+def _consensus_distance(push_sum: PushSum) -> float:
     rounds.meet(push_sum.member, "consensus_distance()")
     squares = 0.0
     with push_sum.member.collective("consensus_distance()"):
@@ -66,6 +72,22 @@ def averaged(push_sum: PushSum, buffers: Mapping[str, Tensor] | None = None) -> 
     Raises:
         MismatchError: on every rank, where shapes or dtypes of buffers differ between ranks.
     """
+    with contextlib.ExitStack() as inside:
+        # Entering the block is what all ranks do together, and what survivors of a loss do again. Its end is local.
+        block = push_sum.member.survival.together(partial(_entered, push_sum, buffers), undo=contextlib.ExitStack.close)
+        inside.push(block)
+        yield
+
+
+def _entered(push_sum: PushSum, buffers: Mapping[str, Tensor] | None) -> contextlib.ExitStack:
+    """Enter the block, and return what leaves it."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_average(push_sum, buffers))
+        return stack.pop_all()
+
+
+@contextmanager
+def _average(push_sum: PushSum, buffers: Mapping[str, Tensor] | None) -> Iterator[None]:
     rounds.await_in_flight(push_sum.member, "averaged()")
     memory = push_sum.memory
     with push_sum.member.failing_together(), transport.calling("averaged()"):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from .. import ending, transport, world
 from ..channel import Channel, by_communicator
 
 __all__ = ["together"]
 
+T = TypeVar("T")
 
-@contextmanager
-def together(comm: Any, call: str) -> Iterator[Channel]:
-    """Collective. Give the channel that calls like ``ps.average()`` use on a communicator; made at the first one.
+
+def together(comm: Any, call: str, work: Callable[[Channel], T]) -> T:
+    """Collective. Do something on the channel that calls like ``ps.average()`` use on a communicator.
+
+    The first such call makes the channel. Where the job is to survive the death of ranks, the survivors do it again.
 
     Raises:
         MismatchError: the ranks make different calls; the same on every rank.
@@ -23,14 +25,20 @@ def together(comm: Any, call: str) -> Iterator[Channel]:
     """
     if comm is not None:
         transport.check(comm)
-    comm = world.communicator(comm)
+    given = world.communicator(comm)
     ending.stop_all_on_error()
-    with transport.calling(call):
-        channel = by_communicator.found(comm)
-        opened = channel is None
-        if channel is None:
-            channel = by_communicator.opened(comm)  # which compares the calls
-        with by_communicator.leaving_together(comm, channel):
-            if not opened and channel.size > 1:
-                channel.meet(call)
-            yield channel
+    survival = transport.process(given).survival
+
+    def once() -> T:
+        comm = world.communicator(given)
+        with transport.calling(call):
+            channel = by_communicator.found(comm)
+            opened = channel is None
+            if channel is None:
+                channel = by_communicator.opened(comm)  # which compares the calls
+            with by_communicator.leaving_together(comm, channel):
+                if not opened and channel.size > 1:
+                    channel.meet(call)
+                return work(channel)
+
+    return once() if survival is None else survival.together(once)

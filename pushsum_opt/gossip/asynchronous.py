@@ -168,6 +168,7 @@ class AsynchronousMode(Mode):
     def _merge(self, arrival: _Arrival, round: int, weight: float) -> float:
         exchange, header = self._exchange, arrival.header
         exchange.merger.greet(header, header.sender)
+        exchange.ledger.accept(header.sender, header.round, arrival.mass)
         age = max(0, round - header.round)
         exchange.events.message_arrived(round, header.sender, age)
         with exchange.merger.around(header.round):
@@ -232,6 +233,10 @@ class AsynchronousMode(Mode):
     def await_in_flight(self, round: int, push_weight: float, call: str) -> float:
         # What is on its way cannot be counted without taking it in, and taking it in is what any round may do.
         return self.drain(round, push_weight, call)
+
+    def surely_opened(self, peer: int, sent_in: int, heard: int) -> bool:
+        # A peer gets one message at a time, and it counts as sent once the peer has begun to receive it.
+        return not any(sent.round == sent_in and peer in sent.peers and not sent.done for sent in self._sending)
 
     def close(self) -> None:
         self._exchange.transport.on_progress(None)

@@ -36,6 +36,7 @@ class Merger:
 
     Args:
         name: gives the rank of a participant, or of this one (None), as the user knows it.
+        epoch: the one that messages must belong to.
         rank: this participant.
         nonfinite: "raise", or "skip": keep z where a message is not finite, but accept its mass.
         greet: called with the sender and the header of every message.
@@ -49,6 +50,7 @@ class Merger:
         nonfinite: str,
         greet: Callable[[int, Header], None],
         name: Callable[[int | None], int],
+        epoch: int = EPOCH,
     ) -> None:
         self._memory = memory
         self._events = events
@@ -56,6 +58,7 @@ class Merger:
         self._nonfinite = nonfinite
         self._greet = greet
         self._name = name
+        self._epoch = epoch
         self._asked: deque[_Asked] = deque()
         self.around: Callable[[int], AbstractContextManager[None]] = lambda sent: nullcontext()
         """Makes a context in which the late messages of one round, in which they were sent, are merged."""
@@ -81,11 +84,11 @@ class Merger:
                 f"rank {here}: rank {there} sent its message of round {header.round} where round {round} was "
                 "expected: the ranks count rounds differently. Load the same checkpoint on every rank"
             )
-        if header.epoch != EPOCH:
+        if header.epoch != self._epoch:
             raise MismatchError(
                 f"rank {here}: the message of rank {there} in round {header.round} is of epoch {header.epoch}, and "
-                f"this rank is in epoch {EPOCH}: the ranks run different versions of pushsum_opt. Install one version "
-                "on all hosts"
+                f"this rank is in epoch {self._epoch}: the ranks run different versions of pushsum_opt. Install one "
+                "version on all hosts"
             )
         if header.layout != self._memory.layout_digest:
             raise MismatchError(

@@ -96,11 +96,15 @@ class Outgoing:
     ) -> None:
         memory, post = exchange.memory, exchange.transport.post
         tag_round = round if tagged else 0
+        self.round = round
         self.slabs = slabs
         self.peers = {peer for peer, _ in masses}
         self.tickets: list[Ticket] = []
         for peer, mass in masses:
-            header = Header(round, mass, memory.layout_digest, signature, exchange.transport.rank, pace).pack()
+            header = Header(
+                round, mass, memory.layout_digest, signature, exchange.transport.rank, pace, exchange.epoch
+            ).pack()
+            exchange.ledger.give(peer, round, mass)
             what = f"it to take the header of round {round}"
             self.tickets.append(post(header, peer, header_tag(tag_round), what, not tagged))
             exchange.events.message_posted(round, peer, HEADER_BYTES + memory.nbytes, mass)
@@ -146,6 +150,7 @@ class Incoming:
         exchange = self._exchange
         exchange.channel.wait((self.header,), self.round)
         mass = self.open()
+        exchange.ledger.accept(self.peer, self.round, mass)
         last = len(self._chunks) - 1
         for index, (chunk, ticket) in enumerate(zip(exchange.memory.exchanged, self._chunks, strict=True)):
             exchange.channel.wait((ticket,), self.round)
@@ -183,6 +188,7 @@ class Restored:
     def merge(self, weight: float, now: int) -> float:
         """Fold it in, and return w afterwards."""
         exchange = self._exchange
+        exchange.ledger.accept_restored(self._mass)
         for chunk in exchange.memory.exchanged:
             exchange.merger.merge(chunk, self.slabs[chunk.index], self.peer, self.round, weight, self._mass)
         exchange.events.message_merged(now, self.peer, now - self.round)

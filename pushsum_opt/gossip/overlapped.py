@@ -165,6 +165,18 @@ class OverlappedMode(Mode):
             self._awaited.append((item["round"], messages))
         return push_weight
 
+    def surely_opened(self, peer: int, sent_in: int, heard: int) -> bool:
+        return sent_in < heard - self._tau
+
+    def merge_restored(self) -> None:
+        exchange = self._exchange
+        weight = exchange.ledger.weight
+        for sent, messages in self._awaited:
+            restored = [message for message in messages if isinstance(message, Restored)]
+            with exchange.merger.around(sent):
+                for message in restored:
+                    weight = message.merge(weight, sent)
+
     def forget(self) -> None:
         self._forgotten += [message for _, messages in self._awaited for message in messages]
         self._awaited.clear()

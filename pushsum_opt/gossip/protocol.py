@@ -9,6 +9,7 @@ from typing import Any
 
 from ..channel import Channel
 from ..errors import LayoutError
+from ..faults import Ledger
 from ..graphs import Graph
 from ..log import log
 from ..memory import Memory
@@ -35,6 +36,12 @@ class Exchange:
     merger: Merger
     initial_weight: float
     """a_i, the mass with which this rank began."""
+
+    ledger: Ledger
+    """What was given and accepted in this epoch."""
+
+    epoch: int = 0
+    """How often the ranks that take part have changed."""
 
     @property
     def transport(self) -> Transport:
@@ -158,6 +165,20 @@ class Mode(ABC):
 
     def forget(self) -> None:  # noqa: B027  (most modes have nothing to forget)
         """Drop what is in flight to this rank, with its mass; where it is still to come, once it has. Local."""
+
+    # ------------------------------------------------------------------ when ranks have died
+
+    @abstractmethod
+    def surely_opened(self, peer: int, sent_in: int, heard: int) -> bool:
+        """Tell whether a rank that died must have opened a message of this rank.
+
+        Args:
+            sent_in: the round of that message.
+            heard: the latest round of which any survivor has opened a message of the dead rank; -1: none.
+        """
+
+    def merge_restored(self) -> None:  # noqa: B027  (most modes hold none)
+        """Merge the messages that came from a checkpoint: no sender of this epoch can take them back."""
 
     # ------------------------------------------------------------------ meeting, and the end
 

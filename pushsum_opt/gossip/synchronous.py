@@ -95,6 +95,9 @@ class SynchronousMode(Mode):
     def in_flight(self) -> Iterable[InFlight]:
         return ()
 
+    def surely_opened(self, peer: int, sent_in: int, heard: int) -> bool:
+        return sent_in < heard  # a rank that sends in round k has opened all messages of the rounds before
+
     # ------------------------------------------------------------------ slabs, kept from round to round
 
     def receive_slabs(self, count: int) -> list[SlabByDevice]:
@@ -151,7 +154,8 @@ class _Outgoing:
     def begin(self, signature: bytes) -> None:
         for peer, mass in self._masses:
             layout, sender = self._memory.layout_digest, self._exchange.transport.rank
-            header = Header(self._round, mass, layout, signature, sender).pack()
+            header = Header(self._round, mass, layout, signature, sender, epoch=self._exchange.epoch).pack()
+            self._exchange.ledger.give(peer, self._round, mass)
             what = f"it to take the header of round {self._round}"
             self._headers.append(self._exchange.transport.post(header, peer, header_tag(self._round), what))
             self._exchange.events.message_posted(self._round, peer, HEADER_BYTES + self._memory.nbytes, mass)
@@ -215,7 +219,9 @@ class _Incoming:
         self._exchange.channel.wait([ticket for ticket, _ in self._headers], self._round)
         messages = []
         for peer, (_, buffer) in zip(self._in_peers, self._headers, strict=True):
-            messages.append((peer, self._exchange.merger.open(Header.unpack(buffer), peer, self._round)))
+            mass = self._exchange.merger.open(Header.unpack(buffer), peer, self._round)
+            self._exchange.ledger.accept(peer, self._round, mass)
+            messages.append((peer, mass))
         return messages
 
     def merge(self, chunk: Chunk, peer: int, weight: float, mass: float) -> None:

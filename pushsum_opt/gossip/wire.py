@@ -39,7 +39,7 @@ class Header:
     """The sender's estimate of the mean over ranks of the seconds that a step takes; 0 where it is not used."""
 
     epoch: int = EPOCH
-    """Counts the changes of who takes part: a message of another epoch is void. No version changes it yet."""
+    """Counts the changes of who takes part: a message of another epoch is void."""
 
     def pack(self) -> bytearray:
         return bytearray(

@@ -299,6 +299,11 @@ class Memory(Chunked):
             flat[:] = 0
         self._fill(self._residual, state)
 
+    def scale_residuals(self, factor: float) -> None:
+        """Multiply the residuals, as when every rank's w is multiplied: x = w z + r changes by the same factor."""
+        for flat in self._residual.values():
+            flat *= factor
+
     def message_state(self, slabs: Mapping[int, Array]) -> dict[str, Array]:
         """Return copies of what a message holds by tensor name: in its wire dtype, in its shape."""
         return self._shaped(self._by_tensor(self._wire_flats(slabs), None))

@@ -38,10 +38,7 @@ def _close(member: Member, merge_in_flight: Callable[[], None]) -> None:
         return
     try:
         if not member.failed:
-            for callback in member.before_close:
-                callback()
-            with member.collective(CALL, MERGING):
-                lifetime.leave(merge_in_flight)
+            member.survival.together(partial(_leave, member, merge_in_flight))
     finally:
         lifetime.closed = True
         member.held = []
@@ -52,6 +49,13 @@ def _close(member: Member, merge_in_flight: Callable[[], None]) -> None:
         member.host.close(cleanly=cleanly)
         if cleanly:
             member.memory.close()
+
+
+def _leave(member: Member, merge_in_flight: Callable[[], None]) -> None:
+    for callback in member.before_close:
+        callback()
+    with member.collective(CALL, MERGING):
+        member.lifetime.leave(merge_in_flight)
 
 
 def _merge_and_keep_values(member: Member) -> None:

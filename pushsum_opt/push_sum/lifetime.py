@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from .. import world
 from ..channel import Channel
-from ..errors import CallOrderError, ClosedError
+from ..errors import CallOrderError, ClosedError, RanksLost
 from ..hosts import Participant
 from ..interrupts import is_interrupt
 from ..transport.calls import current_call
@@ -32,15 +32,21 @@ class Lifetime:
         partners: every participant that this one ever gives to or takes from.
         participant: whose other ranks are told too.
         round: gives the number of rounds that this rank has completed.
+        survives: it is no failure when other ranks have died.
     """
 
     def __init__(
-        self, channel: Channel, partners: Collection[int], participant: Participant, round: Callable[[], int]
+        self,
+        channel: Channel,
+        partners: Collection[int],
+        participant: Participant,
+        round: Callable[[], int],
+        *,
+        survives: bool = False,
     ) -> None:
         self._round = round
-        self._channel = channel
-        self._partners = frozenset(partners)
-        self._participant = participant
+        self._survives = survives
+        self.move(channel, partners, participant)
         self.on_loan: str | None = None
         """The block in which the tensors hold other values for a while, such as "averaged()"; None outside of one."""
         self.out_of_step: str | None = None
@@ -54,6 +60,12 @@ class Lifetime:
         """Whether a newer one has taken its place."""
         self.closed = False
         self._forks = world.forks()
+
+    def move(self, channel: Channel, partners: Collection[int], participant: Participant) -> None:
+        """Go on among other ranks, as after a loss."""
+        self._channel = channel
+        self._partners = frozenset(partners)
+        self._participant = participant
 
     @property
     def alone(self) -> bool:
@@ -79,6 +91,8 @@ class Lifetime:
         try:
             yield
         except BaseException as error:
+            if self._survives and isinstance(error, RanksLost):
+                raise
             interrupt = is_interrupt(error)
             if not (self.alone and interrupt) and (interrupt or not only_interrupts):
                 self.fail(error, round, left)

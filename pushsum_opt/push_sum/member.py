@@ -11,6 +11,7 @@ from .. import graphs, transport
 from ..arguments import GraphLike
 from ..channel import Channel
 from ..channel.agreement import agree, normalised_data_weight
+from ..faults import Account, Given, Ledger, Settlement
 from ..gossip.merging import Merger
 from ..gossip.protocol import Exchange
 from ..gossip.wire import Header
@@ -23,6 +24,7 @@ from . import closing, opening, succession
 from .lifetime import WHOLE, Lifetime
 from .mass import Mass
 from .opening import CALL, Options, WrapperOptions
+from .survival import Survival
 
 __all__ = ["Member", "newest"]
 
@@ -44,37 +46,21 @@ class Member:
         options: Options,
         host: Participant,
         wrapper: WrapperOptions | None,
+        survival: Survival,
     ) -> None:
         names, values = opening.named(tensors)
         wrapper = WrapperOptions() if wrapper is None else wrapper
         self.options = options
-        self.host = host
-        """This rank, or the ranks of its host, as one participant."""
-        self.comm = host.comm
-        """The communicator of all ranks of the job."""
-        self.rank: int = host.rank
-        """This rank, among all of the job."""
-        self.size: int = host.size
-        """The number of ranks of the job."""
-        self.speaks = self.rank == 0
-        """Whether this is the one rank of the job that speaks for all."""
+        self.survival = survival
+        """What is done when ranks have died."""
+        self._graph = graph
         self.memory = opening.bind_memory(comm, values, names, options, host, wrapper.by_element)
-        self.graph: graphs.Graph = graphs.resolve(graph, comm.Get_size(), warn=self.speaks)
+        self.graph: graphs.Graph = graphs.resolve(graph, comm.Get_size(), warn=host.rank == 0)
         self.statistics = Statistics()
         self.listeners = Events()
         """Who follows what this rank does; other channels of this rank report their waits here too."""
         self.listeners.subscribe(self.statistics)
-        host.subscribe(self.listeners)
-        self.events = opening.events(host, self.listeners, options.staleness)
-        self.transport = opening.connect(comm, self.memory, options, host)
-        self.channel = Channel(self.transport, self.events, options.timeout)
-        """Over all participants of the gossip."""
-        self.channels = (self.channel, *host.channels)
-        """What goes over these, one after the other, reaches every rank of the job."""
-        self.participant = self.channel.rank
-        """The number of this rank in the gossip; where a host is one participant, of its host."""
-        self.participants = self.channel.size
-        """How many take part in the gossip: the n of the graph, and of the mass."""
+        self._connect(comm, host)
         self.process = transport.process(comm)
         self.held: list[Any] = values
         """The tensors that are exchanged; none once closed."""
@@ -89,28 +75,79 @@ class Member:
         self._owner = None if wrapper.owner is None else weakref.ref(wrapper.owner)
         self._first_step: FirstStep | None = None
         partners = self.graph.partners(self.participant, self.participants)
-        self.lifetime = Lifetime(self.channel, partners, host, lambda: self.round)
+        self.lifetime = Lifetime(self.channel, partners, host, lambda: self.round, survives=survival.continues)
         """What may be called now, and who is told when this rank fails."""
         self.mass = Mass.begin(1.0)
         """w, a and k of this rank."""
+        self._resumes_at = 0
+        self._stands_still = False
         with self.failing_together(), calling(CALL):
             self._agree_on(wrapper)
             self.agree(opening.versions())
             self.mass = Mass.begin(normalised_data_weight(self.channel, options.data_weight))
             self.run, self.name = opening.name_the_run(self.channel, host)
             succession.close_what_is_over(self, self.held)
-        self._merger = Merger(
-            self.memory, self.events, self.participant, options.nonfinite, self._compare_first_step, self.job_rank
-        )
-        exchange = Exchange(self.memory, self.channel, self.graph, self.events, self._merger, self.mass.initial)
+        self._around_late_merges: Callable[[int], AbstractContextManager[None]] | None = None
         try:
             with self.failing_together(), calling(CALL):
-                self.mode = opening.make_mode(exchange, options, self._signature)
-                """Which messages a round merges."""
+                self._begin_to_gossip()
         except BaseException:
             self.give_up()
             raise
         self.process.register(self)
+
+    def _connect(self, comm: Any, host: Participant) -> None:
+        """Collective. Take a place among the ranks of a communicator."""
+        self.host = host
+        """This rank, or the ranks of its host, as one participant."""
+        self.comm = host.comm
+        """The communicator of all ranks of the job."""
+        self.rank: int = host.rank
+        """This rank, among all of the job."""
+        self.size: int = host.size
+        """The number of ranks of the job."""
+        self.speaks = self.rank == 0
+        """Whether this is the one rank of the job that speaks for all."""
+        host.subscribe(self.listeners)
+        self.events = opening.events(host, self.listeners, self.options.staleness)
+        self.transport = opening.connect(comm, self.memory, self.options, host)
+        self.channel = Channel(self.transport, self.events, self.options.timeout)
+        """Over all participants of the gossip."""
+        self.channels = (self.channel, *host.channels)
+        """What goes over these, one after the other, reaches every rank of the job."""
+        self.participant = self.channel.rank
+        """The number of this rank in the gossip; where a host is one participant, of its host."""
+        self.participants = self.channel.size
+        """How many take part in the gossip: the n of the graph, and of the mass."""
+        self.ledger = Ledger(opening.messages_kept(self.graph, self.participants, self.options))
+        """What was given and accepted since ranks were last lost."""
+
+    def _begin_to_gossip(self) -> None:
+        """Make what a round works with."""
+        options, epoch = self.options, self.survival.epoch
+        self._merger = Merger(
+            self.memory,
+            self.events,
+            self.participant,
+            options.nonfinite,
+            self._compare_first_step,
+            self.job_rank,
+            epoch,
+        )
+        if self._around_late_merges is not None:
+            self._merger.around = self._around_late_merges
+        exchange = Exchange(
+            self.memory,
+            self.channel,
+            self.graph,
+            self.events,
+            self._merger,
+            self.mass.initial,
+            self.ledger,
+            epoch,
+        )
+        self.mode = opening.make_mode(exchange, options, self._signature)
+        """Which messages a round merges."""
 
     def _agree_on(self, wrapper: WrapperOptions) -> None:
         """Collective. Compare what explains other differences; leave out what some rank cannot exchange."""
@@ -223,7 +260,57 @@ class Member:
 
         For tensors that change in a known way while messages of them are in flight.
         """
-        self._merger.around = context
+        self._around_late_merges = self._merger.around = context
+
+    # ------------------------------------------------------------------ when ranks have died
+
+    @property
+    def catches_up(self) -> bool:
+        """Whether this rank was behind others when ranks were lost: it takes its next steps without gossip."""
+        return self.mass.round < self._resumes_at
+
+    def stand_still(self) -> None:
+        """Take no more part in the exchange with ranks of which some have died. Idempotent."""
+        if self._stands_still:
+            return
+        self._stands_still = True
+        self.ledger.begin(self.push_weight)
+        if self.lifetime.on_loan is None:  # otherwise the tensors are not this rank's own now
+            self.mode.merge_restored()
+        self._merger.report(wait=True)
+        self.mass = self.mass.with_weight(self.ledger.weight)
+        self.transport.close()
+
+    def perhaps_unopened(self, peer: int, heard: int) -> list[Given]:
+        """Return the messages to a rank that died that it has perhaps not opened.
+
+        Args:
+            heard: the latest round of which any survivor has opened a message of it; -1: none.
+        """
+        return self.ledger.perhaps_unopened(peer, lambda sent_in: self.mode.surely_opened(peer, sent_in, heard))
+
+    def settle(self, settlement: Settlement, account: Account, place: int) -> None:
+        """Take over what survivors have agreed on.
+
+        Args:
+            account: that of this rank.
+            place: the number of this rank among them.
+        """
+        initial = settlement.initial[place]
+        self.mass = Mass(account.weight * settlement.factor, initial, self.round)
+        self.memory.scale_residuals(settlement.factor)
+        self._resumes_at = settlement.round if self.options.staleness != "unbounded" else self.round
+        self.participant, self.participants = place, len(settlement.initial)
+        self.ledger = Ledger(0)  # nothing is sent before rejoin()
+
+    def rejoin(self, comm: Any) -> None:
+        """Collective over the survivors. Exchange with them from now on."""
+        host = Participant(comm)
+        self.graph = opening.graph_of_survivors(self._graph, self.graph, comm.Get_size(), speaks=host.rank == 0)
+        self._connect(comm, host)
+        self.lifetime.move(self.channel, self.graph.partners(self.participant, self.participants), host)
+        self._begin_to_gossip()
+        self._stands_still = False
 
     # ------------------------------------------------------------------ the first step
 

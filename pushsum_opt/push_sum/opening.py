@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import cuda_aware, settings, transport
+from .. import cuda_aware, graphs, settings, transport
 from .. import memory as memories
-from ..arguments import DType, Nonfinite, Staleness
+from ..arguments import DType, GraphLike, Nonfinite, Staleness
 from ..channel import Channel, agreement, by_communicator
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, GraphError
 from ..gossip.asynchronous import AsynchronousMode
 from ..gossip.overlapped import OverlappedMode
 from ..gossip.pace import Pace
@@ -23,6 +23,7 @@ from ..gossip.synchronous import SynchronousMode
 from ..gossip.wire import VERSION
 from ..graphs import Graph
 from ..hosts import Participant
+from ..log import log
 from ..memory import Memory
 from ..observe.advice import OverlapAdvice
 from ..observe.events import Events, Listener
@@ -37,7 +38,9 @@ __all__ = [
     "connect",
     "events",
     "fingerprint",
+    "graph_of_survivors",
     "make_mode",
+    "messages_kept",
     "name_the_run",
     "named",
     "versions",
@@ -124,6 +127,38 @@ def bind_memory(
     )
     memory.whose = f"{who}: "
     return memory
+
+
+ASYNCHRONOUS_KEPT = 4
+"""Messages to one peer of which an asynchronous rank keeps the mass: the peer has begun to receive all but the last."""
+
+
+def messages_kept(graph: Graph, participants: int, options: Options) -> int:
+    """Return of how many messages to one peer the mass must be kept, until that peer has surely opened the older ones.
+
+    Over a window of rounds the graph is strongly connected. So after n windows every rank has heard, through others, of
+    every other rank; and a rank that goes on has opened what was due before.
+    """
+    if options.staleness == "unbounded":
+        return ASYNCHRONOUS_KEPT
+    return (participants + 1) * (graph.window(participants) + int(options.staleness) + 1)
+
+
+def graph_of_survivors(given: GraphLike | None, before: Graph, size: int, *, speaks: bool) -> Graph:
+    """Return the same rule for fewer ranks; where it has none for so many, the default.
+
+    Args:
+        given: what the user gave.
+        before: what it was until now.
+    """
+    try:
+        return graphs.resolve(given, size, warn=False)
+    except GraphError as error:
+        if speaks:
+            log.warning(
+                "%r is no graph for the %d ranks that are left (%s): the default takes its place", before, size, error
+            )
+        return graphs.resolve(None, size, warn=False)
 
 
 def connect(comm: Any, memory: Memory, options: Options, participant: Participant) -> Transport:

@@ -6,14 +6,15 @@ estimate z, the push weight w is one float64, and the numerator x = w z is impli
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 from .. import combinations, ending, transport, world
-from ..arguments import Communicator, DType, GraphLike, Nonfinite, Staleness
+from ..arguments import Communicator, DType, GraphLike, Nonfinite, OnLoss, Staleness
 from ..errors import ConfigurationError
+from ..faults import Loss
 from ..gossip.wire import HEADER_BYTES
 from ..graphs import Graph
 from ..hosts import Participant
@@ -23,6 +24,7 @@ from ..transport import Transport
 from . import rounds, saving
 from .member import Member
 from .opening import Options, WrapperOptions
+from .survival import survival_of
 
 __all__ = ["PushSum", "push_sum_of"]
 
@@ -49,6 +51,7 @@ class PushSum:
         timeout: seconds without progress after which waiting for a peer is an error.
         rate_correction: with ``staleness="unbounded"``, scale local steps by this rank's step time over the mean, so
             that slow ranks count as much as fast ones.
+        on_loss: when ranks have died: "stop" with an error; or "continue" without them, where MPI can.
         host: where several ranks of a host are one participant; ``comm`` is ``host.gossip_comm`` then.
         wrapper: what a wrapper around this adds, such as :class:`~pushsum_opt.PushSumOptimizer`.
 
@@ -85,6 +88,7 @@ class PushSum:
         comm: Communicator | None = None,
         timeout: float = 1800.0,
         rate_correction: bool = False,
+        on_loss: OnLoss = "stop",
         host: Participant | None = None,
         wrapper: WrapperOptions | None = None,
     ) -> None:
@@ -93,7 +97,13 @@ class PushSum:
         transport.check(comm)
         options = Options(staleness, data_weight, wire_dtype, nonfinite, timeout, rate_correction)
         combinations.refuse(comm, staleness=staleness, rate_correction=rate_correction)
-        self.member = Member(comm, tensors, graph, options, Participant(comm) if host is None else host, wrapper)
+        survival = survival_of(comm, on_loss, timeout)
+
+        def make() -> Member:
+            now = world.communicator(comm)
+            return Member(now, tensors, graph, options, Participant(now) if host is None else host, wrapper, survival)
+
+        self.member = survival.together(make)
         """What other rooms of the library ask of it; no part of the public interface."""
 
     # ------------------------------------------------------------------ state
@@ -162,6 +172,25 @@ class PushSum:
     def staleness(self) -> int | str:
         """Rounds between posting a message and merging it."""
         return self.member.options.staleness
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The ranks that take part, by their numbers when the job was started; :attr:`rank` is a place in it."""
+        return self.member.survival.ranks
+
+    @property
+    def on_loss(self) -> str:
+        """What is done when ranks have died: "stop" or "continue"."""
+        return "continue" if self.member.survival.continues else "stop"
+
+    @property
+    def losses(self) -> list[Loss]:
+        """What was lost so far, oldest first: one :class:`~pushsum_opt.Loss` for each recovery."""
+        return list(self.member.survival.losses)
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Call a function whenever ranks were lost, once this rank can go on; rank, size and members are new then."""
+        self.member.survival.on_change.append(callback)
 
     @property
     def closed(self) -> bool:

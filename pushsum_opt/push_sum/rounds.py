@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import NonFiniteError
+from ..errors import NonFiniteError, RanksLost
 from ..interrupts import held_back
 from ..memory import Chunk
 from ..transport.calls import calling
@@ -23,32 +24,87 @@ __all__ = ["await_in_flight", "drain", "exact_round", "meet", "merge_in_flight",
 
 def mix(member: Member) -> None:
     """Gossip once. See :meth:`PushSum.mix`."""
+    if member.catches_up:
+        _round_alone(member)
+    else:
+        member.survival.once(partial(_mix, member))
+
+
+def _mix(member: Member) -> None:
     _before_round(member, "mix()")
     with member.failing_together(MERGING), calling("mix()"):
         # Listeners too fail together: a rank that left a round half-way would be out of step.
         member.events.round_begins(member.round)
-        member.channel.begin_round(member.round)
-        weight = member.mode.exchange(member.round, member.push_weight)
-        reassemble(member)
+        with _ending_by_a_loss(member):
+            member.channel.begin_round(member.round)
+            with _counting(member):
+                weight = member.mode.exchange(member.round, member.push_weight)
+            reassemble(member)
         _end_round(member, weight)
+
+
+@contextmanager
+def _ending_by_a_loss(member: Member) -> Iterator[None]:
+    """When ranks have died in a round, it is over: the survivors settle what was given in it, and do not repeat it."""
+    try:
+        yield
+    except RanksLost:
+        if member.survival.continues:
+            _end_round(member, member.push_weight)
+        raise
+
+
+def _round_alone(member: Member) -> None:
+    """A round without messages, on a rank that was behind others when ranks were lost."""
+    _before_round(member, "mix()")
+    with member.failing_together(), calling("mix()"):
+        member.events.round_begins(member.round)
+        _end_round(member, member.push_weight)
+
+
+@contextmanager
+def _counting(member: Member) -> Iterator[None]:
+    """Inside, the ledger counts w; where a loss ends that half-way, what it says is w."""
+    member.ledger.begin(member.push_weight)
+    try:
+        yield
+    except RanksLost:
+        member.mass = member.mass.with_weight(member.ledger.weight)
+        raise
 
 
 def exact_round(member: Member) -> None:
     """Collective. Average exactly in place of a round. See :meth:`PushSum.average`."""
+    member.survival.together(
+        partial(_exact_round, member),
+        commit=lambda kept: _end_exact_round(member),
+        undo=_Kept.put_back,
+    )
+
+
+def _exact_round(member: Member) -> _Kept:
     call = "an exact average"
     _before_round(member, call)
-    with member.collective(call), _all_or_nothing(member):
+    with member.collective(call), _all_or_nothing(member) as kept:
         member.events.round_begins(member.round)
-        weight = member.mode.drain(member.round, member.push_weight, call)
+        with _counting(member):
+            weight = member.mode.drain(member.round, member.push_weight, call)
+        if member.survival.continues:  # what was merged stays merged
+            member.mass = member.mass.with_weight(weight)
+            kept.keep_drained()
         for chunk, mean in exact_average(member.channel, member.memory, weight, (), call, member.round):
             _take_average(member, chunk, mean)
         reassemble(member)
         member.channel.begin_round(member.round)  # only now: nothing was posted for those who wait for its messages
-        _end_round(member, member.mass.initial)
+    return kept
 
 
 def drain(member: Member, call: str) -> None:
     """Collective. Wait for and merge every message in flight."""
+    member.survival.together(partial(_drain, member, call))
+
+
+def _drain(member: Member, call: str) -> None:
     member.lifetime.refuse_if_on_loan(call)
     member.lifetime.refuse_out_of_step(call)
     with member.collective(call, MERGING):
@@ -57,7 +113,9 @@ def drain(member: Member, call: str) -> None:
 
 def merge_in_flight(member: Member, call: str) -> None:
     """Collective. What :func:`drain` does, inside another call that all ranks make."""
-    member.mass = member.mass.with_weight(member.mode.drain(member.round, member.push_weight, call))
+    with _counting(member):
+        weight = member.mode.drain(member.round, member.push_weight, call)
+    member.mass = member.mass.with_weight(weight)
     reassemble(member)
 
 
@@ -65,7 +123,8 @@ def await_in_flight(member: Member, call: str) -> None:
     """Collective. Wait until every message in flight has come, so that it can be counted without merging it."""
     member.lifetime.refuse_out_of_step(call)
     with member.collective(call, MERGING if member.options.staleness == "unbounded" else WHOLE):
-        weight = member.mode.await_in_flight(member.round, member.push_weight, call)
+        with _counting(member):
+            weight = member.mode.await_in_flight(member.round, member.push_weight, call)
         member.mass = member.mass.with_weight(weight)
 
 
@@ -92,21 +151,48 @@ def _end_round(member: Member, weight: float) -> None:
     member.mass = member.mass.after_round(weight)
 
 
+def _end_exact_round(member: Member) -> None:
+    with member.failing_together():
+        _end_round(member, member.mass.initial)
+
+
+class _Kept:
+    """A copy of the tensors as they are now."""
+
+    def __init__(self, member: Member) -> None:
+        self._memory = member.memory
+        self.after_drain = False
+        """Whether nothing is in flight any more."""
+        self._keep()
+
+    def keep_drained(self) -> None:
+        """Copy them again: what was in flight is merged now."""
+        self.after_drain = True
+        self._keep()
+
+    def _keep(self) -> None:
+        self._memory.refresh()
+        self._values = [(chunk, self._memory.raw(chunk)) for chunk in self._memory.chunks]
+        self._residuals = self._memory.residual_state()
+
+    def put_back(self) -> None:
+        """Give the tensors the copied values."""
+        with held_back():
+            for chunk, flat in self._values:
+                self._memory.put_raw(chunk, flat)
+            self._memory.load_residual_state(self._residuals)
+
+
 @contextmanager
-def _all_or_nothing(member: Member) -> Iterator[None]:
+def _all_or_nothing(member: Member) -> Iterator[_Kept]:
     """Put the tensors back where what is done to them inside ends early, by an error or an interrupt."""
-    memory, mass = member.memory, member.mass
-    memory.refresh()
-    kept = [(chunk, memory.raw(chunk)) for chunk in memory.chunks]
-    residuals = memory.residual_state()
+    kept = _Kept(member)
     try:
-        yield
-    except BaseException:
-        if member.mass is mass:
-            with held_back():
-                for chunk, flat in kept:
-                    memory.put_raw(chunk, flat)
-                memory.load_residual_state(residuals)
+        yield kept
+    except BaseException as error:
+        # A loss that ends a drain half-way has changed w: what was merged is counted, and stays.
+        if not (isinstance(error, RanksLost) and member.survival.continues and not kept.after_drain):
+            kept.put_back()
         raise
 
 

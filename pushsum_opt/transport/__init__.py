@@ -7,14 +7,16 @@ from typing import Any
 from ..ending import THIS, Process
 from .base import ANY, Notice, Ticket, Transport
 from .calls import calling
+from .crew import Crew
 from .groups import host_label, split
 from .loopback import LoopbackComm, LoopbackTransport
-from .opening import check, connect
+from .opening import check, connect, open_crew
 from .set_up import TIMEOUT
 
 __all__ = [
     "ANY",
     "TIMEOUT",
+    "Crew",
     "LoopbackComm",
     "LoopbackTransport",
     "Notice",
@@ -24,6 +26,7 @@ __all__ = [
     "check",
     "connect",
     "host_label",
+    "open_crew",
     "process",
     "split",
 ]

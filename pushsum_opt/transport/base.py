@@ -167,6 +167,9 @@ class Transport(ABC):
         """Return a context in which no other thread uses this transport."""
         return nullcontext()
 
+    def revoke(self) -> None:  # noqa: B027  (only transports that outlive a rank can be revoked)
+        """Make everything that is under way fail with RanksLost, on every rank. For good; what was sent is void."""
+
     @abstractmethod
     def tell(self, peers: Iterable[int], notice: Notice) -> None:
         """Send a notice to some ranks, at best effort, without waiting."""

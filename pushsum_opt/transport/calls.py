@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
-__all__ = ["calling", "current_call"]
+__all__ = ["calling", "calling_only", "current_call", "nested_calls"]
 
 
 class _Calls(threading.local):
@@ -34,6 +36,21 @@ class calling:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         _calls.names.pop()
+
+
+@contextmanager
+def calling_only(name: str) -> Iterator[None]:
+    """Inside, errors name this call, and none of those that it was made in, which differ between ranks."""
+    before, _calls.names = _calls.names, [name]
+    try:
+        yield
+    finally:
+        _calls.names = before
+
+
+def nested_calls() -> str:
+    """Return the names of all calls that this thread is in, outermost first."""
+    return " > ".join(_calls.names)
 
 
 def current_call(default: str = "") -> str:

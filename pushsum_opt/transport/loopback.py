@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -18,8 +19,9 @@ import numpy as np
 
 from ..clock import Clock, monotonic
 from ..ending import Process
-from ..errors import ClosedError, MismatchError, PeerFailed
+from ..errors import ClosedError, MismatchError, PeerFailed, RanksLost
 from .base import ANY, Notice, Ticket, Transport
+from .injection import Faults, Killed, Rendezvous, inject
 from .roll_call import Message, RollCall
 
 __all__ = ["Delays", "LoopbackComm", "LoopbackTransport", "LoopbackWorld"]
@@ -44,6 +46,7 @@ class LoopbackWorld:
         spread: seconds.
         delays: seconds by which each message is late, prescribed; instead of ``seed``.
         local_size: how many consecutive ranks count as sharing a host; None: all of them.
+        faults: which ranks die when; None: a rank that fails stops all others.
     """
 
     def __init__(
@@ -54,8 +57,10 @@ class LoopbackWorld:
         spread: float = 2e-3,
         delays: Delays | None = None,
         local_size: int | None = None,
+        faults: Faults | None = None,
     ) -> None:
         self.size = size
+        self.faults = faults
         self.local_size = local_size or size
         self._seed = seed
         self._parts: dict[tuple[int, int], LoopbackWorld] = {}
@@ -65,6 +70,10 @@ class LoopbackWorld:
         self.questions: list[list[Message]] = [[] for _ in range(size)]
         self.of_the_job = (self, list(range(size)))
         self.failure: tuple[int, str] | None = None
+        self.dead: dict[int, float] = {}
+        """Ranks that have died, of the world of the whole job, and when."""
+        self.rendezvous: dict[Any, Rendezvous] = {}
+        self.revoked: dict[int, float] = {}  # contexts, and when
         self._delays = delays
         self._random = None if seed is None else random.Random(seed)
         self._spread = spread
@@ -109,6 +118,24 @@ class LoopbackWorld:
         for part in parts:
             part.fail(-1, reason if rank < 0 else f"rank {rank} of {self.size} failed: {reason}")
 
+    def kill(self, rank: int) -> None:
+        """A rank of the job dies: from now on it does nothing, and ranks that wait for it get RanksLost."""
+        with self.lock:
+            if rank in self.dead:
+                return
+            self.dead[rank] = time.monotonic()
+            for meeting in self.rendezvous.values():
+                meeting.complete(self.dead)
+        self._wake_all()
+
+    def _wake_all(self) -> None:
+        with self.lock:
+            for awake in self.awake:
+                awake.notify_all()
+            parts = list(self._parts.values())
+        for part in parts:
+            part._wake_all()
+
     def end(self, rank: int) -> None:
         """This rank's program is over: ranks that wait for it hear of it."""
         with self.lock:
@@ -121,6 +148,41 @@ class LoopbackWorld:
             raise PeerFailed(f"rank {rank}: {who}: {self.failure[1]}")
 
     # All methods below are called with the lock held.
+
+    def lost(self, rank: int) -> list[int]:
+        """Return the members that have died, as far as a rank knows by now."""
+        root, ranks = self.of_the_job
+        if not root.dead:
+            return []
+        assert root.faults is not None
+        now = time.monotonic()
+        return [
+            member
+            for member, its in enumerate(ranks)
+            if its in root.dead and now >= root.dead[its] + root.faults.latency(ranks[rank], its)
+        ]
+
+    def revoke(self, context: int) -> None:
+        self.revoked.setdefault(context, time.monotonic())
+        for awake in self.awake:
+            awake.notify_all()
+
+    def check_alive(self, rank: int, context: int, peer: int | None = None) -> None:
+        """Raise RanksLost where a rank that is needed has died, or all has been revoked because some rank has.
+
+        Args:
+            peer: the rank that is needed; None: every rank of this world.
+        """
+        root, ranks = self.of_the_job
+        if root.faults is None:
+            return
+        if ranks[rank] in root.dead:
+            raise Killed(ranks[rank])
+        lost = self.lost(rank)
+        if lost and (peer is None or peer in lost):
+            raise RanksLost(f"rank {rank}: rank {', '.join(map(str, lost))} has died")
+        if context in self.revoked and time.monotonic() >= self.revoked[context] + root.faults.latency(rank, context):
+            raise RanksLost(f"rank {rank}: another rank says that ranks have died")
 
     def post(self, route: Route, transfer: _Transfer) -> None:
         small = transfer.data.size <= EAGER_BYTES and not transfer.matched
@@ -223,6 +285,9 @@ class _Post:
             return messages
 
 
+_transports: weakref.WeakKeyDictionary[Process, weakref.WeakSet[LoopbackTransport]] = weakref.WeakKeyDictionary()
+
+
 class LoopbackComm:
     """One rank's communicator in a :class:`LoopbackWorld`; has ``rank`` and ``size`` as an MPI one does."""
 
@@ -230,6 +295,7 @@ class LoopbackComm:
         self.world = world
         self.process = Process() if process is None else process
         """What this rank has open; parts of a communicator share it."""
+        self.process_transports = _transports.setdefault(self.process, weakref.WeakSet())
         self.rank = rank
         self.size = world.size
         self.clock: Clock = monotonic
@@ -252,6 +318,10 @@ class LoopbackComm:
         """The number of ranks that count as sharing its host; the last host may have fewer."""
         return min(self.world.local_size, self.size - self.rank + self.local_rank)
 
+    def all_transports(self) -> list[LoopbackTransport]:
+        """Return what is open over this and over all other communicators of this rank."""
+        return [transport for transport in self.process_transports if not transport.closed]
+
     def next_context(self) -> int:
         """Number the private duplicates; every rank makes them in the same order, as with MPI."""
         self.contexts += 1
@@ -270,8 +340,9 @@ class LoopbackTransport(Transport):
     def __init__(self, comm: LoopbackComm) -> None:
         self._world = comm.world
         self.context = comm.next_context()
+        comm.process_transports.add(self)
         self._active: list[Ticket] = []
-        self._closed = False
+        self.closed = False
         self.rank = comm.rank
         self.size = comm.size
         self.clock = comm.clock
@@ -284,7 +355,7 @@ class LoopbackTransport(Transport):
         return sum(not ticket.done for ticket in self._active)
 
     def post(self, buffer: Any, peer: int, tag: int, what: str, matched: bool = False) -> Ticket:
-        self.refuse_if_stopped()
+        self._at("post", what, peer)
         ticket = Ticket(what, peer, buffer, sends=True)
         transfer = _Transfer(ticket, _bytes(buffer), self.rank, matched)
         with self._open().lock:
@@ -293,6 +364,7 @@ class LoopbackTransport(Transport):
         return ticket
 
     def expect(self, buffer: Any, peer: int, tag: int, what: str) -> Ticket:
+        self._at("expect", what, None if peer == ANY else peer)
         ticket = Ticket(what, peer, buffer)
         with self._open().lock:
             self._world.expect((self.context, peer, self.rank, tag), _Transfer(ticket, _bytes(buffer), self.rank))
@@ -318,7 +390,7 @@ class LoopbackTransport(Transport):
         return self._collective("barrier", None, what)
 
     def _collective(self, kind: str, value: Any, what: str) -> Ticket:
-        self.refuse_if_stopped()
+        self._at("collective", what)
         self.collectives += 1
         if self.progress is not None:
             self.progress.reach_collective(self.collectives)
@@ -330,6 +402,7 @@ class LoopbackTransport(Transport):
 
     def poll(self, seconds: float) -> bool:
         world = self._world
+        self._inject("poll", "")
         deadline = time.monotonic() + seconds
         with world.lock:
             while True:
@@ -338,14 +411,20 @@ class LoopbackTransport(Transport):
                     self._active = [ticket for ticket in self._active if not ticket.done]
                     return True
                 world.check(self.rank)
+                world.check_alive(self.rank, self.context)
                 wait_until = deadline if next_due is None else min(deadline, next_due)
+                if world.of_the_job[0].dead or world.revoked:  # the news may be still on its way to this rank
+                    wait_until = min(wait_until, time.monotonic() + 1e-3)
                 left = wait_until - time.monotonic()
-                if world.mailbox(self.context, self.rank) or (left <= 0 and wait_until == deadline):
+                if world.mailbox(self.context, self.rank) or time.monotonic() >= deadline:
                     return False
                 world.awake[self.rank].wait(max(left, 0.0))
 
     def tell(self, peers: Iterable[int], notice: Notice) -> None:
         with self._world.lock:
+            root, ranks = self._world.of_the_job
+            if ranks[self.rank] in root.dead:
+                return
             for peer in peers:
                 if peer != self.rank:
                     self._world.mailbox(self.context, peer).append(notice)
@@ -358,14 +437,29 @@ class LoopbackTransport(Transport):
             mailbox.clear()
         return notices
 
+    def revoke(self) -> None:
+        with self._world.lock:
+            self._world.revoke(self.context)
+
     def close(self) -> None:
-        self._closed = True
+        self.closed = True
+
+    def _at(self, operation: str, what: str, peer: int | None = None) -> None:
+        """Begin an operation: this rank may die here, and the ranks that it needs may be dead."""
+        self.refuse_if_stopped()
+        self._inject(operation, what)
+        if self._world.of_the_job[0].faults is not None:
+            with self._world.lock:
+                self._world.check_alive(self.rank, self.context, self.rank if operation == "collective" else peer)
+
+    def _inject(self, operation: str, what: str) -> None:
+        inject(self._world, self.rank, operation, what)
 
     def refuse_if_stopped(self) -> None:
         self._world.check(self.rank)
 
     def _open(self) -> LoopbackWorld:
-        if self._closed:
+        if self.closed:
             raise ClosedError(f"rank {self.rank}: the loopback transport is already closed")
         return self._world
 

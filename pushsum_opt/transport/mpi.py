@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
 from ..buffers import DeviceBytes
-from ..errors import ClosedError, ConfigurationError, MismatchError
+from ..errors import ClosedError, ConfigurationError, MismatchError, RanksLost
 from . import fork
 from .base import ANY, Notice, Ticket, Transport
 from .mpi_post import post_of_the_job, roll_of_the_job
@@ -30,6 +32,15 @@ HIGHEST_TAG = 32767
 
 # MPI writes into the buffers of an open transport whether or not anybody still refers to it.
 _alive: set[MpiTransport] = set()
+
+FAULT_TOLERANT = os.environ.get("OMPI_MCA_mpi_ft_enable", "0").lower() in ("1", "true")  # noqa: SIM112
+"""Whether the job outlives a rank: ``mpirun --with-ft ulfm`` of Open MPI says so to all. Then a message counts as sent
+only once it is being received: Open MPI calls small ones sent earlier, and frees them."""
+
+LOST = {
+    getattr(MPI, name) for name in ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING", "ERR_REVOKED") if hasattr(MPI, name)
+}
+"""Classes of errors by which an MPI with fault tolerance says that ranks have died."""
 
 
 class MpiTransport(Transport):
@@ -65,11 +76,13 @@ class MpiTransport(Transport):
     # ------------------------------------------------------------------ messages
 
     def post(self, buffer: Any, peer: int, tag: int, what: str, matched: bool = False) -> Ticket:
-        send = self._open().Issend if matched else self._open().Isend
-        return self._track(Ticket(what, peer, buffer, sends=True, request=send([_bytes(buffer), MPI.BYTE], peer, tag)))
+        send = self._open().Issend if matched or FAULT_TOLERANT else self._open().Isend
+        request = self._begin(send, [_bytes(buffer), MPI.BYTE], peer, tag)
+        return self._track(Ticket(what, peer, buffer, sends=True, request=request))
 
     def expect(self, buffer: Any, peer: int, tag: int, what: str) -> Ticket:
-        request = self._open().Irecv([_bytes(buffer), MPI.BYTE], MPI.ANY_SOURCE if peer == ANY else peer, tag)
+        source = MPI.ANY_SOURCE if peer == ANY else peer
+        request = self._begin(self._open().Irecv, [_bytes(buffer), MPI.BYTE], source, tag)
         return self._track(Ticket(what, peer, buffer, request=request))
 
     def cancel(self, ticket: Ticket) -> None:
@@ -86,21 +99,27 @@ class MpiTransport(Transport):
     # ------------------------------------------------------------------ collectives
 
     def broadcast(self, buffer: Any, root: int, what: str) -> Ticket:
-        return self._collective(self._open().Ibcast([buffer, MPI.BYTE], root), buffer, what)
+        return self._collective(self._begin(self._open().Ibcast, [buffer, MPI.BYTE], root), buffer, what)
 
     def sum(self, values: Any, what: str) -> Ticket:
         kind = MPI.FLOAT if values.dtype == np.float32 else MPI.DOUBLE
-        request = self._open().Iallreduce(MPI.IN_PLACE, [values, kind], MPI.SUM)
+        request = self._begin(self._open().Iallreduce, MPI.IN_PLACE, [values, kind], MPI.SUM)
         return self._collective(request, values, what)
 
     def gather(self, mine: bytes, what: str) -> tuple[Ticket, Any]:
         everyone = np.empty((self.size, len(mine)), np.uint8)
         own = np.frombuffer(mine, np.uint8)
-        request = self._open().Iallgather([own, MPI.BYTE], [everyone, MPI.BYTE])
+        request = self._begin(self._open().Iallgather, [own, MPI.BYTE], [everyone, MPI.BYTE])
         return self._collective(request, (own, everyone), what), everyone
 
     def barrier(self, what: str) -> Ticket:
-        return self._collective(self._open().Ibarrier(), None, what)
+        return self._collective(self._begin(self._open().Ibarrier), None, what)
+
+    def _begin(self, call: Callable[..., MPI.Request], *args: Any) -> MPI.Request:
+        try:
+            return call(*args)
+        except MPI.Exception as error:
+            raise self._explain(error) from error
 
     def _collective(self, request: MPI.Request, buffer: Any, what: str) -> Ticket:
         self.collectives += 1
@@ -128,8 +147,11 @@ class MpiTransport(Transport):
         if not self._requests:
             return False
         try:
-            # Open MPI tests first and makes progress afterwards: only a second test sees what that has brought.
-            finished = MPI.Request.Testsome(self._requests) or MPI.Request.Testsome(self._requests)
+            if FAULT_TOLERANT:
+                finished = [*self._received(), *self._sent()]
+            else:
+                # Open MPI tests first and makes progress afterwards: only a second test sees what that has brought.
+                finished = MPI.Request.Testsome(self._requests) or MPI.Request.Testsome(self._requests) or []
         except MPI.Exception as error:
             raise self._explain(error) from error
         if not finished:
@@ -146,7 +168,29 @@ class MpiTransport(Transport):
             return len(finished) > 1
         return True
 
+    def _received(self) -> list[int]:
+        places = [place for place, ticket in enumerate(self._tickets) if not ticket.sends]
+        found = MPI.Request.Testsome([self._requests[place] for place in places])
+        return [places[index] for index in found or ()]
+
+    def _sent(self) -> list[int]:
+        """Return the sends that are over.
+
+        A test that finds a failed send frees its request, and Open MPI ends the job where it then has still something
+        to do for it ("Send error after request freed"). So failed ones are asked, and never freed.
+        """
+        found, status = [], MPI.Status()
+        for place, ticket in enumerate(self._tickets):
+            if ticket.sends and self._requests[place].Get_status(status):
+                if status.Get_error() in LOST:
+                    raise RanksLost(f"rank {self.rank}: a message to rank {ticket.peer} failed: ranks have died")
+                self._requests[place].Test()
+                found.append(place)
+        return found
+
     def _explain(self, error: MPI.Exception) -> Exception:
+        if (lost := _lost(self._comm, error)) is not None:
+            return RanksLost(f"rank {self.rank}: {lost}")
         if "trunc" in str(error).lower() or error.Get_error_class() in (MPI.ERR_TRUNCATE, MPI.ERR_IN_STATUS):
             peers = sorted({t.peer for t in self._tickets if t.peer not in (None, ANY) and not t.sends})
             return MismatchError(
@@ -172,7 +216,8 @@ class MpiTransport(Transport):
         message[NOTICE_HEAD.size : NOTICE_HEAD.size + len(reason)] = reason
         for peer in peers:
             if peer != self.rank:
-                request = comm.Isend([message, MPI.BYTE], peer, NOTICE_TAG)
+                send = comm.Issend if FAULT_TOLERANT else comm.Isend
+                request = self._begin(send, [message, MPI.BYTE], peer, NOTICE_TAG)
                 self._track(Ticket("a notice to be taken", peer, message, sends=True, request=request))
 
     def notices(self) -> list[Notice]:
@@ -180,7 +225,7 @@ class MpiTransport(Transport):
         return inbox
 
     def _listen(self) -> None:
-        request = self._comm.Irecv([self._notice, MPI.BYTE], MPI.ANY_SOURCE, NOTICE_TAG)
+        request = self._begin(self._comm.Irecv, [self._notice, MPI.BYTE], MPI.ANY_SOURCE, NOTICE_TAG)
         self._listening = self._track(Ticket("a notice", None, self._notice, request=request))
 
     def _hear(self) -> None:
@@ -191,12 +236,20 @@ class MpiTransport(Transport):
 
     # ------------------------------------------------------------------ the end
 
+    def revoke(self) -> None:
+        if not self._closed:
+            with contextlib.suppress(MPI.Exception):
+                self._comm.Revoke()
+
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
         if MPI.Is_finalized():
             _alive.discard(self)
+            return
+        if FAULT_TOLERANT and (self._comm.Is_revoked() or self._comm.Get_failed().Get_size()):
+            self._abandon()  # to free it, all ranks would have to come
             return
         if self._listening is not None:
             self.cancel(self._listening)
@@ -206,13 +259,52 @@ class MpiTransport(Transport):
             self._comm.Free()
             _alive.discard(self)
 
+    def _abandon(self) -> None:
+        """Give up what is under way on a revoked communicator: all of it fails now.
+
+        What was to be received no longer uses its buffer. What was sent may, so it is kept; see :meth:`_sent`.
+        """
+        for ticket, request in zip(self._tickets, self._requests, strict=True):
+            if ticket.sends:
+                _sent_in_vain.append((request, ticket.buffer))
+                continue
+            with contextlib.suppress(MPI.Exception):
+                if not request.Test():
+                    _sent_in_vain.append((request, ticket.buffer))
+        self._tickets, self._requests = [], []
+        _alive.discard(self)
+
     def _open(self) -> MPI.Comm:
         if self._closed:
             raise ClosedError(f"rank {self.rank}: the MPI transport is already closed")
         return self._comm
 
 
+_sent_in_vain: list[Any] = []
 _begun: list[Any] = []  # MPI cannot cancel a duplication, and writes its result when it is done
+
+
+def revoke_all() -> None:
+    """Revoke every transport of this process: some rank has died."""
+    for transport in tuple(_alive):
+        transport.revoke()
+
+
+def _lost(comm: MPI.Comm, error: MPI.Exception) -> str | None:
+    """Return in words that ranks have died, where an error says so."""
+    if not LOST:
+        return None
+    try:
+        dead = comm.Get_failed()
+        ranks = list(dead.Translate_ranks(list(range(dead.Get_size())), comm.Get_group()))
+        revoked = comm.Is_revoked()
+    except MPI.Exception:
+        ranks, revoked = [], False
+    if ranks:
+        return f"rank {', '.join(map(str, ranks))} has died"
+    if revoked or error.Get_error_class() in LOST:
+        return "another rank says that ranks have died"
+    return None
 
 
 def _duplicate(comm: MPI.Comm, timeout: float, report: Report) -> tuple[MPI.Comm, Progress | None]:
@@ -220,9 +312,14 @@ def _duplicate(comm: MPI.Comm, timeout: float, report: Report) -> tuple[MPI.Comm
     ranks = _ranks_of_the_job(comm)
     set_ups, progress = roll_of_the_job().set_up(ranks) if ranks and len(ranks) > 1 else (None, None)
     number = 0 if set_ups is None else roll_of_the_job().reached[f"{set_ups.channel} collectives"]
-    duplicate, request = comm.Idup()
-    _begun.append((duplicate, request))
-    until_all_come(Forming(comm.Get_rank(), set_ups, request.Test), timeout, report, number)
+    try:
+        duplicate, request = comm.Idup()
+        _begun.append((duplicate, request))
+        until_all_come(Forming(comm.Get_rank(), set_ups, request.Test), timeout, report, number)
+    except MPI.Exception as error:
+        if (lost := _lost(comm, error)) is not None:
+            raise RanksLost(f"rank {comm.Get_rank()}: {lost}") from error
+        raise
     _begun.pop()
     post = post_of_the_job()
     if post.size > 1 and post.office is None and progress is not None and len(progress.ranks) == post.size:

@@ -7,6 +7,7 @@ that a receive of the user's, with any tag, could take.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -42,22 +43,35 @@ class MpiPost:
 
     def send(self, to: int, message: Message) -> None:
         data = json.dumps(message).encode()
-        self._sending = [one for one in self._sending if not one[0].Test()]
+        self._sending = [one for one in self._sending if not _done(one[0])]
         if self.office is None:
             self._sent[to] += 1
-        request = (self.office or MPI.COMM_WORLD).Isend([data, MPI.BYTE], to, TAG)
+        try:
+            request = (self.office or MPI.COMM_WORLD).Isend([data, MPI.BYTE], to, TAG)
+        except MPI.Exception:
+            return  # it has died, and will be found out by whoever waits for it
         self._sending.append((request, data))
 
     def receive(self) -> list[Message]:
         messages = []
         status = MPI.Status()
-        while (found := (self.office or MPI.COMM_WORLD).Improbe(MPI.ANY_SOURCE, TAG, status)) is not None:
+        while (found := self._probe(status)) is not None:
             data = bytearray(status.Get_count(MPI.BYTE))
             found.Recv([data, MPI.BYTE])
             messages.append(json.loads(data.decode()))
             if self.office is None:
                 self._received += 1
         return messages
+
+    def _probe(self, status: MPI.Status) -> MPI.Message | None:
+        comm = self.office or MPI.COMM_WORLD
+        try:
+            return comm.Improbe(MPI.ANY_SOURCE, TAG, status)
+        except MPI.Exception:
+            if not hasattr(comm, "Ack_failed"):
+                raise
+            comm.Ack_failed()  # ranks have died: from now on MPI lets this rank hear the others again
+            return None
 
     def open_office(self, wait: Callable[[Callable[[], bool]], None]) -> None:
         """Collective over all ranks of the job. Move to a communicator of its own.
@@ -78,6 +92,14 @@ class MpiPost:
 
         wait(nothing_is_left)
         self.office = office
+
+
+def _done(request: MPI.Request) -> bool:
+    """Tell whether a transfer has ended, well or by the death of the other rank."""
+    try:
+        return bool(request.Test())
+    except MPI.Exception:
+        return True
 
 
 _kept: list[Any] = []  # what MPI may still write into
@@ -128,9 +150,15 @@ def leave() -> None:
     roll.ended = True
     assert _post is not None
     if _post.office is not None:
-        _listen_until(roll, _post.office.Ibarrier().Test, float("inf"))
+        _wait_for_all(roll, _post.office)
     else:
         _leave_one_by_one(roll, _post)
+
+
+def _wait_for_all(roll: RollCall, office: MPI.Comm) -> None:
+    """Answer questions until all ranks have come here. Where some have died, MPI says so, and the others just go."""
+    with contextlib.suppress(MPI.Exception):
+        _listen_until(roll, office.Ibarrier().Test, float("inf"))
 
 
 def _leave_one_by_one(roll: RollCall, post: MpiPost) -> None:

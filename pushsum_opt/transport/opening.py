@@ -9,12 +9,14 @@ from typing import Any
 from ..errors import ConfigurationError
 from .background import HOST_PERIOD_S, Background
 from .base import Transport
+from .crew import Crew
 from .deferred import Deferred
 from .loopback import LoopbackComm, LoopbackTransport
+from .loopback_crew import LoopbackCrew
 from .set_up import TIMEOUT, LogStalls, compare_calls
 from .waiting import Report
 
-__all__ = ["check", "connect"]
+__all__ = ["check", "connect", "open_crew"]
 
 ACCELERATOR_PERIOD_S = 5e-4
 """Between two polls of the thread where chunks wait for copies on an accelerator."""
@@ -59,6 +61,19 @@ def connect(
     if not (background and transport.threaded and transport.size > 1):
         return transport
     return Background(transport, prepare, period=ACCELERATOR_PERIOD_S if pending_buffers else HOST_PERIOD_S)
+
+
+def open_crew(comm: Any) -> Crew:
+    """Collective. Return the ranks of a communicator as a crew that can lose some of them.
+
+    Raises:
+        ConfigurationError: the MPI library, or the way in which it was started, cannot survive the death of a rank.
+    """
+    if isinstance(comm, LoopbackComm):
+        return LoopbackCrew(comm, tuple(range(comm.size)))
+    from .mpi_crew import open_mpi_crew
+
+    return open_mpi_crew(comm)
 
 
 def _open(comm: Any, timeout: float, report: Report) -> Transport:

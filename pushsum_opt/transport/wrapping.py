@@ -59,6 +59,9 @@ class Wrapping(Transport):
     def refuse_if_stopped(self) -> None:
         self._inner.refuse_if_stopped()
 
+    def revoke(self) -> None:
+        self._inner.revoke()
+
     def alone(self) -> AbstractContextManager[Any]:
         return self._inner.alone()
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from .. import ending, world
+from .. import ending, transport, world
 from ..algorithms import Algorithm
+from ..arguments import OnLoss
 from ..hosts import Hosts
 from ..log import log
 from ..push_sum import PushSum, WrapperOptions
+from ..push_sum.survival import survival_of
 from ..start import line as start_line
 from .order import order_by_values
 from .parts import Parts
@@ -27,6 +30,14 @@ def make_hosts(within_host: str, comm: Any, data_weight: float, timeout: float) 
     comm = world.communicator(comm)
     ending.stop_all_on_error()
     return Hosts(comm, data_weight=data_weight, sharded=within_host == "fsdp", timeout=timeout)
+
+
+def survive(begin: Callable[[], None], comm: Any, on_loss: OnLoss, timeout: float) -> None:
+    """Collective. Begin; where ranks die meanwhile and the others are to go on, these begin again."""
+    comm = world.communicator(comm)
+    ending.stop_all_on_error()
+    transport.check(comm)
+    survival_of(comm, on_loss, timeout).together(begin)
 
 
 def wrapper_options(

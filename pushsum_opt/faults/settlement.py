@@ -1,0 +1,83 @@
+"""What survivors do with the mass after a loss: a pure function of everybody's accounts, so all find the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+__all__ = ["Account", "Settlement", "last_heard", "settle"]
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What one survivor tells the others once it has taken back what nobody opened."""
+
+    weight: float
+    """w, with what it has taken back."""
+
+    data_weight: float
+    """v, as the user gave it."""
+
+    round: int
+    """The number of rounds that it has completed."""
+
+    taken_back: int = 0
+    """How many messages it has taken back."""
+
+    mass_taken_back: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What holds from now on."""
+
+    factor: float
+    """w and the residuals of every survivor are multiplied by this; then the w sum to n'."""
+
+    initial: tuple[float, ...]
+    """a of each survivor: n' v / sum of v."""
+
+    round: int
+    """K, the first round in which they gossip again: the largest that any of them had reached."""
+
+    lost: float
+    """The mass that the dead took with them: n less the sum of w."""
+
+    taken_back: int
+    mass_taken_back: float
+
+
+def settle(accounts: Sequence[Account], before: int) -> Settlement:
+    """Return what holds after a loss.
+
+    Args:
+        accounts: of the survivors, in the order of their ranks.
+        before: n, the number of participants before the loss; that is also the mass that there was.
+
+    >>> settlement = settle([Account(0.5, 1.0, 7), Account(1.0, 1.0, 8)], before=3)
+    >>> settlement.factor, settlement.initial, settlement.round, settlement.lost
+    (1.3333333333333333, (1.0, 1.0), 8, 1.5)
+    """
+    now = len(accounts)
+    held = math.fsum(one.weight for one in accounts)
+    weights = [one.data_weight for one in accounts]
+    alike = all(weight == weights[0] for weight in weights)
+    total = math.fsum(weights)
+    return Settlement(
+        factor=now / held,
+        initial=tuple(1.0 if alike else now * weight / total for weight in weights),
+        round=max(one.round for one in accounts),
+        lost=before - held,
+        taken_back=sum(one.taken_back for one in accounts),
+        mass_taken_back=math.fsum(one.mass_taken_back for one in accounts),
+    )
+
+
+def last_heard(reports: Sequence[Mapping[int, int]]) -> dict[int, int]:
+    """Return the latest round of which anybody has opened a message, by its sender."""
+    latest: dict[int, int] = {}
+    for report in reports:
+        for sender, round in report.items():
+            latest[sender] = max(round, latest.get(sender, -1))
+    return latest

@@ -1,0 +1,255 @@
+"""What a rank does when others have died: it stops with an error, or the survivors go on without them.
+
+A call that all ranks make together is *committed* once all of them have passed a barrier at its end. When ranks die in
+such a call, some survivors may have passed that barrier and others not. Then all have done the call's work, and none
+repeats it. Otherwise nobody has passed it, and all repeat the call. They find out which by telling each other how many
+calls they have committed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .. import transport, world
+from ..arguments import OnLoss
+from ..channel import Channel
+from ..errors import ConfigurationError, PeerTimeout, RanksLost
+from ..faults import Loss
+from ..log import log
+from ..transport.calls import calling_only
+from . import recovery
+
+if TYPE_CHECKING:
+    from .member import Member
+
+__all__ = ["Continue", "Survival", "survival_of"]
+
+T = TypeVar("T")
+
+
+def _nothing(result: Any) -> None: ...
+
+
+COMMITTING = "every rank to end its call"
+
+
+class Survival:
+    """``on_loss="stop"``: when ranks have died, what waits for them fails with RanksLost.
+
+    Args:
+        size: the number of ranks of the job.
+    """
+
+    continues = False
+    epoch = 0
+    """How often ranks were lost."""
+
+    def __init__(self, size: int) -> None:
+        self.ranks: tuple[int, ...] = tuple(range(size))
+        """Those that take part, by their numbers when the job was started."""
+        self.losses: list[Loss] = []
+        self.on_change: list[Callable[[], None]] = []
+        """Called, after a loss, once this rank can go on."""
+
+    def once(self, work: Callable[[], None]) -> None:
+        """Do something that a loss ends, and that is not repeated afterwards: a round of gossip."""
+        work()
+
+    def together(
+        self,
+        work: Callable[[], T],
+        *,
+        commit: Callable[[T], None] = _nothing,
+        undo: Callable[[T], None] = _nothing,
+    ) -> T:
+        """Do something that all ranks do together; after a loss the survivors do it again, from its beginning.
+
+        Args:
+            work: what is done.
+            commit: what is done on this rank once every rank has done its work; it is given the result.
+            undo: what is done instead where ranks died and no rank knows that.
+        """
+        result = work()
+        commit(result)
+        return result
+
+
+class Continue(Survival):
+    """``on_loss="continue"``: the survivors of a loss go on. One for each process; construction is collective.
+
+    Args:
+        comm: all ranks of the job.
+        timeout: seconds that survivors have to notice a loss.
+
+    Raises:
+        ConfigurationError: the MPI library, or how it was started, cannot survive the death of a rank.
+    """
+
+    continues = True
+
+    def __init__(self, comm: Any, timeout: float) -> None:
+        super().__init__(comm.Get_size())
+        self.crew = transport.open_crew(comm)
+        """Those that take part; in a recovery, those that are found to be left."""
+        self.committed = 0
+        """How many calls of all ranks were committed."""
+        self.channel: Channel | None = None
+        """Over those that take part."""
+        self._process = transport.process(comm)
+        self._timeout = timeout
+        self._busy = False
+        self._undecided: tuple[Callable[[], None], Callable[[], None]] | None = None
+        try:
+            self.channel = Channel.open(comm, timeout=timeout)
+        except RanksLost:
+            self._recover()
+
+    @property
+    def members(self) -> list[Member]:
+        """What is open on this rank, oldest first."""
+        return [one for one in self._process.members if one.survival is self]
+
+    # ------------------------------------------------------------------ what ranks do
+
+    def once(self, work: Callable[[], None]) -> None:
+        if self._busy:
+            work()
+            return
+        with self._outermost():
+            try:
+                work()
+            except RanksLost:
+                self._recover()
+
+    def together(
+        self,
+        work: Callable[[], T],
+        *,
+        commit: Callable[[T], None] = _nothing,
+        undo: Callable[[T], None] = _nothing,
+    ) -> T:
+        if self._busy:
+            result = work()
+            commit(result)
+            return result
+        with self._outermost():
+            while True:
+                number, there = self.committed + 1, self.members
+                try:
+                    result = work()
+                    self._undecided = partial(commit, result), partial(undo, result)
+                    self._all_have_done_it()
+                    self.learn(number)
+                except RanksLost:
+                    self._recover()
+                    if self.committed < number:
+                        self.give_up([one for one in self.members if one not in there])
+                        continue
+                return result
+
+    @contextmanager
+    def _outermost(self) -> Iterator[None]:
+        """Of calls that are made inside each other, the outermost is repeated."""
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+
+    def _all_have_done_it(self) -> None:
+        assert self.channel is not None
+        if self.channel.size > 1:
+            self.channel.barrier(COMMITTING)
+
+    def learn(self, committed: int) -> None:
+        """Take note of how many calls were committed, and end accordingly a call of which this was not known."""
+        if committed > self.committed:
+            assert self._undecided is not None, "another rank has committed a call that this one has not done"
+        if self._undecided is not None:
+            commit, undo = self._undecided
+            self._undecided = None
+            if committed > self.committed:
+                commit()
+            else:
+                undo()
+        self.committed = committed
+
+    def give_up(self, members: list[Member]) -> None:
+        """Forget what an attempt has made that was not committed."""
+        for one in members:
+            one.give_up()
+
+    # ------------------------------------------------------------------ recovery
+
+    def _recover(self) -> None:
+        """Collective over the survivors. Find out who is lost, settle the mass, and go on without them."""
+        begin, known = time.monotonic(), len(self.losses)
+        with calling_only("the recovery after a loss"):
+            while True:
+                try:
+                    recovery.attempt(self)
+                    break
+                except RanksLost:  # another one has died meanwhile
+                    continue
+        seconds = time.monotonic() - begin
+        self.losses[known:] = [replace(loss, seconds=seconds) for loss in self.losses[known:]]
+        if self.crew.comm.Get_rank() == 0:
+            for loss in self.losses[known:]:
+                log.warning("%s", recovery.told(loss, self.ranks))
+        for callback in tuple(self.on_change):
+            callback()
+
+    def wait_for(self, left: Callable[[], list[int]]) -> None:
+        """Wait until no survivor is awaited any more.
+
+        Raises:
+            PeerTimeout: one did not come in time.
+        """
+        begin = time.monotonic()
+        while awaited := left():
+            waited = time.monotonic() - begin
+            if waited >= self._timeout:
+                raise PeerTimeout(
+                    f"rank {self.crew.comm.Get_rank()}: ranks have died, and rank {', '.join(map(str, awaited))} (of "
+                    f"those that live) did not come within {waited:.1f} s to settle it. That rank computes for longer "
+                    "than that, or was stopped. Give more time with timeout="
+                )
+            time.sleep(recovery.LOOK_S)
+
+    def settle(self, channel: Channel, loss: Loss) -> None:
+        """Take note of a loss that all survivors have agreed on."""
+        self.channel = channel
+        self.epoch += 1
+        self.ranks = self.crew.ranks
+        self.losses.append(loss)
+
+    def open_channel(self) -> Channel:
+        """Collective over the survivors. Open a channel over them."""
+        return Channel.open(self.crew.comm, timeout=self._timeout)
+
+
+def survival_of(comm: Any, on_loss: OnLoss, timeout: float) -> Survival:
+    """Return what is done on a loss; collective at the first ``"continue"`` of a process.
+
+    Raises:
+        ConfigurationError: an unknown value; a communicator of some of the ranks; or what :class:`Continue` raises.
+    """
+    process = transport.process(comm)
+    survival: Survival | None = process.survival
+    if on_loss not in ("stop", "continue"):
+        raise ConfigurationError(f"on_loss={on_loss!r}: expected 'stop' or 'continue'")
+    if on_loss == "stop":
+        return Survival(comm.Get_size())
+    if survival is None:
+        if comm.Get_size() != world.communicator().Get_size():
+            raise ConfigurationError(
+                f"rank {comm.Get_rank()}: on_loss='continue' needs all ranks of the job, because all of them find out "
+                f"together who is lost; comm= has {comm.Get_size()} of {world.size()}. Leave comm= out"
+            )
+        survival = process.survival = Continue(comm, timeout)
+    return survival

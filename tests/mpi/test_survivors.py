@@ -1,0 +1,37 @@
+"""Over real MPI ranks are killed, or raise, and the others go on."""
+
+from __future__ import annotations
+
+import pytest
+from mpi.launch import each_rank, fault_tolerant, launcher
+
+pytestmark = pytest.mark.mpi
+
+# The one launcher of these tests that takes --bind-to is Open MPI's.
+needs_fault_tolerance = pytest.mark.skipif("--bind-to" not in launcher(), reason="MPICH ends the job when a rank dies")
+
+
+@needs_fault_tolerance
+@pytest.mark.parametrize(
+    ("staleness", "how", "dying", "left"),
+    [
+        ("0", "killed", "2", (0, 1, 3)),
+        ("1", "killed", "0,3", (1, 2)),
+        ("unbounded", "killed", "1", (0, 2, 3)),
+        ("0", "raises", "0", (1, 2, 3)),
+    ],
+)
+def test_survivors_go_on(staleness, how, dying, left):
+    done = fault_tolerant(4, "survivors.py", staleness, how, dying, limit=100)
+    assert done.returncode == 0, done.stdout[-5000:]
+    lost = tuple(int(rank) for rank in dying.split(","))
+    assert done.stdout.count(f"round 40, members {left}, lost {lost}") == len(left), done.stdout[-5000:]
+    if how == "raises":
+        assert "rank 0 failed with the error above; the others go on without it" in done.stdout
+
+
+def test_where_mpi_cannot_go_on_is_said_at_construction():
+    done = each_rank(2, "survivors.py", "0", "killed", "1", limit=60)
+    assert done.returncode != 0
+    assert "ConfigurationError: rank 0: on_loss='continue': " in done.stdout
+    assert "pushsum run --survive -np 2" in done.stdout
