@@ -275,6 +275,7 @@ def test_a_frozen_parameter_keeps_the_hook_that_it_got_while_it_was_not_and_copi
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings(r"ignore:.torch\.jit\.(script|trace|trace_method). is deprecated")  # from torch 2.14 on
 @pytest.mark.parametrize("how", ["script", "trace"])
 def test_a_torchscript_model_trains_and_is_averaged(how):
     def make():

@@ -1,9 +1,9 @@
 """Turns values of common types into tensors and plain values, which torch.load(weights_only=True) reads; and back.
 
-torch's safe loader knows tensors, numbers, strings and plain containers. Numpy scalars and arrays, dates, paths and
-similar values are written as a dict with the name of their type. Reading one back calls only the constructors that are
-listed here. Of the classes of a user's program only enums, flags and named tuples are known; they are found by name,
-and only where their module is loaded.
+The safe loader of every torch knows tensors, numbers, strings, lists, tuples and dicts. Sets, bytes, numpy scalars and
+arrays, dates, paths and similar values are written as a dict with the name of their type. Reading one back calls only
+the constructors that are listed here. Of the classes of a user's program only enums, flags and named tuples are known;
+they are found by name, and only where their module is loaded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .nesting import DEEPEST
 __all__ = ["decode", "encode"]
 
 TYPE = "pushsum_opt type"
-PLAIN = (type(None), bool, int, float, str, bytes, torch.Tensor, torch.nn.Parameter)
+PLAIN = (type(None), bool, int, float, str, torch.Tensor, torch.nn.Parameter)
 FACTORIES: dict[str, Any] = {one.__name__: one for one in (int, float, complex, str, bool, list, dict, set, tuple)}
 FORMATS = {str(one).removeprefix("torch."): one for one in (
     torch.contiguous_format, torch.preserve_format, torch.channels_last, torch.channels_last_3d
@@ -43,7 +43,8 @@ _ARGUMENTS: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     range: (lambda v: [v.start, v.stop, v.step], lambda a: range(*a)),
     slice: (lambda v: [v.start, v.stop, v.step], lambda a: slice(*a)),
     frozenset: (list, frozenset),
-    set: (list, set),
+    set: (list, set),  # torch 2.4's loader refuses sets and bytes
+    bytes: (lambda v: v.decode("latin-1"), lambda a: a.encode("latin-1")),
     collections.Counter: (dict, collections.Counter),
     collections.deque: (lambda v: [list(v), v.maxlen], lambda a: collections.deque(*a)),
     datetime.datetime: (lambda v: v.isoformat(), datetime.datetime.fromisoformat),
@@ -120,8 +121,6 @@ def _encode_special(value: Any) -> dict[str, Any] | None:
         return {TYPE: "defaultdict", "factory": name, "items": dict(value)}
     if isinstance(value, pathlib.Path):
         return {TYPE: "Path", "path": str(value)}
-    if kind is set and all(type(one) in PLAIN for one in value):
-        return None  # torch's loader knows it
     if kind in _ARGUMENTS:
         return {TYPE: kind.__name__, "arguments": _ARGUMENTS[kind][0](value)}
     return None

@@ -47,7 +47,8 @@ VALUES = [
     slice(1, 2), b"x", bytearray(b"y"), decimal.Decimal("1.1"), fractions.Fraction(1, 3), uuid.UUID(int=7),
     argparse.Namespace(a=1, path=pathlib.Path("y")), types.SimpleNamespace(q=1), Colour.RED, Level.HIGH,
     Pair(1, np.float32(2)), torch.float32, torch.device("cpu"), torch.Size([1]), torch.channels_last,
-    {np.int64(3): np.float32(1)}, {(np.int64(1), 2): 3}, [(1, {"a": np.float32(2)})], None, float("inf"), 2**80,
+    {np.int64(3): np.float32(1)}, {b"\xff": {"a"}},
+    {(np.int64(1), 2): 3}, [(1, {"a": np.float32(2)})], None, float("inf"), 2**80,
 ]  # fmt: skip
 
 

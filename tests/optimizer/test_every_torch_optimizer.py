@@ -44,12 +44,12 @@ def test_the_table_is_whole():
     exported = {one for one in vars(torch.optim).values() if isinstance(one, type)} - {torch.optim.Optimizer}
     assert wrapped == {one for one in exported if issubclass(one, torch.optim.Optimizer)}
     assert all(case.params is None for info in optim_db for case in info.optim_inputs_func(device="cpu"))
-    assert len(IMPLEMENTATIONS) > len(SETTINGS) > 80
+    assert len(IMPLEMENTATIONS) > len(SETTINGS) > 70  # torch 2.4 has 71
 
 
 def network(info) -> torch.nn.ParameterList:
     generator = torch.Generator().manual_seed(3)
-    matrices_only = info.optim_cls is torch.optim.Muon
+    matrices_only = info.optim_cls.__name__ == "Muon"  # by name: torch before 2.9 has none
     shapes = [(4, 3), (5, 4)] if matrices_only else [(4, 3), (5,), (2, 2, 2), ()]
     if info.only_supports_sparse_grads:
         shapes = shapes[:-1]  # a scalar has no sparse gradient
@@ -61,7 +61,8 @@ def make(info, kwargs, model):
 
 
 def one_step(info, optimizer, model, step, rank=0, scale=1.0):
-    """Step on scale / 2 |p - c|^2, with a centre c for each step and rank."""
+    """Step on scale / 2 |p - c|^2, with a centre c for each step and rank; on its negative where that is maximized."""
+    scale = -scale if optimizer.param_groups[0].get("maximize") else scale
 
     def closure():
         generator = torch.Generator().manual_seed(100 * step + rank)

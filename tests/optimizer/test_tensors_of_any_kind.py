@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 import warnings
 
 import pytest
@@ -10,7 +12,7 @@ from support.ranks import on_ranks
 from torch import nn
 
 import pushsum_opt as ps
-from pushsum_opt.errors import ConfigurationError, MismatchError
+from pushsum_opt.errors import CheckpointError, ConfigurationError, MismatchError
 
 EYE = torch.eye(4)
 BUFFERS = {
@@ -43,7 +45,21 @@ def dense(tensor):
     if tensor.is_nested:
         return torch.cat([one.clone() for one in tensor.unbind()])
     tensor = tensor.dequantize() if tensor.is_quantized else tensor
+    if tensor.dtype is torch.float8_e4m3fn:
+        tensor = tensor.float()  # torch before 2.6 does not compare float8
     return (tensor if tensor.layout == torch.strided else tensor.to_dense()).resolve_conj().clone()
+
+
+def is_read_safely(value):
+    """Tell whether this torch reads a value with weights_only=True. Version 2.4 refuses ragged tensors."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    try:
+        torch.load(file, weights_only=True)
+    except pickle.UnpicklingError:
+        return False
+    return True
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:.*quantiz.*", "ignore:TypedStorage")
@@ -54,6 +70,7 @@ def test_a_buffer_of_any_kind_is_kept_through_steps_averages_and_checkpoints(kin
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = [BUFFERS[kind]() for _ in range(size)]
+        saved = kind != "ragged" or is_read_safely(made[0])
 
     def rank(comm):
         model = nn.Linear(4, 1)
@@ -64,8 +81,12 @@ def test_a_buffer_of_any_kind_is_kept_through_steps_averages_and_checkpoints(kin
             with optimizer.averaged():
                 inside = dense(model.extra)
             copied = optimizer.averaged_state_dict(rank=None)["extra"]
-            ps.checkpoint.save(tmp_path, optimizer)
-            ps.checkpoint.load(tmp_path, optimizer)
+            if saved:
+                ps.checkpoint.save(tmp_path, optimizer)
+                ps.checkpoint.load(tmp_path, optimizer)
+            else:
+                with pytest.raises(CheckpointError, match=r"\['extra'\], holds a .*NestedTensor"):
+                    ps.checkpoint.save(tmp_path, optimizer)
             return inside, dense(copied), dense(model.extra)
 
     for values in ps.testing.run(size, rank):

@@ -53,9 +53,10 @@ def test_a_scaled_rate_scales_the_step_and_leaves_the_state_alone(info, kwargs):
 
 
 def test_the_list_holds_every_optimizer_of_torch_but_those_whose_state_knows_the_rate():
-    assert {info.optim_cls.__name__ for info in optim_db if info.optim_cls not in LINEAR} == {
-        "ASGD", "Adafactor", "LBFGS", "Rprop"
-    }  # fmt: skip
+    others = {"ASGD", "LBFGS", "Rprop"}
+    if hasattr(torch.optim, "Adafactor"):  # from torch 2.5 on
+        others.add("Adafactor")
+    assert {info.optim_cls.__name__ for info in optim_db if info.optim_cls not in LINEAR} == others
     assert len(CASES) > 50
 
 
