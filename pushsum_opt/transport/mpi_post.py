@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,8 @@ TAG = 32001
 LINGER_S = 10.0
 """Seconds for which a rank that ends answers questions, where not all ranks are known to use this library."""
 LONGEST_NAP_S = 10e-3
+FINALIZE_S = 10
+"""Seconds that MPI has to end after ranks were lost; whole ones, for alarm()."""
 
 
 class MpiPost:
@@ -147,12 +150,23 @@ def leave() -> None:
     if os.getpid() != _process:
         return
     _left = True
+    if ending.THIS.survival is not None and ending.THIS.survival.losses:
+        _end_in_any_case()
     roll.ended = True
     assert _post is not None
     if _post.office is not None:
         _wait_for_all(roll, _post.office)
     else:
         _leave_one_by_one(roll, _post)
+
+
+def _end_in_any_case() -> None:
+    """Have the system end this process where MPI_Finalize does not return, as Open MPI's sometimes does after deaths.
+
+    Everything of this rank is done by then. mpirun takes it for one more death, of which it says nothing.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(FINALIZE_S)
 
 
 def _wait_for_all(roll: RollCall, office: MPI.Comm) -> None:
