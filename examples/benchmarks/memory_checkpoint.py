@@ -13,7 +13,8 @@ Interleaved blocks of ``--every`` steps, so that a busy machine disturbs all ali
 Beside them: one plain copy of the state (parameters and momentum) in the memory of the process, which is the floor; and
 the seconds that one save takes. Each step has ``--compute`` seconds of waiting in it, in the place of a forward and a
 backward on a GPU: ResNet-50 with a batch of 256 takes about 0.25 s on one. With 0 there is nothing but the update and
-the exchange, the least favourable step. The figures are those of the slowest rank; quote the ratios.
+the exchange, the least favourable step. The figures are those of the slowest rank; quote the ratios. Those of processor
+time, of the thread that steps, also hold on a machine that does other work beside.
 """
 
 from __future__ import annotations
@@ -59,10 +60,13 @@ def main() -> None:
     folder = Path(comm.bcast(tempfile.mkdtemp(prefix="memory-checkpoint-") if comm.rank == 0 else None))
     saver = ps.checkpoint.Saver(folder / "memory", optimizer, memory_every=arguments.every, signals=())
     saves: list[float] = []
+    used: dict[str, list[float]] = {"step": [], "save": [], "copy": []}
 
     def step() -> None:
         time.sleep(arguments.compute)
+        begin = time.thread_time()
         optimizer.step()
+        used["step"].append(1e3 * (time.thread_time() - begin))
 
     def block(after: Callable[[], object], at_end: Callable[[], object]) -> Callable[[], None]:
         def steps() -> None:
@@ -74,10 +78,16 @@ def main() -> None:
         return steps
 
     def in_memory() -> None:
-        begin = time.perf_counter()
+        begin, busy = time.perf_counter(), time.thread_time()
         saver.after_step()
         if optimizer.round % arguments.every == 0:
             saves.append(1e3 * (time.perf_counter() - begin))
+            used["save"].append(1e3 * (time.thread_time() - busy))
+
+    def one_copy() -> None:
+        busy = time.thread_time()
+        torch._foreach_copy_(copies, states)
+        used["copy"].append(1e3 * (time.thread_time() - busy))
 
     nothing = lambda: None  # noqa: E731
     kinds: dict[str, Callable[[], None]] = {"plain": block(nothing, nothing), "memory": block(in_memory, nothing)}
@@ -91,10 +101,11 @@ def main() -> None:
                 times[name].append(milliseconds)
     states = [*parameters, *(state["momentum_buffer"] for state in inner.state.values())]
     copies = [torch.empty_like(tensor) for tensor in states]
-    copy = [slowest(comm, lambda: torch._foreach_copy_(copies, states)) for _ in range(9)]
+    copy = [slowest(comm, one_copy) for _ in range(9)]
     nbytes = sum(tensor.numel() * 4 for tensor in states)
     worst = comm.allreduce(statistics.median(saves[2:]), MPI.MAX)
     first = comm.allreduce(max(saves[:2]), MPI.MAX)
+    busy = {name: comm.allreduce(statistics.median(values[2:]), MPI.MAX) for name, values in used.items()}
     saver.close()
     optimizer.close()
     if comm.rank == 0:
@@ -109,6 +120,12 @@ def main() -> None:
         floor = statistics.median(copy[2:])
         print(f"  one copy of the state {floor:8.2f} ms; one save {worst:8.2f} ms, {worst / floor:.2f} of it")
         print(f"  one save per {arguments.every} steps: {worst / arguments.every / plain:.2%} of a plain step")
+        print(f"  processor time: one save {busy['save']:.1f} ms, {busy['save'] / busy['copy']:.2f} of one copy;")
+        part = busy["save"] / arguments.every
+        print(f"  {part / busy['step']:.2%} of the update and exchange of a step ({busy['step']:.1f} ms), and")
+        print(
+            f"  {part / (busy['step'] + 1e3 * arguments.compute):.2%} of these and {arguments.compute:g} s of compute"
+        )
         print(f"  the first two saves, which make the files: up to {first:.0f} ms")
 
 

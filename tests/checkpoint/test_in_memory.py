@@ -117,8 +117,7 @@ def test_synchronous_run_that_dies_goes_on_from_memory_with_the_same_bits(folder
     assert [end for _, end, _ in resumed] == [end for _, end, _ in undisturbed]
 
 
-@pytest.mark.parametrize("size", [2, 3, 5])
-@pytest.mark.parametrize("staleness", STALENESS)
+@pytest.mark.parametrize(("size", "staleness"), [(2, 0), (3, 1), (5, 2)])
 def test_all_mass_is_there_after_a_resume_though_messages_were_in_flight(folders, staleness, size):
     start(size, folders, 11, staleness=staleness)
     resumed = start(size, folders, 9, staleness=staleness)
@@ -138,7 +137,7 @@ class Sent(ps.Listener):
         self.given.append((round, mass, {name: p.detach().clone() for name, p in self._run.model.named_parameters()}))
 
 
-@pytest.mark.parametrize("staleness", [1, 2, 3])
+@pytest.mark.parametrize("staleness", [1, 3])
 def test_mean_moves_by_what_senders_moved_while_their_messages_were_in_flight_and_by_no_more(folders, staleness):
     """x_i = w z + sum of m z_sent becomes (w + sum of m) z."""
     options = {"staleness": staleness, "dtype": torch.float64}
@@ -172,8 +171,9 @@ def test_mean_moves_by_what_senders_moved_while_their_messages_were_in_flight_an
     assert some > 1e-4
 
 
-@pytest.mark.parametrize("staleness", [0, 1])
-@pytest.mark.parametrize("hosts", [(0, 2), (0, 2, 2), (0, 0, 2, 2), (0, 0, 1, 1, 2, 2)])
+@pytest.mark.parametrize(
+    ("hosts", "staleness"), [((0, 2), 0), ((0, 2, 2), 1), ((0, 0, 2, 2), 1), ((0, 0, 1, 1, 2, 2), 0)]
+)
 def test_lost_host_is_left_out_of_the_exact_weighted_average(folders, staleness, hosts, caplog):
     """Six ranks on three hosts; host 1 is lost, with its two ranks."""
     options = {"staleness": staleness, "dtype": torch.float64}
