@@ -19,7 +19,7 @@ from pushsum_opt.cli.restarting import keep_running
 from pushsum_opt.cli.supervise import Ended
 from pushsum_opt.errors import ConfigurationError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Job:
