@@ -2,6 +2,7 @@
 
     python examples/benchmarks/adam_table.py --rows adam.jsonl
     python examples/benchmarks/adam_table.py --ranks 4 8 --steps 1500 --seeds 3 --rates 4e-3 8e-3 --rows adam.jsonl
+    python examples/benchmarks/adam_table.py --only corrected --ranks 8 --graph "KPeerExponential(2)" --average-every 16
     python examples/benchmarks/adam_table.py --show --rows adam.jsonl                            # runs nothing
 
 Every row is the loss of the average model on data that was not trained on. All contenders of a seed and a number of
@@ -43,6 +44,7 @@ LABELS = {
     "corrected": "gossip, corrected",
 }
 GOSSIP = ("sgp", "corrected")
+Series = tuple[str, int, str, int]  # a line of the table: contender, staleness, graph, rounds between exact averages
 REFERENCES = ("ddp", "one process")  # with all-reduce: the first that has run is what others are compared with
 
 
@@ -59,6 +61,8 @@ def main() -> None:
         "--clip", type=float, default=simulation.CLIP, help="largest norm; inf: no clipping (default 1)"
     )
     parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1], help="of gossip (default 0 1)")
+    parser.add_argument("--graph", help="of gossip, as `pushsum graphs` takes it (default: the library's own)")
+    parser.add_argument("--average-every", type=int, help="of so many rounds of gossip one is an exact average")
     parser.add_argument("--only", nargs="+", choices=LABELS, default=["ddp", *GOSSIP])
     parser.add_argument("--rows", type=Path, default=Path("adam_table.jsonl"), help="(default adam_table.jsonl)")
     parser.add_argument("--show", action="store_true", help="run nothing: show the rows that are there")
@@ -94,7 +98,14 @@ def cells(arguments: argparse.Namespace, ranks: int) -> Iterator[dict]:
                 "staleness": staleness,
                 "rate": rate,
                 "seed": seed,
+                **(mixing(arguments) if contender in GOSSIP else {}),
             }
+
+
+def mixing(arguments: argparse.Namespace) -> dict[str, str | int]:
+    """Return what is not the default, so that rows of the default do not name it."""
+    named = {"graph": arguments.graph, "average_every": arguments.average_every}
+    return {key: value for key, value in named.items() if value is not None}
 
 
 def read(path: Path) -> list[dict]:
@@ -159,6 +170,7 @@ def train(cell: dict, workload: Workload, rank: int | None) -> float:
         rank: whose batches are taken; None: those of all ranks, in one process.
     """
     import pushsum_opt as ps
+    from pushsum_opt.cli.graph_names import named_graph
 
     torch.manual_seed(cell["seed"])
     model = workload.model()
@@ -168,7 +180,11 @@ def train(cell: dict, workload: Workload, rank: int | None) -> float:
         forward = nn.parallel.DistributedDataParallel(model)
     elif cell["contender"] in GOSSIP:
         adaptive = "corrected" if cell["contender"] == "corrected" else "plain"
-        optimizer = ps.PushSumOptimizer(optimizer, model, staleness=cell["staleness"], adaptive=adaptive)
+        graph = named_graph(cell["graph"]) if "graph" in cell else None
+        algorithm = ps.algorithms.PeriodicAverage(cell["average_every"]) if "average_every" in cell else None
+        optimizer = ps.PushSumOptimizer(
+            optimizer, model, staleness=cell["staleness"], adaptive=adaptive, graph=graph, algorithm=algorithm
+        )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: warm_up_and_cosine(k, cell["steps"]))
     generator = torch.Generator().manual_seed(cell["seed"] + 1)
     for _ in range(cell["steps"]):
@@ -214,22 +230,33 @@ def setting_of(row: dict) -> tuple[str, int, int, int, float]:
 def show_setting(rows: list[dict]) -> None:
     """Print a line for every contender; differences are between means over the seeds that all-reduce has run too."""
     rates = sorted({row["rate"] for row in rows})
-    losses: dict[tuple[str, int, float], dict[int, float]] = {}
+    losses: dict[tuple[Series, float], dict[int, float]] = {}
     for row in rows:
-        losses.setdefault((row["contender"], row["staleness"], row["rate"]), {})[row["seed"]] = row["loss"]
+        losses.setdefault((series_of(row), row["rate"]), {})[row["seed"]] = row["loss"]
     print(f"  {'':30}" + "".join(f"{f'rate {rate:g}':>36}" for rate in rates) + f"{'best':>16}")
-    for contender, staleness in sorted({key[:2] for key in losses}, key=lambda k: (list(LABELS).index(k[0]), k[1])):
-        name = LABELS[contender] + (f", staleness {staleness}" if contender in GOSSIP else "")
-        texts = [described(losses, contender, staleness, rate) for rate in rates]
-        print(f"  {name:30}" + "".join(f"{text:>36}" for text in texts) + best(losses, contender, staleness, rates))
+    for series in sorted({key[0] for key in losses}, key=lambda one: (list(LABELS).index(one[0]), one[1:])):
+        texts = [described(losses, series, rate) for rate in rates]
+        print(f"  {named(series):30}" + "".join(f"{text:>36}" for text in texts) + best(losses, series, rates))
 
 
-def described(losses: dict, contender: str, staleness: int, rate: float) -> str:
-    own = losses.get((contender, staleness, rate))
+def series_of(row: dict) -> Series:
+    return row["contender"], row["staleness"], row.get("graph", ""), row.get("average_every", 0)
+
+
+def named(series: Series) -> str:
+    contender, staleness, graph, every = series
+    if contender not in GOSSIP:
+        return LABELS[contender]
+    extra = (f", {graph}" if graph else "") + (f", every {every} exact" if every else "")
+    return f"{LABELS[contender]}, staleness {staleness}{extra}"
+
+
+def described(losses: dict, series: Series, rate: float) -> str:
+    own = losses.get((series, rate))
     if not own:
         return "-"
     values = list(own.values())
-    against = difference(own, all_reduce(losses, rate)) if contender in GOSSIP else ""
+    against = difference(own, all_reduce(losses, rate)) if series[0] in GOSSIP else ""
     return f"{statistics.fmean(values):.4f} ({min(values):.3f}..{max(values):.3f}) {against} n={len(values)}"
 
 
@@ -237,7 +264,7 @@ def all_reduce(losses: dict, rate: float) -> dict[int, float]:
     """Return the losses of the references by seed, DDP's where it has run."""
     found: dict[int, float] = {}
     for reference in reversed(REFERENCES):
-        found |= losses.get((reference, 0, rate), {})
+        found |= losses.get(((reference, 0, "", 0), rate), {})
     return found
 
 
@@ -249,15 +276,15 @@ def difference(own: dict[int, float], other: dict[int, float]) -> str:
     return f"{100 * (ratio - 1):+.1f} %"
 
 
-def best(losses: dict, contender: str, staleness: int, rates: list[float]) -> str:
+def best(losses: dict, series: Series, rates: list[float]) -> str:
     """Compare the best rate of a contender with the best of all-reduce."""
 
     def least(choices: list[dict[int, float]]) -> dict[int, float]:
         return min(filter(None, choices), key=lambda values: statistics.fmean(values.values()), default={})
 
-    own = least([losses.get((contender, staleness, rate), {}) for rate in rates])
+    own = least([losses.get((series, rate), {}) for rate in rates])
     text = f"{statistics.fmean(own.values()):.4f}" if own else "-"
-    against = difference(own, least([all_reduce(losses, rate) for rate in rates])) if contender in GOSSIP else ""
+    against = difference(own, least([all_reduce(losses, rate) for rate in rates])) if series[0] in GOSSIP else ""
     return f"{text:>8} {against:>7}"
 
 
