@@ -307,9 +307,13 @@ class Member:
         """Collective over the survivors. Exchange with them from now on."""
         host = Participant(comm)
         self.graph = opening.graph_of_survivors(self._graph, self.graph, comm.Get_size(), speaks=host.rank == 0)
-        self._connect(comm, host)
-        self.lifetime.move(self.channel, self.graph.partners(self.participant, self.participants), host)
-        self._begin_to_gossip()
+        try:
+            self._connect(comm, host)
+            self.lifetime.move(self.channel, self.graph.partners(self.participant, self.participants), host)
+            self._begin_to_gossip()
+        except BaseException:  # another rank has died: what was opened half-way is of no use
+            self.transport.close()
+            raise
         self._stands_still = False
 
     # ------------------------------------------------------------------ the first step
