@@ -24,7 +24,8 @@ class Loss:
     """Messages whose mass went back to their senders, over all survivors."""
 
     mass_taken_back: float
-    """Their mass, in all. The mean of the models moves by at most the sum of m |z_now - z_sent| over them."""
+    """Their mass, in all. The mean of the models moves by at most the sum of m times the distance between z now and z as
+    it was sent, over these messages."""
 
     seconds: float
     """How long the recovery took on this rank, from the moment that it noticed to the moment that it could go on."""

@@ -76,9 +76,7 @@ def _counting(member: Member) -> Iterator[None]:
 def exact_round(member: Member) -> None:
     """Collective. Average exactly in place of a round. See :meth:`PushSum.average`."""
     member.survival.together(
-        partial(_exact_round, member),
-        commit=lambda kept: _end_exact_round(member),
-        undo=_Kept.put_back,
+        partial(_exact_round, member), commit=partial(_end_exact_round, member), undo=_Kept.put_back
     )
 
 
@@ -96,7 +94,16 @@ def _exact_round(member: Member) -> _Kept:
             _take_average(member, chunk, mean)
         reassemble(member)
         member.channel.begin_round(member.round)  # only now: nothing was posted for those who wait for its messages
+        if not member.survival.continues:
+            _end_round(member, member.mass.initial)
     return kept
+
+
+def _end_exact_round(member: Member, kept: _Kept) -> None:
+    """End the round once it is known that all survivors have its average; without survivors it has ended before."""
+    if member.survival.continues:
+        with member.failing_together():
+            _end_round(member, member.mass.initial)
 
 
 def drain(member: Member, call: str) -> None:
@@ -151,16 +158,11 @@ def _end_round(member: Member, weight: float) -> None:
     member.mass = member.mass.after_round(weight)
 
 
-def _end_exact_round(member: Member) -> None:
-    with member.failing_together():
-        _end_round(member, member.mass.initial)
-
-
 class _Kept:
     """A copy of the tensors as they are now."""
 
     def __init__(self, member: Member) -> None:
-        self._memory = member.memory
+        self._member, self._memory = member, member.memory
         self.after_drain = False
         """Whether nothing is in flight any more."""
         self._keep()
@@ -171,6 +173,7 @@ class _Kept:
         self._keep()
 
     def _keep(self) -> None:
+        self.mass = self._member.mass
         self._memory.refresh()
         self._values = [(chunk, self._memory.raw(chunk)) for chunk in self._memory.chunks]
         self._residuals = self._memory.residual_state()
@@ -191,7 +194,8 @@ def _all_or_nothing(member: Member) -> Iterator[_Kept]:
         yield kept
     except BaseException as error:
         # A loss that ends a drain half-way has changed w: what was merged is counted, and stays.
-        if not (isinstance(error, RanksLost) and member.survival.continues and not kept.after_drain):
+        by_loss = isinstance(error, RanksLost) and member.survival.continues and not kept.after_drain
+        if member.mass is kept.mass and not by_loss:
             kept.put_back()
         raise
 

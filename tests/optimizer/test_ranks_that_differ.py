@@ -238,9 +238,13 @@ def test_a_call_that_one_rank_leaves_half_way_does_not_meet_its_next_one(error):
             with pytest.raises(PeerFailed, match=rf"rank 1 stopped: {error.__name__} in ps.average\(\): enough"):
                 ps.average(1.0, comm=comm)
         else:
-            with pytest.raises(error), together(comm, "ps.average()") as channel:
+
+            def half(channel):
                 channel.transport.gather(bytes(16), "half of an average")
                 raise error("enough")
+
+            with pytest.raises(error):
+                together(comm, "ps.average()", half)
         return ps.average(1.0 if comm.rank == 0 else 5.0, comm=comm)
 
     assert ps.testing.run(2, rank) == [3.0, 3.0]

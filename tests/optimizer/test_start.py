@@ -119,7 +119,7 @@ def test_the_constructor_takes_what_is_documented():
         "algorithm": None, "buffers": None, "wire_dtype": None, "nonfinite": "raise", "comm": None, "timeout": 1800.0,
     }  # fmt: skip
     assert documented.items() <= found.items()
-    assert set(found) - set(documented) <= {"rate_correction", "gossip_state", "adaptive"}
+    assert set(found) - set(documented) <= {"rate_correction", "gossip_state", "adaptive", "on_loss"}
 
 
 # ---------------------------------------------------------------------- agreement
