@@ -7,7 +7,7 @@ from dataclasses import dataclass
 __all__ = ["Loss"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Loss:
     """Ranks that died together, or so shortly after each other that one recovery covers them."""
 
@@ -24,8 +24,8 @@ class Loss:
     """Messages whose mass went back to their senders, over all survivors."""
 
     mass_taken_back: float
-    """Their mass, in all. The mean of the models moves by at most the sum of m times the distance between z now and z as
-    it was sent, over these messages."""
+    """Their mass, in all. The mean of the models moves by at most the sum of m times the distance between z now and z
+    as it was sent, over these messages."""
 
     seconds: float
     """How long the recovery took on this rank, from the moment that it noticed to the moment that it could go on."""
