@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import pickle
 from collections import deque
@@ -17,6 +18,7 @@ from .tensor_kinds import host_bytes, local_part, plain_parts
 __all__ = ["PLAIN", "belongs_to_one_rank", "digest"]
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype)
+_OF_ONE_RANK = (functools.partial, torch.device, torch.Generator, torch.nn.Module, torch.optim.Optimizer)
 Write = Callable[[Any], None]
 
 
@@ -32,10 +34,13 @@ def digest(value: Any) -> bytes:
 
 
 def belongs_to_one_rank(value: Any) -> bool:
-    """Tell whether a value has no meaning elsewhere: code, a device, a generator, or what does not pickle."""
+    """Tell whether a value has no meaning elsewhere, or a part in this program that a copy of it has not.
+
+    That is code, a device, a generator, a module, an optimizer, or what does not pickle.
+    """
     if callable(value) and not isinstance(value, type) and hasattr(value, "__code__"):
         return True
-    return isinstance(value, torch.device | torch.Generator) or _pickled(value) is None
+    return isinstance(value, _OF_ONE_RANK) or _pickled(value) is None
 
 
 def _walk(value: Any, write: Write, above: set[int]) -> None:

@@ -1,8 +1,9 @@
 """Loading an optimizer's state without changing it: strings, sets, arrays and named tuples come back as they were.
 
 torch's ``load_state_dict`` copies everything in a parameter's state that can be iterated over as
-``type(value)(items)``. A string then becomes the text of a generator, and an array or a named tuple raises an error. So
-such values are put into boxes before the call, and taken out afterwards.
+``type(value)(items)``. A string then becomes the text of a generator, and an array or a named tuple raises an error. And
+it makes deep copies of what is in a group: of a module too, that a hook then asks in vain, and of a lock, which cannot be
+copied. So such values are put into boxes before the call, and taken out afterwards.
 """
 
 from __future__ import annotations
@@ -15,14 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..value_digest import PLAIN, belongs_to_one_rank
+
 __all__ = ["load_state"]
 
 
 class _Box:
-    """Holds a value, and cannot be iterated over."""
+    """Holds a value, and can neither be iterated over nor copied."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
+
+    def __deepcopy__(self, memo: Any) -> _Box:
+        return self
 
 
 def load_state(optimizer: Any, state: dict[str, Any]) -> None:
@@ -33,7 +39,10 @@ def load_state(optimizer: Any, state: dict[str, Any]) -> None:
         optimizer.load_state_dict(state)
         return
     boxed = {key: _boxed(entries, top=True) for key, entries in state["state"].items()}
-    optimizer.load_state_dict({**state, "state": boxed})
+    groups = [{key: _kept(value) for key, value in group.items()} for group in state["param_groups"]]
+    optimizer.load_state_dict({**state, "state": boxed, "param_groups": groups})
+    for group in optimizer.param_groups:
+        group.update({key: _opened(value, None) for key, value in group.items() if key != "params"})
     for parameter, entries in list(optimizer.state.items()):
         device = parameter.device if isinstance(parameter, Tensor) else None
         optimizer.state[parameter] = _opened(entries, device)
@@ -48,6 +57,17 @@ def _boxed(value: Any, *, top: bool = False) -> Any:
     if isinstance(value, Tensor):
         return _Box(value) if value.is_meta else value
     return _Box(value) if isinstance(value, Iterable) else value
+
+
+def _kept(value: Any) -> Any:
+    """Return a value of a group with boxes around what stays this very object; the rest is torch's to copy."""
+    if isinstance(value, Tensor) or type(value) in PLAIN:
+        return value
+    if type(value) is dict:
+        return {key: _kept(one) for key, one in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_kept(one) for one in value)
+    return _Box(value) if belongs_to_one_rank(value) else value
 
 
 def _opened(value: Any, device: torch.device | None) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import _torch_compat
 from ..errors import ConfigurationError
 from ..log import log
+from ..tensor_kinds import is_uninitialized
 
 __all__ = ["check_rank", "copy_to_host", "watched"]
 
@@ -33,13 +34,18 @@ def copy_to_host(state: Mapping[str, Any], *, wanted: bool) -> dict[str, Any] | 
     copied = copy.copy(state)  # an OrderedDict with the versions of its modules stays one
     for key, value in state.items():
         whole = value.full_tensor() if hasattr(value, "full_tensor") else value
-        if wanted and isinstance(whole, Tensor) and whole.is_meta:
+        if wanted and isinstance(whole, Tensor) and (is_uninitialized(whole) or whole.is_meta):
             copied[key] = whole  # type: ignore[index]  # it has no values to copy
         elif wanted and isinstance(whole, Tensor):
-            copied[key] = copies.setdefault(_identity(whole), whole.detach().to("cpu", copy=True))  # type: ignore[index]
+            copied[key] = copies.setdefault(_identity(whole), _on_host(whole.detach()))  # type: ignore[index]
         elif wanted:
             copied[key] = copy.deepcopy(whole)  # type: ignore[index]
     return copied if wanted else None  # type: ignore[return-value]
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    """Return a copy. On the CPU it is a clone, which layouts without strides, such as MKL-DNN's, have too."""
+    return tensor.clone() if tensor.device.type == "cpu" else tensor.to("cpu")
 
 
 def _identity(tensor: Tensor) -> Any:

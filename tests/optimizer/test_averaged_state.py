@@ -85,6 +85,19 @@ def test_without_a_model_it_has_the_parameters_by_name():
     assert second is None
 
 
+def test_buffers_without_strides_and_parameters_without_a_shape_are_in_it():
+    def rank(comm):
+        model = nn.Sequential(nn.Linear(2, 1), nn.LazyLinear(3))
+        model.register_buffer("packed", torch.arange(4.0).to_mkldnn())
+        with ps.PushSumOptimizer(torch.optim.SGD(model[0].parameters(), lr=0.1), model, comm=comm) as optimizer:
+            return model, optimizer.averaged_state_dict()
+
+    ((model, state),) = ps.testing.run(1, rank)
+    assert state.keys() == model.state_dict().keys()
+    assert state["packed"].to_dense().tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert state["1.weight"] is model[1].weight
+
+
 @pytest.mark.parametrize("rank", [-1, 2, True, "0"])
 def test_the_rank_is_checked(rank):
     with pytest.raises(ps.testing.RankErrors, match=r"ConfigurationError: rank 0: rank=.*expected a rank, 0 to 1"):

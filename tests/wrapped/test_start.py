@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import threading
 
+import pytest
 import torch
 
 import pushsum_opt as ps
@@ -67,3 +70,31 @@ def test_a_rank_with_another_state_and_a_function_in_its_group_starts_as_rank_0(
             return round(group["lr"].item(), 6), group["schedule"](), steps
 
     assert ps.testing.run(3, rank) == [(0.1, r, [1.0, 1.0]) for r in range(3)]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda model: model, id="module"),
+        pytest.param(lambda model: torch.optim.SGD(model.parameters(), lr=1.0), id="optimizer"),
+        pytest.param(lambda model: model.forward, id="method"),
+        pytest.param(lambda model: functools.partial(model.forward), id="partial"),
+        pytest.param(lambda model: torch.Generator(), id="generator"),
+        pytest.param(lambda model: threading.Lock(), id="lock"),
+    ],
+)
+def test_what_is_alive_in_a_group_stays_the_object_that_it_was_while_values_are_rank_0s(make):
+    def rank(comm):
+        model = torch.nn.Linear(2, 1)
+        inner = torch.optim.SGD(model.parameters(), lr=0.1 + comm.rank, momentum=0.9)
+        alive = make(model)
+        inner.param_groups[0].update(alone=alive, among=[{"it": alive}, comm.rank])
+        inner.state[model.weight]["momentum_buffer"] = torch.full_like(model.weight, float(comm.rank))
+        with ps.PushSumOptimizer(inner, model, comm=comm) as optimizer:
+            optimizer.load_state_dict(optimizer.state_dict())
+            group = inner.param_groups[0]
+            assert group["alone"] is alive
+            assert group["among"][0]["it"] is alive
+            return group["lr"], group["among"][1], inner.state[model.weight]["momentum_buffer"].tolist()
+
+    assert ps.testing.run(2, rank) == [(0.1, 0, [[0.0, 0.0]])] * 2
