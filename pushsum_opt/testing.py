@@ -13,9 +13,9 @@ from .errors import PeerFailed, PushSumError
 from .transport.injection import Faults as Faults
 from .transport.injection import Killed
 from .transport.injection import Moment as Moment
-from .transport.loopback import Delays as Delays  # the form in which type checkers let a user name them
-from .transport.loopback import LoopbackComm as LoopbackComm
-from .transport.loopback import LoopbackWorld
+from .transport.loopback import LoopbackComm as LoopbackComm  # the form in which type checkers let a user name them
+from .transport.loopback_world import Delays as Delays
+from .transport.loopback_world import LoopbackWorld
 from .world import work_as
 
 __all__ = ["Faults", "Moment", "RankErrors", "run"]
@@ -81,7 +81,7 @@ def run(
     if size < 1:
         raise ValueError(f"size={size}: expected at least 1")
     world = LoopbackWorld(size, seed=seed, spread=spread, delays=delays, local_size=local_size, faults=faults)
-    comms = [world.comm(rank) for rank in range(size)]
+    comms = [LoopbackComm(world, rank) for rank in range(size)]
     results: dict[int, Result] = {}
     errors: dict[int, BaseException] = {}
 

@@ -63,6 +63,11 @@ class Ledger:
         """Note a message that was loaded from a checkpoint: no ledger of this epoch holds its sending."""
         self.weight += mass
 
+    def all_opened(self) -> None:
+        """Note that every message given so far was opened: all ranks have merged what was in flight, and all know."""
+        for given in self._given.values():
+            given.clear()
+
     def unopened(self, peer: int, opened: int) -> list[Given]:
         """Return the messages to a peer that it has not opened; ``opened`` is how many it has. They come in order."""
         count = self._count.get(peer, 0)

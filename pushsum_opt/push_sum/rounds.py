@@ -102,13 +102,14 @@ def _exact_round(member: Member) -> _Kept:
 def _end_exact_round(member: Member, kept: _Kept) -> None:
     """End the round once it is known that all survivors have its average; without survivors it has ended before."""
     if member.survival.continues:
+        member.ledger.all_opened()
         with member.failing_together():
             _end_round(member, member.mass.initial)
 
 
 def drain(member: Member, call: str) -> None:
     """Collective. Wait for and merge every message in flight."""
-    member.survival.together(partial(_drain, member, call))
+    member.survival.together(partial(_drain, member, call), commit=lambda _: member.ledger.all_opened())
 
 
 def _drain(member: Member, call: str) -> None:

@@ -160,6 +160,7 @@ class Continue(Survival):
             yield
         finally:
             self._busy = False
+            self._undecided = None
 
     def _all_have_done_it(self) -> None:
         assert self.channel is not None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .calls import nested_calls
 
 if TYPE_CHECKING:
-    from .loopback import LoopbackWorld
+    from .loopback_world import LoopbackWorld
 
 __all__ = ["Faults", "Killed", "Moment", "Rendezvous", "inject"]
 

@@ -1,9 +1,9 @@
 """Loading an optimizer's state without changing it: strings, sets, arrays and named tuples come back as they were.
 
 torch's ``load_state_dict`` copies everything in a parameter's state that can be iterated over as
-``type(value)(items)``. A string then becomes the text of a generator, and an array or a named tuple raises an error. And
-it makes deep copies of what is in a group: of a module too, that a hook then asks in vain, and of a lock, which cannot be
-copied. So such values are put into boxes before the call, and taken out afterwards.
+``type(value)(items)``. A string then becomes the text of a generator, and an array or a named tuple raises an error.
+It also makes deep copies of what is in a group. The copy of a module is not trained, and a lock has no copy. So such
+values are put into boxes before the call, and taken out afterwards.
 """
 
 from __future__ import annotations

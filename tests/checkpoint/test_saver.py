@@ -173,9 +173,10 @@ def test_asynchronous_rank_that_has_finished_is_stopped_with_the_others(tmp_path
 
 def alone(function):
     """Run a rank on the main thread, where python takes signals."""
-    from pushsum_opt.transport.loopback import LoopbackWorld
+    from pushsum_opt.transport.loopback import LoopbackComm
+    from pushsum_opt.transport.loopback_world import LoopbackWorld
 
-    return function(LoopbackWorld(1).comm(0))
+    return function(LoopbackComm(LoopbackWorld(1), 0))
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])

@@ -405,6 +405,21 @@ def test_dry_run_prints_the_exact_command_quoted_for_the_shell_and_starts_nothin
     assert capsys.readouterr().err == f"+ /opt/bin/mpirun -np 2 {sys.executable} train.py 'two words' --lr=1\n"
 
 
+def test_survive_asks_open_mpi_for_its_fault_tolerance(script, monkeypatch, capsys):
+    monkeypatch.setattr("pushsum_opt.cli.run.find_launcher", lambda environ: OPEN)
+    assert main(["run", "--dry-run", "--survive", "-np", "2", script]) == 0
+    assert "--with-ft ulfm -np 2 " in capsys.readouterr().err
+
+
+def test_survive_is_refused_where_a_death_ends_the_job(script, monkeypatch, capsys):
+    monkeypatch.setattr("pushsum_opt.cli.run.find_launcher", lambda environ: HYDRA)
+    assert main(["run", "--survive", "-np", "2", script]) == 1
+    assert (
+        "--survive: MPICH 5.0.2 (/opt/bin/mpirun) ends the job when a rank dies. Use Open MPI 5"
+        in capsys.readouterr().err
+    )
+
+
 def test_missing_home_and_a_temporary_folder_without_permission_are_replaced(script, tmp_path, monkeypatch, capsys):
     seen = []
     monkeypatch.setattr("pushsum_opt.cli.run.find_launcher", lambda environ: seen.append(environ) or HYDRA)

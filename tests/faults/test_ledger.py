@@ -32,6 +32,16 @@ def test_a_dead_peer_has_opened_what_it_surely_opened():
     assert [round for round, _ in ledger.perhaps_unopened(1, lambda sent_in: sent_in < 2)] == [2, 3]
 
 
+def test_after_a_drain_of_all_ranks_nothing_that_was_given_can_come_back():
+    ledger = Ledger(kept=8)
+    for round in range(3):
+        ledger.give(1, round, 0.1)
+    ledger.all_opened()
+    ledger.give(1, 3, 0.2)
+    assert ledger.unopened(1, opened=3) == [(3, 0.2)]
+    assert ledger.perhaps_unopened(1, lambda sent_in: False) == [(3, 0.2)]
+
+
 def test_weights_of_survivors_sum_to_their_number_and_what_is_missing_is_lost():
     accounts = [Account(0.5, 1.0, 7, 1, 0.25), Account(1.25, 3.0, 9, 0, 0.0)]
     settlement = settle(accounts, before=3)
