@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ..errors import RanksLost
 from ..interrupts import held_back
 from . import rounds
 from .lifetime import MERGING
@@ -44,7 +46,8 @@ def _close(member: Member, merge_in_flight: Callable[[], None]) -> None:
         member.held = []
         cleanly = not member.failed
         if cleanly:
-            member.mode.close()
+            with contextlib.suppress(RanksLost):  # all ranks have closed: one that dies now is missed by none
+                member.mode.close()
         member.transport.close()
         member.host.close(cleanly=cleanly)
         if cleanly:

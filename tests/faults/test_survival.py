@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from itertools import product
 
 import numpy as np
@@ -235,3 +236,27 @@ def test_an_optimizer_goes_on_with_fewer_ranks_and_says_so(tmp_path):
 def test_on_loss_is_stop_or_continue():
     with pytest.raises(ConfigurationError, match="on_loss='ignore': expected 'stop' or 'continue'"):
         ps.PushSum([np.zeros(1)], on_loss="ignore")
+
+
+def test_a_death_after_all_have_closed_is_missed_by_none():
+    """Rank 1 ends its work as the last, and dies in it; an asynchronous rank still takes back what it listened for."""
+
+    def rank(comm):
+        push_sum = ps.PushSum([np.zeros(3)], comm=comm, staleness="unbounded", on_loss="continue", timeout=30)
+        push_sum.mix()
+        mode = push_sum.member.mode
+        close = mode.close
+
+        def late():
+            if comm.rank == 1:
+                comm.world.kill(1)
+            while 1 not in comm.world.dead or comm.world.lost(comm.rank) != [1]:
+                time.sleep(1e-3)
+            close()
+
+        mode.close = late
+        push_sum.close()
+        return push_sum.closed
+
+    said = ps.testing.run(3, rank, faults=Faults({}), timeout=60)
+    assert (said[0], said[2]) == (True, True)
