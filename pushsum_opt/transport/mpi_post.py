@@ -27,6 +27,8 @@ TAG = 32001
 """The tag of a question or an answer. One above it begin those of :func:`leave`."""
 LINGER_S = 10.0
 """Seconds for which a rank that ends answers questions, where not all ranks are known to use this library."""
+LAST_LOOK_S = 1.0
+"""Seconds for which a rank that ends receives what others had sent it; more would come only from a rank that died."""
 LONGEST_NAP_S = 10e-3
 FINALIZE_S = 10
 """Seconds that MPI has to end after ranks were lost; whole ones, for alarm()."""
@@ -41,14 +43,13 @@ class MpiPost:
         self.office: MPI.Comm | None = None
         """The private communicator of all ranks, once there is one."""
         self._sending: list[tuple[MPI.Request, bytes]] = []
-        self._sent = np.zeros(self.size)  # over MPI.COMM_WORLD, to each rank
+        self._sent = np.zeros(self.size)  # to each rank, over the communicator that is used now
         self._received = 0
 
     def send(self, to: int, message: Message) -> None:
         data = json.dumps(message).encode()
         self._sending = [one for one in self._sending if not _done(one[0])]
-        if self.office is None:
-            self._sent[to] += 1
+        self._sent[to] += 1
         try:
             request = (self.office or MPI.COMM_WORLD).Isend([data, MPI.BYTE], to, TAG)
         except MPI.Exception:
@@ -62,8 +63,7 @@ class MpiPost:
             data = bytearray(status.Get_count(MPI.BYTE))
             found.Recv([data, MPI.BYTE])
             messages.append(json.loads(data.decode()))
-            if self.office is None:
-                self._received += 1
+            self._received += 1
         return messages
 
     def _probe(self, status: MPI.Status) -> MPI.Message | None:
@@ -85,16 +85,27 @@ class MpiPost:
         office, request = MPI.COMM_WORLD.Idup()
         _kept.append(office)
         wait(request.Test)
+        self.take_what_is_left(office, wait)
+        self.office = office
+        self._sent[:], self._received = 0, 0
+
+    def take_what_is_left(self, comm: MPI.Comm, wait: Callable[[Callable[[], bool]], None]) -> None:
+        """Collective over all ranks of the job. Receive what was sent to this rank: questions of waits that are over.
+
+        Args:
+            comm: a communicator of all ranks.
+            wait: returns once a function returns True.
+        """
         total = self._sent.copy()
-        request = office.Iallreduce(MPI.IN_PLACE, [total, MPI.DOUBLE], MPI.SUM)
+        request = comm.Iallreduce(MPI.IN_PLACE, [total, MPI.DOUBLE], MPI.SUM)
+        _kept.append((request, total))
         wait(request.Test)
 
         def nothing_is_left() -> bool:
-            self.receive()  # questions of waits that are over
+            self.receive()
             return bool(self._received >= total[self.me])
 
         wait(nothing_is_left)
-        self.office = office
 
 
 def _done(request: MPI.Request) -> bool:
@@ -155,7 +166,7 @@ def leave() -> None:
     roll.ended = True
     assert _post is not None
     if _post.office is not None:
-        _wait_for_all(roll, _post.office)
+        _wait_for_all(roll, _post)
     else:
         _leave_one_by_one(roll, _post)
 
@@ -169,10 +180,16 @@ def _end_in_any_case() -> None:
     signal.alarm(FINALIZE_S)
 
 
-def _wait_for_all(roll: RollCall, office: MPI.Comm) -> None:
-    """Answer questions until all ranks have come here. Where some have died, MPI says so, and the others just go."""
+def _wait_for_all(roll: RollCall, post: MpiPost) -> None:
+    """Answer questions until all ranks have come here. Where some have died, MPI says so, and the others just go.
+
+    Then nobody asks any more. What is under way is received, as MPI would warn of it: UCX does.
+    """
+    assert post.office is not None
     with contextlib.suppress(MPI.Exception):
-        _listen_until(roll, office.Ibarrier().Test, float("inf"))
+        _listen_until(roll, post.office.Ibarrier().Test, float("inf"))
+        deadline = time.monotonic() + LAST_LOOK_S
+        post.take_what_is_left(post.office, lambda done: _nap_until(done, deadline))
 
 
 def _leave_one_by_one(roll: RollCall, post: MpiPost) -> None:
@@ -192,9 +209,20 @@ def _leave_one_by_one(roll: RollCall, post: MpiPost) -> None:
 
 def _listen_until(roll: RollCall, done: Callable[[], bool], deadline: float) -> bool:
     """Answer questions until something is done; tell whether it was before the deadline."""
+
+    def listened() -> bool:
+        if done():
+            return True
+        roll.listen()
+        return False
+
+    return _nap_until(listened, deadline)
+
+
+def _nap_until(done: Callable[[], bool], deadline: float) -> bool:
+    """Sleep until something is done; tell whether it was before the deadline."""
     begin = time.monotonic()
     while not done():
-        roll.listen()
         now = time.monotonic()
         if now >= deadline:
             return False

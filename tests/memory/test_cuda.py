@@ -176,6 +176,9 @@ def test_kernels_that_do_not_compile_are_an_error_that_names_versions_cause_and_
         def get_function(self, name):
             raise CompileException(said)
 
+    def refuses(index):
+        raise RuntimeError("the driver does not answer")
+
     runtime = SimpleNamespace(driverGetVersion=lambda: 12080)
     nvrtc = SimpleNamespace(getVersion=lambda: (13, 1))
     cuda._module.cache_clear()
@@ -187,6 +190,7 @@ def test_kernels_that_do_not_compile_are_an_error_that_names_versions_cause_and_
     one = object.__new__(CudaDevice)
     one._index, one._functions, one.name, one.who = 0, {}, "cuda:0", "rank 3"
     monkeypatch.setattr(CudaDevice, "_here", lambda self: nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", refuses)
     with pytest.raises(ConfigurationError) as caught:
         one.prepare({("float32", "bfloat16")})
     cuda._module.cache_clear()

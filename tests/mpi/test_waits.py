@@ -49,3 +49,12 @@ def test_averaged_on_one_rank_against_rounds_is_refused_on_both():
 @pytest.mark.parametrize("end", ["return", "finalize"])
 def test_slow_ranks_leave_no_message_to_the_user_and_end_together(end):
     succeeds(3, "waits.py", "fine", end, limit=60)
+
+
+def test_at_the_end_no_message_is_left_that_nobody_received():
+    """UCX warns of each; it comes with the Open MPI of PyPI. Without it there is nothing that could be seen."""
+    over_ucx = {"OMPI_MCA_pml": "ucx", "OMPI_MCA_osc": "ucx"}
+    over_ucx |= {f"OMPI_MCA_opal_common_ucx_{what}": "any" for what in ("tls", "devices")}
+    done = each_rank(2, "waits.py", "late", limit=60, **over_ucx)
+    assert (done.returncode, done.stdout.count(": ok")) == (0, 2), done.stdout[-3000:]
+    assert "was not matched" not in done.stdout

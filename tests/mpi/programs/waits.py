@@ -63,6 +63,12 @@ elif how == "steps":  # rank 0 alone evaluates while the others train
 
     caught(go_on)
     leave()
+elif how == "late":  # a rank that computes for long, and never waits afterwards, was asked meanwhile
+    with exchange() as push_sum:
+        push_sum.mix()
+        time.sleep(1.2 if rank == 1 else 0.0)
+        push_sum.mix()
+    print(f"rank {rank} of {size}: ok", flush=True)
 elif how == "fine":
     from mpi4py import MPI
 
