@@ -100,6 +100,11 @@ def advise(found: Facts, environ: Mapping[str, str]) -> str:
     """Say what to change so that MPI takes GPU memory, or takes it faster."""
     hints = []
     tls = environ.get("UCX_TLS", "")
+    if environ.get("OMPI_MCA_mpi_ft_enable", "0").lower() in ("1", "true"):
+        hints.append(
+            "Fault tolerance (`pushsum run --survive`, `mpirun --with-ft ulfm`) turns off UCX, which takes GPU memory to "
+            "other ranks: a job that outlives its ranks goes this way"
+        )
     if tls and tls != "all" and "cuda" not in tls and not tls.startswith("^"):
         hints.append(f"UCX_TLS={tls} leaves the CUDA transports out: unset it, or add cuda_copy,cuda_ipc")
     if environ.get("OMPI_MCA_pml", "ucx") != "ucx":

@@ -146,6 +146,7 @@ def test_ranks_that_share_one_gpu_are_not_called_slow():
 @pytest.mark.parametrize(
     ("environ", "found", "says"),
     [
+        ({"OMPI_MCA_mpi_ft_enable": "1"}, {"error": "exit code 139"}, "a job that outlives its ranks goes this way"),
         ({"UCX_TLS": "rc,sm"}, GOOD, "cuda_copy,cuda_ipc"),
         ({"OMPI_MCA_pml": "ob1"}, GOOD, "turns UCX off"),
         ({"CUDA_VISIBLE_DEVICES": "3"}, {**GOOD, "visible": 1}, "ps.local_device()"),
