@@ -76,7 +76,7 @@ def test_training_learns_and_agrees(tmp_path, way, how):
 @WAYS
 def test_what_users_combine_ends_where_it_ends_on_the_host(tmp_path, way):
     for found in ranks(3, "features.py", tmp_path=tmp_path, way=way):
-        assert len(found["far"]) == 15
+        assert len(found["far"]) == 16
         assert not [(name, far) for name, far in found["far"].items() if isinstance(far, str) or far > 1e-4]
 
 

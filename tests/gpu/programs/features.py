@@ -6,6 +6,7 @@ Both must end at the same model, up to the order in which a GPU sums; a copy on 
 import sys
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,6 +82,37 @@ def resumed(where: torch.device) -> list[torch.Tensor]:
     return training.end()
 
 
+def kept_in_memory(where: torch.device) -> list[torch.Tensor]:
+    """A run ends badly after a checkpoint in memory; the next one begins with the same bits."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(ps.broadcast_object(name))
+
+        def begin() -> tuple[Training, Any]:
+            training = Training(where, adamw)
+            memory = {"memory_every": 2, "memory_directory": folder, "memory_limit": 1.0}
+            return training, ps.checkpoint.Saver(folder / "disk", training.optimizer, **memory)
+
+        training, saver = begin()
+        for step in range(6):
+            training.steps(step, step + 1)
+            saver.after_step(step=step + 1)
+        saved = [tensor.clone() for tensor in training.model.state_dict().values()]
+        saver._end(well=False)  # as where the process is killed: what is in memory stays
+        training.optimizer.close()
+        training, saver = begin()
+        resumed = saver.resume()
+        assert resumed is not None, "nothing was found in memory"
+        assert resumed["step"] == 6
+        found = list(training.model.state_dict().values())
+        assert all(map(torch.equal, saved, found)), "what was resumed is not what was kept"
+        assert all(tensor.device.type == where.type for tensor in found)
+        training.steps(6, 9)
+        ended = training.end()
+        saver.close()
+        ps.barrier()
+    return ended
+
+
 def collectives(where: torch.device) -> list[torch.Tensor]:
     mine = torch.arange(7, dtype=torch.float32, device=where) + comm.rank
     model = network().to(where)
@@ -129,6 +161,7 @@ CASES = {
     "gradients within the host": trained(sgd, within_host="gradients"),
     "unequal data": trained(sgd, data_weight=1.0 + comm.rank, staleness=2),
     "resumed": resumed,
+    "kept in memory": kept_in_memory,
     "collectives": collectives,
 }
 far = {}
