@@ -37,6 +37,8 @@ class Setting:
     maximize: bool = False
     amsgrad: bool = False
     staleness: int = 0
+    average_every: int | None = None
+    """Every such round is an exact average, of z and m, after all that is in flight was merged."""
     skips: bool = False
     """Some parameters have no gradient in some steps."""
 
@@ -61,13 +63,18 @@ def train(setting: Setting, peers, data_weights: list[float], steps: int):
     a = np.array(data_weights) * n / sum(data_weights)
     theta = float(((a / n) ** 2).sum())
     ranks = [Rank(a[i], a[i], [start(number) for number in range(len(SHAPES))]) for i in range(n)]
-    in_flight: list[list[tuple[int, int, float, list[np.ndarray], list[np.ndarray]]]] = []
+    in_flight: dict[int, list[tuple[int, int, float, list[np.ndarray], list[np.ndarray]]]] = {}  # by round
     for k in range(steps):
         for i, rank in enumerate(ranks):
             local_step(setting, rank, theta, k, i)
-        in_flight.append([message for i in range(n) for message in give(setting, ranks[i], peers, i, n, k)])
-        if k >= setting.staleness:
-            merge(setting, ranks, in_flight[k - setting.staleness])
+        exact = setting.average_every is not None and (k + 1) % setting.average_every == 0
+        if not exact:
+            awaited = len(in_flight)
+            in_flight[k] = [message for i in range(n) for message in give(setting, ranks[i], peers, i, n, k, awaited)]
+        for sent in [sent for sent in in_flight if exact or k - sent == setting.staleness]:
+            merge(ranks, in_flight.pop(sent), setting.beta1 ** (k - sent))
+        if exact:
+            average(ranks)
         yield ranks
 
 
@@ -92,18 +99,17 @@ def local_step(setting: Setting, rank: Rank, theta: float, k: int, i: int) -> No
         rank.z[number] = z - f * setting.lr * (update + decay)
 
 
-def give(setting: Setting, rank: Rank, peers, i: int, n: int, k: int):
+def give(setting: Setting, rank: Rank, peers, i: int, n: int, k: int, awaited: int):
     out = peers(i, n, k)
     tau, d = setting.staleness, len(out)
     given = rank.w * d / (1 + d)
-    if d and k < tau:  # nothing comes back yet
-        given = min(rank.a * d / (1 + d + tau * d), rank.w / (1 + tau - k))
+    if d and awaited < tau:  # nothing comes back yet
+        given = min(rank.a * d / (1 + d + tau * d), rank.w / (1 + tau - awaited))
     rank.w -= given
     return [(i, j, given / d, [z.copy() for z in rank.z], [m.copy() for m in rank.m]) for j in out]
 
 
-def merge(setting: Setting, ranks: list[Rank], messages) -> None:
-    decayed = setting.beta1**setting.staleness
+def merge(ranks: list[Rank], messages, decayed: float) -> None:
     for _, j, mass, z, m in sorted(messages, key=lambda message: message[0]):
         rank = ranks[j]
         total = rank.w + mass
@@ -111,3 +117,14 @@ def merge(setting: Setting, ranks: list[Rank], messages) -> None:
             rank.z[number] = (rank.w * rank.z[number] + mass * z[number]) / total
             rank.m[number] = (rank.w * rank.m[number] + mass * decayed * m[number]) / total
         rank.w = total
+
+
+def average(ranks: list[Rank]) -> None:
+    total = sum(rank.w for rank in ranks)
+    for number in range(len(SHAPES)):
+        z = sum(rank.w * rank.z[number] for rank in ranks) / total
+        m = sum(rank.w * rank.m[number] for rank in ranks) / total
+        for rank in ranks:
+            rank.z[number], rank.m[number] = z.copy(), m.copy()
+    for rank in ranks:
+        rank.w = rank.a

@@ -60,6 +60,8 @@ def compare(setting, graph, weights, *, make=optimizer_of, dtype=torch.float64, 
         model = Point(dtype)
         inner = make(setting, model.parameters())
         options = {"graph": graph, "data_weight": weights[comm.rank], "staleness": setting.staleness}
+        if setting.average_every is not None:
+            options["algorithm"] = ps.algorithms.PeriodicAverage(setting.average_every)
         optimizer = ps.PushSumOptimizer(inner, model, adaptive="corrected", comm=comm, **options)
         found = []
         for k in range(steps):
@@ -98,6 +100,12 @@ def test_every_step_is_the_oracles(size, graph):
 def test_every_step_with_late_messages_is_the_oracles(staleness, graph, size):
     """The fresh gradient counts a / w, and m of a message fades as it would have in a rank's own state."""
     compare(oracle.Setting(staleness=staleness), graph, [1.0 + i for i in range(size)])
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+@pytest.mark.parametrize(("graph", "size"), [(ring, 2), (star, 3), (ring, 5)])
+def test_exact_averages_now_and_then_are_the_oracles(staleness, graph, size):
+    compare(oracle.Setting(staleness=staleness, average_every=4), graph, [1.0 + i for i in range(size)], steps=11)
 
 
 @pytest.mark.parametrize("way", WAYS)
