@@ -102,8 +102,8 @@ def advise(found: Facts, environ: Mapping[str, str]) -> str:
     tls = environ.get("UCX_TLS", "")
     if environ.get("OMPI_MCA_mpi_ft_enable", "0").lower() in ("1", "true"):
         hints.append(
-            "Fault tolerance (`pushsum run --survive`, `mpirun --with-ft ulfm`) turns off UCX, which takes GPU memory to "
-            "other ranks: a job that outlives its ranks goes this way"
+            "Fault tolerance (`pushsum run --survive`, `mpirun --with-ft ulfm`) turns off UCX, which takes GPU memory "
+            "to other ranks: a job that outlives its ranks goes this way"
         )
     if tls and tls != "all" and "cuda" not in tls and not tls.startswith("^"):
         hints.append(f"UCX_TLS={tls} leaves the CUDA transports out: unset it, or add cuda_copy,cuda_ipc")

@@ -78,7 +78,7 @@ class Memory(Chunked):
             given: M, the mass given with it. Above 0, what the cast takes away is kept: see :meth:`keep_rounding`.
         """
         sent = self._on_wire(chunk, slab)
-        self._copy(self._cut(sent, chunk), self._views[chunk.index])
+        self._gather_into(sent, chunk)
         if chunk.rounded and given:
             self.keep_rounding(chunk, slab, left, given)
         return self._wire_bytes(sent)
@@ -138,13 +138,12 @@ class Memory(Chunked):
             weight: w before this merge.
             mass: m, what the message carries.
         """
-        theirs = self._on_wire(chunk, slab)
         if chunk.index in self._residual:
             wide = self._gather(chunk, "float32")
-            theirs = self._widen(theirs, "float32")
+            theirs = self._widen(self._on_wire(chunk, slab), "float32")
             self._set_numerator(chunk, weight * wide + self._residual[chunk.index] + mass * theirs, weight + mass)
         else:
-            self._lerp(self._views[chunk.index], self._cut(theirs, chunk), mass / (weight + mass))
+            self._lerp(self._views[chunk.index], self._received_parts(chunk, slab), mass / (weight + mass))
 
     def _merge_by_element(self, chunk: Chunk, slab: Array, weight: float, mass: float, heal: bool) -> None:
         """Merge where both elements are finite, and keep ours elsewhere. Nothing is asked of the values: no wait."""
@@ -183,7 +182,7 @@ class Memory(Chunked):
             before = self._before.get(chunk.index)
             if before is None:
                 before = self._before[chunk.index] = self._allocate(chunk.numel, chunk.dtype, chunk.device)
-            self._copy(self._cut(before, chunk), self._views[chunk.index])
+            self._gather_into(before, chunk)
 
     def scale_step(self, weight: float, initial_weight: float) -> None:
         """Scale the local step since :meth:`snapshot`: z <- z_before + (a / w)(z_after - z_before).

@@ -40,11 +40,18 @@ class Chunked(Planned):
 
     def _gather(self, chunk: Chunk, dtype: str) -> Array:
         flat = self._allocate(chunk.numel, dtype, chunk.device)
-        self._copy(self._cut(flat, chunk), self._views[chunk.index])
+        self._gather_into(flat, chunk)
         return flat
+
+    def _gather_into(self, flat: Array, chunk: Chunk) -> None:
+        self._copy(self._cut(flat, chunk), self._views[chunk.index])
 
     def _scatter(self, chunk: Chunk, flat: Array) -> None:
         self._copy(self._views[chunk.index], self._cut(flat, chunk))
+
+    def _received_parts(self, chunk: Chunk, slab: Array) -> list[Array]:
+        """Return what has come into a slab, in views that match the chunk's pieces."""
+        return self._cut(self._on_wire(chunk, slab), chunk)
 
     def _on_wire(self, chunk: Chunk, slab: Array) -> Array:
         return self._view_as(slab[: chunk.nbytes], chunk.wire.dtype)

@@ -80,7 +80,7 @@ class Planned(Primitives):
         Raises:
             LayoutError: a tensor changed its shape or dtype.
         """
-        if [self._position(tensor) for tensor in self._tensors] != self._positions:
+        if self._all_positions() != self._positions:
             self._rebuild()
 
     def keeps_its_form(self) -> bool:
@@ -150,7 +150,11 @@ class Planned(Primitives):
         for chunk in self.exchanged:
             if chunk.dtype in HALF:
                 self._residual[chunk.index] = self._cut_residual(chunk, residuals)
-        self._positions = [self._position(tensor) for tensor in self._tensors]
+        self._positions = self._all_positions()
+
+    def _all_positions(self) -> list[object]:
+        """Return where each tensor lies and in which form, to see whether one has moved; in every round."""
+        return [self._position(tensor) for tensor in self._tensors]
 
     def _residuals_by_tensor(self, specs: Sequence[TensorSpec]) -> dict[int, Array]:
         """Return the residuals of each tensor, in the memory order of its new description.

@@ -89,7 +89,7 @@ class MpiPost:
         self.office = office
         self._sent[:], self._received = 0, 0
 
-    def take_what_is_left(self, comm: MPI.Comm, wait: Callable[[Callable[[], bool]], None]) -> None:
+    def take_what_is_left(self, comm: MPI.Comm, wait: Callable[[Callable[[], bool]], object]) -> None:
         """Collective over all ranks of the job. Receive what was sent to this rank: questions of waits that are over.
 
         Args:

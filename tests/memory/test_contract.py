@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -473,6 +475,34 @@ def test_a_tensor_that_moved_is_followed(kind, dtype):
     memory.refresh()
     got = np.concatenate([memory.values(chunk) for chunk in memory.chunks])
     np.testing.assert_array_equal(got, kind.read(memory, moved).T.reshape(-1))
+
+
+@pytest.mark.parametrize("kind", cases(without="array"))
+@pytest.mark.parametrize("complex_too", [False, True])
+def test_a_tensor_that_lies_where_it_lay_in_another_order_is_followed(kind, complex_too):
+    """Its address, shape and dtype are the same; only its strides are not."""
+    square, beside = (kind.make(np.arange(400.0).reshape(20, 20) + 1000 * i, "float32") for i in range(2))
+    tensors = [square, torch.complex(beside, beside)] if complex_too else [square, beside]
+    memory = kind.bind(tensors)
+    for tensor in tensors:
+        tensor.data = tensor.data.t()
+    memory.refresh()
+    assert next(iter(memory.described().values())) == "float32[20, 20] strides [1, 20]"
+
+
+def test_a_slab_that_is_dropped_is_not_kept_by_what_was_cut_of_it():
+    memory = HostMemory([torch.zeros(700), torch.zeros(9)], ["a", "b"], None, 1 << 20)
+    (chunk,) = memory.chunks
+    slab = memory.new_slab(chunk.nbytes)
+    memory.pack(chunk, slab)
+    memory.merge(chunk, slab, 1.0, 1.0)
+    gone = weakref.ref(slab.untyped_storage())
+    there = weakref.ref(slab)
+    del slab
+    gc.collect()
+    assert there() is None
+    assert gone() is None
+    assert len(memory._parts_of) == 0
 
 
 @pytest.mark.parametrize("kind", cases(without="array"))
