@@ -6,22 +6,27 @@ Every function here is collective: all ranks call it, in the same order.
 from __future__ import annotations
 
 import pickle
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
+import numpy.typing as npt
 
+from .arguments import Communicator
 from .channel import Channel
 from .channel.agreement import agree
 from .collectives import together
 from .collectives.values import ONE_KIND, describe_value, pickled, unpickled
 from .errors import ConfigurationError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 __all__ = ["allgather", "barrier", "sum"]
 
 HALF = 32  # bits: an int64 is summed as two numbers that float64 holds exactly
 
 
-def barrier(*, comm: Any = None) -> None:
+def barrier(*, comm: Communicator | None = None) -> None:
     """Collective. Return once every rank has made this call.
 
     >>> from pushsum_opt import testing
@@ -31,7 +36,7 @@ def barrier(*, comm: Any = None) -> None:
     together(comm, "ps.barrier()", lambda channel: channel.barrier("barrier()"))
 
 
-def allgather(value: Any, *, comm: Any = None) -> list[Any]:
+def allgather(value: Any, *, comm: Communicator | None = None) -> list[Any]:
     """Collective. Return every rank's ``value``, in the order of ranks; anything that pickles.
 
     >>> from pushsum_opt import testing
@@ -46,7 +51,17 @@ def allgather(value: Any, *, comm: Any = None) -> list[Any]:
     return together(comm, "ps.allgather()", gather)
 
 
-def sum(value: Any, *, comm: Any = None) -> Any:
+@overload
+def sum(value: Tensor, *, comm: Communicator | None = ...) -> Tensor: ...
+@overload
+def sum(value: npt.NDArray[Any], *, comm: Communicator | None = ...) -> npt.NDArray[Any]: ...
+@overload
+def sum(value: int | np.integer[Any] | np.bool_, *, comm: Communicator | None = ...) -> int: ...
+@overload
+def sum(value: float | np.floating[Any], *, comm: Communicator | None = ...) -> float: ...
+@overload
+def sum(value: complex, *, comm: Communicator | None = ...) -> complex: ...
+def sum(value: Any, *, comm: Communicator | None = None) -> Any:
     """Collective. Return the sum of the values of all ranks, the same bits on every rank.
 
     Floats are summed in float64. Ints and bools are summed exactly: Python's are of any length; tensors and arrays of

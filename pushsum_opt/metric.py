@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .arguments import Communicator
 from .channel import Channel
 from .collectives import together
 from .errors import ConfigurationError, MismatchError
@@ -32,7 +33,7 @@ class Metric:
     [(1.0, 1.75), (2.0, 1.75)]
     """
 
-    def __init__(self, *, comm: Any = None) -> None:
+    def __init__(self, *, comm: Communicator | None = None) -> None:
         self._comm = comm
         self.reset()
 
@@ -87,7 +88,7 @@ class Metric:
         return self.compute_all({"the metric": self}, comm=self._comm)["the metric"]
 
     @staticmethod
-    def compute_all(metrics: Mapping[str, Metric], *, comm: Any = None) -> dict[str, Any]:
+    def compute_all(metrics: Mapping[str, Metric], *, comm: Communicator | None = None) -> dict[str, Any]:
         """Collective. Return the means of several metrics by name; the ranks meet once for all of them.
 
         Args:

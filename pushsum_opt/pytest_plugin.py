@@ -2,16 +2,18 @@
 
 pytest loads this plugin by itself. It does nothing unless mpirun has started several ranks.
 
-A rank whose test raises tells the others. Those that wait for it in a call of this library stop with its reason. After
-every test all ranks say how it ended for them. Where it failed on one, all ranks give up what is open.
+A rank whose test raises tells the others. Those that wait for it in a call of this library stop with its reason. So do
+those that wait for a rank that has come to the end of the test, skipped it, or failed before they waited. After every
+test all ranks say how it ended for them. Where it failed on one, all ranks give up what is open.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import pytest
@@ -20,6 +22,8 @@ __all__ = ["pytest_addoption", "pytest_configure"]
 
 LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 REASON_BYTES = 500
+LISTEN_S = 0.1
+"""Between two looks for questions of ranks that wait for this one."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -94,7 +98,10 @@ class Ranks:
 
     def _end_of_test(self, test: str) -> str:
         """Collective. Return the reasons of the ranks on which the test failed; then nothing is open on any rank."""
-        reasons = self._compare(test, test, self._reason.encode("utf-8", "replace"))
+        from .transport.mpi_catch_up import catch_up
+
+        reasons, set_ups = self._compare(test, test, self._reason.encode("utf-8", "replace"))
+        self._wait(catch_up(set_ups), f"what ranks had begun to set up in {test} was not made", limited=True)
         if reasons:
             from . import ending, world
             from .channel import by_communicator
@@ -106,23 +113,37 @@ class Ranks:
             by_communicator.opened(world.communicator())
         return reasons
 
-    def _compare(self, where: str, what: str, reason: bytes) -> str:
+    def _compare(self, where: str, what: str, reason: bytes) -> tuple[str, int]:
+        """Collective. Return the reasons of the ranks that have one, and how many channels some rank has begun."""
+        from .transport.mpi_catch_up import set_ups
+        from .transport.mpi_post import roll_of_the_job
+
         digest = hashlib.blake2b(what.encode(), digest_size=16).digest()
         name = where.encode("utf-8", "replace")[-100:].ljust(100)
-        mine = digest + name + reason[:REASON_BYTES].ljust(REASON_BYTES)
+        mine = digest + name + struct.pack("<q", set_ups()) + reason[:REASON_BYTES].ljust(REASON_BYTES)
         ticket, rows = self._channel.gather(mine, f"the end of {where}")
-        began = time.monotonic()
-        while not ticket.done:
-            self._channel.poll(1.0)
-            if self._reason and time.monotonic() - began > self._grace:
-                late = f"the other ranks did not come to the end of {where} within {self._grace:g} s"
-                self._stop(f"{late}. {self._reason}")
+        roll = roll_of_the_job()
+        roll.left = self._reason or f"it has come to the end of {where}"
+        failed = bool(self._reason)
+        self._wait(lambda: ticket.done, f"the other ranks did not come to the end of {where}", limited=failed)
+        roll.left = ""
         said = [row.tobytes() for row in rows]
         if any(one[:16] != digest for one in said):
             places = [f"rank {rank}: {one[16:116].decode('utf-8', 'replace').strip()}" for rank, one in enumerate(said)]
             self._stop("the ranks run different tests: " + "; ".join(places[:8]) + ". Select the same on every rank")
-        texts = [one[116:].decode("utf-8", "replace").strip() for one in said]
-        return "\n".join(text for text in texts if text)
+        texts = [one[124:].decode("utf-8", "replace").strip() for one in said]
+        return "\n".join(text for text in texts if text), max(struct.unpack("<q", one[116:124])[0] for one in said)
+
+    def _wait(self, done: Callable[[], bool], why_not: str, *, limited: bool) -> None:
+        """Wait, and answer the ranks that wait for this one; where it is limited, end the job after the grace."""
+        from .transport.mpi_post import roll_of_the_job
+
+        began = time.monotonic()
+        while not done():
+            self._channel.poll(LISTEN_S)
+            roll_of_the_job().listen()
+            if limited and time.monotonic() - began > self._grace:
+                self._stop(f"{why_not} within {self._grace:g} s. {self._reason}")
 
     def _stop(self, why: str) -> None:
         from . import ending

@@ -22,7 +22,9 @@ def ring(rank: int, size: int, round: int) -> list[int]:
 def rank(comm: ps.testing.LoopbackComm) -> float:
     ps.PushSum([np.zeros(3)], comm=comm)
     ps.PushSumOptimizer(inner, model, comm=comm)
-    return float(ps.average(1.0, comm=comm))
+    tensor: torch.Tensor = ps.average(torch.ones(2)) + ps.sum(torch.ones(2))
+    whole: int = ps.sum(3)
+    return ps.average(1.0, comm=comm) + ps.consensus_distance(ps.PushSumOptimizer(inner, model)) + whole
 
 ps.testing.run(2, rank)
 ps.PushSumOptimizer(inner, model, comm=MPI.COMM_WORLD, staleness="unbounded", within_host="ddp", buffers="gossip")
@@ -43,6 +45,11 @@ ps.PushSumOptimizer(model, inner)  # wrong
 ps.PushSum([np.zeros(3)], staleness="unbound")  # wrong
 ps.PushSum([np.zeros(3)], graph=ring(0, 1, 2))  # wrong
 ps.average(1.0, comm="world")  # wrong
+ps.barrier(comm="world")  # wrong
+ps.average("loss")  # wrong
+ps.sum(None)  # wrong
+ps.average(torch.ones(1)).no_such_method()  # wrong
+ps.consensus_distance(model)  # wrong
 ps.broadcast_parameters(model, root="0")  # wrong
 """
 

@@ -166,4 +166,15 @@ def _broadcast_saved(channel: Channel, name: str, tensor: Tensor, root: int) -> 
     theirs = broadcast_bytes(channel, mine if channel.rank == root else b"", root)
     if channel.rank != root:
         received = torch.load(io.BytesIO(theirs), map_location="cpu", weights_only=False)
-        tensor.data = received.to(tensor.device)  # copy_() refuses another number of sparse elements
+        _put(tensor, received.to(tensor.device))
+
+
+def _put(tensor: Tensor, values: Tensor) -> None:
+    """Give a tensor that is not in plain memory other values, which may be another number of sparse elements."""
+    import torch
+
+    if tensor.layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc):
+        with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
+            tensor.resize_as_sparse_(values).copy_(values)  # an assignment to .data changes nothing, and says nothing
+    else:
+        tensor.data = values

@@ -120,7 +120,8 @@ def load_from(found: tuple[Path, Manifest], optimizer: Any, companions: Companio
 
     try_together(push_sum, "loading", put_back)
     if push_sum.member.speaks:
-        how = "exactly" if exact else f"on {push_sum.size} ranks, each from the average of {manifest.size}"
+        ranks = "one rank" if push_sum.size == 1 else f"{push_sum.size} ranks, each"
+        how = "exactly" if exact else f"on {ranks} from the average of {manifest.size}"
         log.info("resumed %s from %s in round %d", how, path, push_sum.round)
     return Resumed(path, push_sum.round, exact, part["extra"])
 

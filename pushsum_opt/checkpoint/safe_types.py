@@ -102,7 +102,8 @@ def _encode_mapping(value: Any, depth: int) -> Any:
 
 def _encode_special(value: Any) -> dict[str, Any] | None:
     kind = type(value)
-    if isinstance(value, np.generic | np.ndarray) and (kind.__module__.partition(".")[0] == "numpy"):
+    scalar = isinstance(value, np.generic) and kind.__module__.partition(".")[0] == "numpy"
+    if scalar or kind in (np.ndarray, np.memmap):  # not a masked array or a matrix, which are more than their elements
         return _encode_numpy(value)
     if isinstance(value, np.dtype):
         return {TYPE: "numpy.dtype", "dtype": np.lib.format.dtype_to_descr(value)}

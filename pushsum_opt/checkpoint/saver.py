@@ -271,7 +271,7 @@ class Saver:
     def _stop(self, tally: Tally) -> None:
         path = self.save(**self._extra)
         if self._push_sum.member.speaks:
-            why = self._signals.received or f"the wish of {tally.stop} ranks"
+            why = self._signals.received or f"the wish of {tally.stop} rank{'s' * (tally.stop > 1)}"
             log.info("stopped by %s in round %d: saved %s; exit code %d", why, self._push_sum.round, path, REQUEUE)
         self._end(well=True)
         self._optimizer.close()  # all together: to the others, a rank that simply left would look as if it had failed

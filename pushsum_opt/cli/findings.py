@@ -147,7 +147,9 @@ def judge_hosts(ranks: Sequence[Mapping[str, Any]]) -> list[Finding]:
     for what in ("python", "torch", "library"):
         versions = Counter(str(one[what]) for one in ranks)
         if len(versions) > 1:
-            seen = "; ".join(f"{version} on {count} ranks" for version, count in versions.most_common())
+            seen = "; ".join(
+                f"{version} on {count} rank{'s' * (count > 1)}" for version, count in versions.most_common()
+            )
             findings.append(Finding(f"Same {what}", NOTE, seen, "install the same environment on every host"))
     return findings
 
@@ -225,7 +227,7 @@ def _cuda_major(torch: Mapping[str, Any]) -> str:
 def judge_cores(cores: int, threads: int | None, ranks_here: int) -> Finding:
     """The threads of all ranks of this host fit its cores."""
     share = max(1, cores // ranks_here)
-    seen = f"{cores} cores, {ranks_here} rank{'s' * (ranks_here > 1)} here"
+    seen = f"{cores} core{'s' * (cores > 1)}, {ranks_here} rank{'s' * (ranks_here > 1)} here"
     if threads is None:
         return Finding("Cores", OK, seen)
     seen += f", {threads} thread{'s' * (threads > 1)} per rank"

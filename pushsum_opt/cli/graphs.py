@@ -134,7 +134,7 @@ def _table(found: Sequence[Mixing], size: int, budget: int, megabytes: float) ->
     head, body = lines[:2], lines[2:]
     within = sum(mixing.busiest <= budget for mixing in found)
     peers = "1 message" if budget == 1 else f"up to {budget} messages"
-    out = [f"{size} ranks, messages of {megabytes:g} MB", "", *head]
+    out = [f"{size} rank{'s' * (size > 1)}, messages of {megabytes:g} MB", "", *head]
     if within:
         out += [f"-- {peers} per rank and round, best first", *body[:within]]
     if within < len(body):
@@ -158,10 +158,11 @@ def _cells(mixing: Mixing, megabytes: float) -> tuple[str, str, str, str, str, s
 def _details(graph: graphs.Graph, mixing: Mixing, megabytes: float, weights: Sequence[float] | None) -> str:
     size = mixing.size
     second = mixing.second_singular_value
+    period = "never repeats" if mixing.period is None else f"{mixing.period} round{'s' * (mixing.period > 1)}"
     lines = [
-        f"{mixing.graph} at {size} ranks",
+        f"{mixing.graph} at {size} rank{'s' * (size > 1)}",
         "",
-        f"  period                 {'never repeats' if mixing.period is None else f'{mixing.period} rounds'}",
+        f"  period                 {period}",
         f"  messages               {mixing.messages:.2f} per rank and round, at most {mixing.busiest} at once",
         f"  bytes                  {mixing.messages * megabytes:.1f} MB per rank and round",
         f"  rounds to 1e-3         {_rounds(mixing.rounds_to(1e-3))}",

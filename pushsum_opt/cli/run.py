@@ -78,6 +78,9 @@ _BINDINGS = tuple(
 )
 _SENT = ("OMP_NUM_THREADS", "PYTHONPATH")
 _SENT_BY_PREFIX = ("PUSHSUM_", "NCCL_", "UCX_", "GLOO_")
+_DEFAULT_HOSTS = ("prte_default_hostfile", "prte_default_dash_host", "orte_default_hostfile", "orte_default_dash_host")
+"""Open MPI's parameters for `--mca` or `--prtemca`, or for a variable such as PRTE_MCA_prte_default_hostfile."""
+_MORE_HOSTS = ("--add-host", "--add-hostfile")
 _ALLOCATIONS = ("SLURM_JOB_ID", "PBS_JOBID", "PBS_NODEFILE", "LSB_JOBID", "LSBHOSTS", "PE_HOSTFILE")
 
 
@@ -232,7 +235,10 @@ def _ranks(options: Sequence[str]) -> int | None:
 
 def _elsewhere(options: Sequence[str], environ: Mapping[str, str]) -> bool:
     """Tell whether ranks may start on other hosts than this one."""
-    return _given(options, HOSTS + HOST_FILES) or any(name in environ for name in _ALLOCATIONS)
+    named = any(word in _DEFAULT_HOSTS for word in options) or any(
+        name.partition("_MCA_")[2] in _DEFAULT_HOSTS for name in environ
+    )
+    return named or _given(options, HOSTS + HOST_FILES + _MORE_HOSTS) or any(name in environ for name in _ALLOCATIONS)
 
 
 def count_hosts(options: Sequence[str], environ: Mapping[str, str]) -> int | None:

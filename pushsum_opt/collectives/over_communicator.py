@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from .. import world
 from ..arguments import Communicator
@@ -75,6 +76,21 @@ def broadcast_object(value: Any, *, root: int = 0, comm: Communicator | None = N
     return together(comm, "ps.broadcast_object()", copy)
 
 
+@overload
+def average(value: Tensor, *, data_weight: float | None = ..., comm: Communicator | None = ...) -> Tensor: ...
+@overload
+def average(
+    value: npt.NDArray[Any], *, data_weight: float | None = ..., comm: Communicator | None = ...
+) -> npt.NDArray[Any]: ...
+@overload
+def average(
+    value: float | np.floating[Any] | np.integer[Any] | np.bool_,
+    *,
+    data_weight: float | None = ...,
+    comm: Communicator | None = ...,
+) -> float: ...
+@overload
+def average(value: complex, *, data_weight: float | None = ..., comm: Communicator | None = ...) -> complex: ...
 def average(value: Any, *, data_weight: float | None = None, comm: Communicator | None = None) -> Any:
     """Collective. Return sum_i v_i x_i / sum_i v_i over ranks, the same on every rank, summed in float64.
 

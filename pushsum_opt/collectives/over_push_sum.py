@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 __all__ = ["averaged", "consensus_distance"]
 
 
-def consensus_distance(optimizer: Any) -> float:
+class Wrapper(Protocol):
+    """A PushSumOptimizer."""
+
+    push_sum: PushSum
+
+
+def consensus_distance(optimizer: PushSum | Wrapper) -> float:
     """Collective. Return the root mean square over ranks of the norm of z_i - mean z.
 
     Args:

@@ -281,7 +281,7 @@ class MpiTransport(Transport):
 
 
 _sent_in_vain: list[Any] = []
-_begun: list[Any] = []  # MPI cannot cancel a duplication, and writes its result when it is done
+begun: list[Any] = []  # MPI cannot cancel a duplication, and writes its result when it is done
 
 
 def revoke_all() -> None:
@@ -314,13 +314,13 @@ def _duplicate(comm: MPI.Comm, timeout: float, report: Report) -> tuple[MPI.Comm
     number = 0 if set_ups is None else roll_of_the_job().reached[f"{set_ups.channel} collectives"]
     try:
         duplicate, request = comm.Idup()
-        _begun.append((duplicate, request))
+        begun.append((duplicate, request))
         until_all_come(Forming(comm.Get_rank(), set_ups, request.Test), timeout, report, number)
     except MPI.Exception as error:
         if (lost := _lost(comm, error)) is not None:
             raise RanksLost(f"rank {comm.Get_rank()}: {lost}") from error
         raise
-    _begun.pop()
+    begun.pop()
     post = post_of_the_job()
     if post.size > 1 and post.office is None and progress is not None and len(progress.ranks) == post.size:
         post.open_office(lambda done: until_all_come(Forming(comm.Get_rank(), None, done), timeout, report))

@@ -1,9 +1,10 @@
 """A rank that has waited for a while asks the ranks that it waits for, and learns why they do not come.
 
 The questions are small messages, sent only by a rank that has waited for :data:`ASK_AFTER_S`. A rank that computes does
-not answer, and nothing follows from that. Two kinds of answers prove that a wait will never end:
+not answer, and nothing follows from that. Three kinds of answers prove that a wait will never end:
 
 * the other rank has ended its program;
+* the other rank says that it has left, such as a test that has failed on it;
 * the other rank waits too, and for this one.
 
 What a rank waits for is always that others *reach* a number on a channel: the 3rd collective of a communicator, round 7
@@ -21,9 +22,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
 
-from ..errors import MismatchError, PeerFinished
+from ..errors import MismatchError, PeerFailed, PeerFinished
 
-__all__ = ["Need", "Progress", "Post", "RollCall", "Waiting"]
+__all__ = ["Need", "Progress", "Post", "RollCall", "Waiting", "group_name"]
 
 LISTEN_AFTER_S = 0.1
 """Seconds of waiting after which a rank looks for questions, and answers them."""
@@ -45,6 +46,11 @@ class Need:
     number: int
     ranks: tuple[int, ...]
     """Ranks of the whole job."""
+
+
+def group_name(ranks: Iterable[int]) -> str:
+    """Return a name for some ranks of the job, by which set-ups of channels over them are counted."""
+    return hashlib.blake2b(repr(tuple(ranks)).encode(), digest_size=6).hexdigest()
 
 
 class Post(Protocol):
@@ -98,6 +104,8 @@ class RollCall:
         """Its program is over, and what is still open is being closed."""
         self.ended = False
         """Nothing will come from it any more."""
+        self.left = ""
+        """Why it begins nothing more until all ranks have met again; empty where it has not left."""
 
     def set_up(self, ranks: Sequence[int]) -> tuple[Progress, Progress]:
         """Begin to make a channel over some ranks of the job, which all do so in the same order.
@@ -105,7 +113,7 @@ class RollCall:
         Returns:
             What counts its set-up (as a collective), and what counts the channel itself.
         """
-        group = hashlib.blake2b(repr(tuple(ranks)).encode(), digest_size=6).hexdigest()
+        group = group_name(ranks)
         set_ups = Progress(self, group, tuple(ranks))
         number = self.reached.get(f"{group} collectives", 0) + 1
         set_ups.reach_collective(number)
@@ -134,6 +142,7 @@ class RollCall:
             "reached": self.reached.get(question["channel"], 0),
             "ended": self.ended,
             "ending": self.ending,
+            "left": self.left,
             "call": "" if waiting is None else waiting.call,
             "needs": [(need.channel, need.number) for need in needs],
         }
@@ -181,6 +190,7 @@ class Waiting:
 
         Raises:
             PeerFinished: a rank that is needed has ended its program.
+            PeerFailed: a rank that is needed says that it has left.
             MismatchError: a rank that is needed waits for this one, somewhere else.
         """
         self.needs = tuple(needs)
@@ -241,6 +251,11 @@ class Waiting:
         other = self._name(answer["from"])
         if answer["ended"]:
             raise PeerFinished(self._has_ended(other))
+        if answer["left"]:
+            raise PeerFailed(
+                f"rank {self._rank}: rank {other} does not come to {self.call}, in which this rank waits for it: "
+                f"{answer['left']}"
+            )
         blocked = any(self._roll.reached.get(channel, 0) < number for channel, number in answer["needs"])
         if not blocked or (self._roll.ending and not answer["ending"]):
             return  # a rank that is ending raises nothing here: the other rank will

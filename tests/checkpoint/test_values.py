@@ -123,6 +123,7 @@ class Odd(torch.optim.SGD):
     ("save", "message"),
     [
         ({"extra": {"a": [1, threading.Event()]}}, r"extra=, at \['a'\]\[1\], holds a threading\.Event"),
+        ({"extra": {"m": np.ma.array([1, 2], mask=[0, 1])}}, r"extra=, at \['m'\], holds a numpy\.ma\.\S*MaskedArray"),
         ({"extra": {"f": lambda: 1}}, r"extra=, at \['f'\], holds a builtins\.function \(.*lambda"),
         ({"also": {"ema": "companion"}}, r"state_dict\(\) of also\['ema'\], at \['deep'\]\['x'\], holds a argparse"),
         ({"kind": Odd}, r"optimizer\.state_dict\(\), at \['state'\]\[0\]\['thing'\], holds a argparse\.ArgumentParser"),

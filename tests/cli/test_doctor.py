@@ -118,7 +118,7 @@ def test_hosts_are_counted_and_different_versions_noted():
     hosts, torch = findings.judge_hosts(ranks)
     assert hosts == Finding("Hosts", OK, "a: 2, b: 1")
     assert (torch.name, torch.status) == ("Same torch", NOTE)
-    assert "2.12.0 on 1 ranks" in torch.seen
+    assert "2.12.0 on 1 rank" in torch.seen
 
 
 def test_without_a_gpu_nothing_about_gpus_asks_for_action():
@@ -212,6 +212,7 @@ def test_more_threads_than_cores_are_noted_with_the_number_that_fits():
     assert findings.judge_cores(8, 4, 4).fix == "set OMP_NUM_THREADS=2"
     assert findings.judge_cores(2, 1, 4).status == OK
     assert findings.judge_cores(2, None, 1).status == OK
+    assert findings.judge_cores(1, 1, 2).seen == "1 core, 2 ranks here, 1 thread per rank"
 
 
 def test_setting_that_cannot_be_read_is_a_problem_and_an_unknown_one_a_note(monkeypatch):

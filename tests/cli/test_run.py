@@ -337,6 +337,22 @@ def test_settings_and_a_given_thread_count_reach_other_hosts(options):
     assert "-x" not in added(HYDRA, ["-np", "2", "-hosts", "a,b"], environ)[1]
 
 
+@pytest.mark.parametrize(
+    ("options", "variable"),
+    [
+        (["--mca", "prte_default_hostfile", "hosts"], ""),
+        (["--add-hostfile", "hosts"], ""),
+        ([], "PRTE_MCA_prte_default_hostfile"),
+        ([], "OMPI_MCA_orte_default_hostfile"),
+    ],
+)
+def test_settings_reach_hosts_that_a_default_host_file_or_an_added_one_names(options, variable):
+    environ = {"PUSHSUM_STALL_SECONDS": "5", **({variable: "hosts"} if variable else {})}
+    words = added(OPEN, ["-np", "8", *options], environ)[1]
+    assert "-x PUSHSUM_STALL_SECONDS" in " ".join(words)
+    assert "--oversubscribe" not in words
+
+
 def test_hosts_are_counted_in_a_host_file(tmp_path):
     file = tmp_path / "hosts"
     file.write_text("# two hosts\n\na:2\nb:2\na:2\n")

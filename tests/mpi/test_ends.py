@@ -39,8 +39,12 @@ def test_test_that_fails_on_one_rank_fails_on_all_and_the_next_one_is_sound():
     pytest_runs = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
     done = _run(2, [*warm_python(), "-c", pytest_runs, *options, program], 150.0, {})
     assert done.returncode == 1, done.stdout[-6000:]
-    # On rank 1 the three fail; on rank 0 two do, and the third, which has passed there, is reported as an error.
-    assert re.search(r"^3 failed, 1 passed, 1 skipped in", done.stdout, re.MULTILINE), done.stdout[-6000:]
-    assert re.search(r"^2 failed, 3 passed, 1 error in", done.stdout, re.MULTILINE), done.stdout[-6000:]
+    # On rank 1 four fail, and one that is skipped there is reported as an error, because it fails on rank 0. On rank 0
+    # four fail, and one that has passed there is reported as an error.
+    assert re.search(r"^4 failed, 1 passed, 2 skipped, 1 error in", done.stdout, re.MULTILINE), done.stdout[-6000:]
+    assert re.search(r"^4 failed, 3 passed, 1 error in", done.stdout, re.MULTILINE), done.stdout[-6000:]
     assert "rank 1 stopped: AssertionError: only here" in done.stdout
+    waits = "rank 0: rank 1 does not come to PushSumOptimizer(...), in which this rank waits for it: "
+    assert f"{waits}rank 1, in" in done.stdout
+    assert f"{waits}it has come to the end of" in done.stdout
     assert "failed on another rank of this job" in done.stdout

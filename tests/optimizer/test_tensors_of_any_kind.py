@@ -93,6 +93,34 @@ def test_a_buffer_of_any_kind_is_kept_through_steps_averages_and_checkpoints(kin
         assert all(torch.equal(value, dense(BUFFERS[kind]())) for value in values)
 
 
+SPECIAL = {
+    "sparse COO": lambda x: x.to_sparse(),
+    "sparse CSR": lambda x: x.to_sparse_csr(),
+    "sparse CSC": lambda x: x.to_sparse_csc(),
+    "sparse BSR": lambda x: x.to_sparse_bsr((2, 2)),
+    "sparse BSC": lambda x: x.to_sparse_bsc((2, 2)),
+    "quantized": lambda x: torch.quantize_per_tensor(x, 0.1 + x[0, 1].item(), 0, torch.qint8),
+    "nested": lambda x: torch.nested.nested_tensor([x[0], x[1]]),
+    "ragged": lambda x: torch.nested.nested_tensor([x[0], x[1]], layout=torch.jagged),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse", "ignore:.*quantiz.*", "ignore:TypedStorage", "ignore:.*nested")
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_rank_0s_values_reach_a_buffer_of_special_kind_also_with_another_number_of_elements(kind):
+    values = [torch.ones(4, 4), torch.eye(4)]
+
+    def rank(comm):
+        model = nn.Linear(4, 1)
+        model.register_buffer("extra", SPECIAL[kind](values[comm.rank]))
+        with wrap(model, comm):
+            return dense(model.extra)
+
+    one, other = ps.testing.run(2, rank)
+    assert torch.equal(one, dense(SPECIAL[kind](values[0])))
+    assert torch.equal(one, other)
+
+
 def test_a_mask_of_minus_infinity_keeps_nothing_from_mixing():
     """With buffers="gossip" it would share a chunk with the parameters; with "skip" the chunk would stay unmixed."""
 

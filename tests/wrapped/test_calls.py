@@ -132,3 +132,24 @@ def test_a_lambda_in_a_group_is_not_saved_and_stays_when_loading(tmp_path):
         return bits(values(model)) == before, optimizer.param_groups[0]["rule"](1.0)
 
     assert alone(rank) == (True, 4.0)
+
+
+def test_functions_inside_lists_and_dicts_of_a_group_are_not_saved_and_stay_when_loading(tmp_path):
+    def with_rules(slope):
+        def kind(parameters, lr=0.1):
+            rules = {"rules": [lambda x: slope * x, slope], "by name": {"deep": (slope, lambda x: -slope * x)}}
+            return torch.optim.SGD([{"params": list(parameters), **rules}], lr=lr, momentum=0.5)
+
+        return kind
+
+    def rank(comm):
+        model, optimizer = wrapped(comm, with_rules(3.0))
+        optimizer.step(closure_of(model, 0))
+        ps.checkpoint.save(tmp_path, optimizer)
+        model, optimizer = wrapped(comm, with_rules(4.0))
+        assert ps.checkpoint.load(tmp_path, optimizer).exact
+        (group,) = optimizer.param_groups
+        (rule, slope), (deep_slope, deep) = group["rules"], group["by name"]["deep"]
+        return rule(1.0), slope, deep_slope, deep(1.0)
+
+    assert alone(rank) == (4.0, 3.0, 3.0, -4.0)

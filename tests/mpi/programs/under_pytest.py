@@ -25,6 +25,17 @@ def test_one_rank_fails_while_others_wait_in_an_average():
     ps.average(1.0)
 
 
+def test_one_rank_fails_before_others_wait_for_it_to_wrap():
+    assert ps.rank() != 1, "nothing wrapped here"
+    train()
+
+
+def test_one_rank_skips_what_the_others_wait_in():
+    if ps.rank() == 1:
+        pytest.skip("left out here")
+    train()
+
+
 def test_one_rank_fails_and_nobody_waits():
     assert ps.rank() != 1, "alone"
 
