@@ -40,6 +40,8 @@ def _close(member: Member, merge_in_flight: Callable[[], None]) -> None:
         return
     try:
         if not member.failed:
+            for callback in member.before_close:  # each gets over a loss by itself
+                callback()
             member.survival.together(partial(_leave, member, merge_in_flight))
     finally:
         lifetime.closed = True
@@ -55,8 +57,6 @@ def _close(member: Member, merge_in_flight: Callable[[], None]) -> None:
 
 
 def _leave(member: Member, merge_in_flight: Callable[[], None]) -> None:
-    for callback in member.before_close:
-        callback()
     with member.collective(CALL, MERGING):
         member.lifetime.leave(merge_in_flight)
 

@@ -21,6 +21,7 @@ from ..observe.statistics import Statistics
 from ..start.first_step import NOTHING, FirstStep
 from ..transport.calls import calling
 from . import closing, opening, succession
+from .following import Follower
 from .lifetime import WHOLE, Lifetime
 from .mass import Mass
 from .opening import CALL, Options, WrapperOptions
@@ -64,6 +65,8 @@ class Member:
         self.process = transport.process(comm)
         self.held: list[Any] = values
         """The tensors that are exchanged; none once closed."""
+        self.followers: list[Follower] = []
+        """What survivors of a loss have to take up again beside the rounds; the same on every rank."""
         self.before_close: list[Callable[[], None]] = []
         """Called first when this is closed: all ranks must close together what they made together."""
         self.moments: Callable[[], frozenset[int]] = frozenset
@@ -183,6 +186,11 @@ class Member:
         return float(self.options.data_weight) * self.host.data_fraction
 
     @property
+    def started_as(self) -> int:
+        """The number of this rank when the job was started."""
+        return self.survival.ranks[self.rank] if self.survival.continues else self.rank
+
+    @property
     def closed(self) -> bool:
         """Whether it was closed."""
         return self.lifetime.closed
@@ -268,6 +276,11 @@ class Member:
     def catches_up(self) -> bool:
         """Whether this rank was behind others when ranks were lost: it takes its next steps without gossip."""
         return self.mass.round < self._resumes_at
+
+    @property
+    def resumes_at(self) -> int:
+        """The first round in which survivors of the last loss gossip again; ranks that are not in step: this one's."""
+        return self._resumes_at
 
     def stand_still(self) -> None:
         """Take no more part in the exchange with ranks of which some have died. Idempotent."""

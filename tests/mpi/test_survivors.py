@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from mpi.launch import each_rank, fault_tolerant, launcher
 
@@ -35,3 +37,14 @@ def test_where_mpi_cannot_go_on_is_said_at_construction():
     assert done.returncode != 0
     assert "ConfigurationError: rank 0: on_loss='continue': " in done.stdout
     assert "pushsum run --survive -np 2" in done.stdout
+
+
+@needs_fault_tolerance
+@pytest.mark.parametrize("staleness", ["1", "unbounded"])
+def test_survivors_save_join_and_stop_together(staleness, tmp_path):
+    (tmp_path / "memory").mkdir()
+    done = fault_tolerant(4, "surviving_loops.py", str(tmp_path), staleness, limit=100)
+    assert done.returncode == 75, done.stdout[-5000:]
+    assert done.stdout.count("members (0, 3), kept []") == 2, done.stdout[-5000:]
+    newest = max((tmp_path / "disk").glob("*/manifest.json"), key=lambda path: path.stat().st_mtime)
+    assert json.loads(newest.read_text())["size"] == 2
