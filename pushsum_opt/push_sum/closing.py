@@ -47,13 +47,14 @@ def _close(member: Member, merge_in_flight: Callable[[], None]) -> None:
         lifetime.closed = True
         member.held = []
         cleanly = not member.failed
-        if cleanly:
+        if cleanly and not member.stands_still:
             with contextlib.suppress(RanksLost):  # all ranks have closed: one that dies now is missed by none
                 member.mode.close()
         member.transport.close()
         member.host.close(cleanly=cleanly)
         if cleanly:
             member.memory.close()
+            member.survival.say_over()
 
 
 def _leave(member: Member, merge_in_flight: Callable[[], None]) -> None:

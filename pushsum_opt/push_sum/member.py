@@ -83,7 +83,8 @@ class Member:
         self.mass = Mass.begin(1.0)
         """w, a and k of this rank."""
         self._resumes_at = 0
-        self._stands_still = False
+        self.stands_still = False
+        """Whether it takes no part in the exchange, as ranks have died and the others have not settled that."""
         with self.failing_together(), calling(CALL):
             self._agree_on(wrapper)
             self.agree(opening.versions())
@@ -284,9 +285,9 @@ class Member:
 
     def stand_still(self) -> None:
         """Take no more part in the exchange with ranks of which some have died. Idempotent."""
-        if self._stands_still:
+        if self.stands_still:
             return
-        self._stands_still = True
+        self.stands_still = True
         self.ledger.begin(self.push_weight)
         if self.lifetime.on_loan is None:  # otherwise the tensors are not this rank's own now
             self.mode.merge_restored()
@@ -327,7 +328,7 @@ class Member:
         except BaseException:  # another rank has died: what was opened half-way is of no use
             self.transport.close()
             raise
-        self._stands_still = False
+        self.stands_still = False
 
     # ------------------------------------------------------------------ the first step
 

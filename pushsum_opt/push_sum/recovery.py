@@ -25,12 +25,16 @@ LOOK_S = 0.5e-3
 
 
 def attempt(survival: Continue) -> None:
-    """Collective over the survivors. Settle a loss, or raise RanksLost where another rank dies meanwhile."""
+    """Collective over the survivors. Settle a loss, or raise RanksLost where another rank dies meanwhile.
+
+    Raises:
+        CallsAreOver: another rank knows that the call that was made was committed, and has nothing open any more.
+    """
     survival.crew.revoke()
     for member in survival.members:
         member.stand_still()
     before = survival.crew.comm
-    survival.crew = crew = survival.crew.survivors(survival.wait_for)
+    survival.crew = crew = survival.crew.survivors(survival.wait_for, survival.committed)
     world.succeed(before, crew.comm)
     agreed: list[Settlement] | None = None
     try:

@@ -48,3 +48,10 @@ def test_survivors_save_join_and_stop_together(staleness, tmp_path):
     assert done.stdout.count("members (0, 3), kept []") == 2, done.stdout[-5000:]
     newest = max((tmp_path / "disk").glob("*/manifest.json"), key=lambda path: path.stat().st_mtime)
     assert json.loads(newest.read_text())["size"] == 2
+
+
+@needs_fault_tolerance
+def test_nobody_waits_for_a_rank_that_knows_that_all_is_over_and_has_ended(tmp_path):
+    done = fault_tolerant(3, "past_the_end.py", str(tmp_path), limit=45)  # less than the timeout of the ranks
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert done.stdout.count("closed, []") == 2, done.stdout[-5000:]
