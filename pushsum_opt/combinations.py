@@ -102,24 +102,6 @@ RULES = (
         'Use on_loss="stop", and start again from a checkpoint',
     ),
     Rule(
-        "join()",
-        'on_loss="continue"',
-        lambda given: bool(given.get("join")) and given.get("on_loss") == "continue",
-        lambda given: "join() with on_loss='continue'",
-        "the count of ranks that still have batches would have to be begun anew by the survivors, which this version "
-        "does not do",
-        "Give all ranks equally many batches",
-    ),
-    Rule(
-        "checkpoint.Saver(...)",
-        'on_loss="continue"',
-        lambda given: bool(given.get("saver")) and given.get("on_loss") == "continue",
-        lambda given: "checkpoint.Saver(...) with on_loss='continue'",
-        "the votes by which ranks agree on a stop would have to be begun anew by the survivors, which this version "
-        "does not do",
-        "Call checkpoint.save() every so many steps",
-    ),
-    Rule(
         "join(divide_by_active=True)",
         'staleness="unbounded"',
         lambda given: bool(given.get("divide_by_active")) and _asynchronous(given),

@@ -447,7 +447,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         Raises:
             ConfigurationError: an argument that cannot be used in this mode.
         """
-        combinations.refuse(self.push_sum.comm, join=True, within_host=self._within_host, on_loss=self.push_sum.on_loss)
+        combinations.refuse(self.push_sum.comm, join=True, within_host=self._within_host)
         with Join(self.push_sum, self._plain_round, divide_by_active=divide_by_active) as joining:
             self._joining = joining
             try:

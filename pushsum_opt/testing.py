@@ -89,6 +89,8 @@ def run(
         try:
             work_as(comms[rank])
             results[rank] = function(comms[rank])
+            if (survival := comms[rank].process.survival) is not None:
+                survival.say_over()
         except Killed:
             results.pop(rank, None)
         except BaseException as error:

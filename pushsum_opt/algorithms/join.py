@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
-from typing import Any
-
-import numpy as np
 
 from .. import combinations
-from ..channel.meeting import Meeting
-from ..push_sum import PushSum, rounds
-from ..transport import Ticket, calling
+from ..push_sum import Follower, PushSum, rounds
+from ..transport import calling
+from .activity import Activity
 
 __all__ = ["Join"]
 
 ROUNDS_BETWEEN_COUNTS = 8
 """The ranks that still have batches are counted so often; a count has as many rounds to arrive."""
-NAP_S = 0.01
-"""How long an asynchronous rank without batches waits for messages between two rounds."""
 
 
 class Join:
@@ -49,18 +45,19 @@ class Join:
         self._push_sum = push_sum
         self._round = round
         self._divide = divide_by_active
-        self._active = float(push_sum.participants)  # the sum of a_i over the ranks that have batches, as last counted
-        self._active_here = True
-        self._count: tuple[Ticket, Any] | None = None
+        self._activity = Activity(push_sum)
 
     @property
     def scale(self) -> float:
         """What local steps are multiplied by."""
-        return self._push_sum.participants / self._active if self._divide and self._active else 1.0
+        return self._activity.scale if self._divide else 1.0
 
     def __enter__(self) -> Join:
-        rounds.meet(self._push_sum.member, "join()")
-        self._apart = self._push_sum.member.lifetime.apart("join()")
+        member = self._push_sum.member
+        member.survival.together(
+            partial(rounds.meet, member, "join()"), commit=lambda _: _follow(member.followers, self._activity)
+        )
+        self._apart = member.lifetime.apart("join()")
         self._apart.__enter__()
         return self
 
@@ -68,7 +65,7 @@ class Join:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if error is None and self._push_sum.size > 1:
+            if error is None and (self._push_sum.size > 1 or self._push_sum.losses):
                 if self._in_step:
                     self._gossip_in_step_until_all_done()
                 else:
@@ -78,36 +75,27 @@ class Join:
 
     def _gossip_in_step_until_all_done(self) -> None:
         """Gossip round by round until no rank has batches."""
-        self._active_here = False
+        self._activity.here = False
         while True:
             self.round_begins()
-            if not self._active:
+            if self._activity.none:
                 return
             self._round()
 
     def _gossip_freely_until_all_done(self) -> None:
         """Gossip until every rank has left the block."""
-        push_sum = self._push_sum
-        with push_sum.member.failing_together():
-            everyone = Meeting(push_sum.member.transport, "the end of join()", -1)
-        while not everyone.ticket.done:
+        self._activity.await_all()
+        while not self._activity.all_have_come():
             self._round()
-            with push_sum.member.failing_together():
-                push_sum.member.transport.poll(NAP_S)
-                push_sum.member.channel.hear()
-        with push_sum.member.failing_together():
-            everyone.check()
 
     def round_begins(self) -> None:
         """Count the ranks that have batches, if that is due. Every rank calls this before each round in the block."""
-        push_sum = self._push_sum
-        if not self._in_step or push_sum.size == 1 or push_sum.round % ROUNDS_BETWEEN_COUNTS:
-            return
-        with push_sum.member.failing_together(), calling("step()" if self._active_here else "the end of join()"):
-            if self._count is not None:
-                ticket, total = self._count
-                push_sum.member.channel.wait((ticket,), push_sum.round)
-                self._active = float(total[0])
-            if self._active:
-                total = np.array([push_sum.initial_weight if self._active_here else 0.0])
-                self._count = push_sum.member.transport.sum(total, "a count of the ranks with batches"), total
+        if self._in_step and self._push_sum.round % ROUNDS_BETWEEN_COUNTS == 0:
+            with calling("step()" if self._activity.here else "the end of join()"):
+                self._activity.count()
+
+
+def _follow(followers: list[Follower], activity: Activity) -> None:
+    """Put it in the place of that of an earlier block: all ranks have left that."""
+    followers[:] = [one for one in followers if not isinstance(one, Activity)]
+    followers.append(activity)

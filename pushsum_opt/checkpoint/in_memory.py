@@ -7,7 +7,9 @@ rank has cast it, and with it has done all saves that came before the vote. So o
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +51,15 @@ class InMemory:
         name = try_together(push_sum, "saving", lambda: name_of_run(directory) if speaks else None)[0]
         self._directory = directory
         self._slot: Slot | None = None
-        try_together(push_sum, "saving", lambda: self._open(where, name))
+        with contextlib.ExitStack() as undone:
+            undone.callback(self._release)
+            try_together(push_sum, "saving", lambda: self._open(where, name))
+            undone.pop_all()
         self._given = Given(push_sum)
         self._generation = 0  # how many this run has written
+        self._among_these = 0  # how many of them among the ranks that take part now
+        self._first_under_way = False
+        self._removed = False
         self._cast = self._complete = 0  # with the open vote; on all ranks
         self._used: tuple[str, int] | None = None  # what the run was resumed from
         self.saved_round = push_sum.round
@@ -100,15 +108,14 @@ class InMemory:
         Raises:
             CheckpointError: in the first save, a rank has no room; the same on every rank.
         """
-        taken_back = self._given.in_flight()
-        if taken_back is None:
+        if self._given.in_flight() is None:
             return False
         self.saved_round = self._push_sum.round
         if self._generation == 0:
-            self._first(optimizer, companions, extra, taken_back)
+            self._first(optimizer, companions, extra)
         else:
             try:
-                self._write(optimizer, companions, extra, taken_back)
+                self._write(optimizer, companions, extra)
             except (OSError, CheckpointError) as error:  # the others do not wait, so they would not hear of it
                 log.warning(
                     "rank %d, round %d: no checkpoint in memory was written: %s",
@@ -116,30 +123,47 @@ class InMemory:
                     self._push_sum.round,
                     error,
                 )
-        self._generation += 1
-        if self._generation == 2:  # the first generation of this run is whole
-            self.folder.remove_others(self._push_sum.member.name)
+            self._is_written()
         return True
 
-    def _first(self, optimizer: Any, companions: Companions, extra: Any, taken_back: float) -> None:
+    def _is_written(self) -> None:
+        self._generation += 1
+        self._among_these += 1
+        if self._among_these == 2:  # the first generation of these ranks is whole
+            self.folder.remove_others(self._run)
+
+    @property
+    def _run(self) -> str:
+        """Parts belong together if they are of the same ranks."""
+        epoch = self._push_sum.member.survival.epoch
+        return f"{self._push_sum.member.name}.{epoch}" if epoch else self._push_sum.member.name
+
+    def _first(self, optimizer: Any, companions: Companions, extra: Any) -> None:
         def write() -> None:
-            nbytes = self._write(optimizer, companions, extra, taken_back)
+            nbytes = self._write(optimizer, companions, extra)
             self._files[self._next].reserve(nbytes)
             self._refuse_too_full(nbytes)
 
+        survival = self._push_sum.member.survival
+        self._first_under_way = True
         try:
-            try_together(self._push_sum, "saving", write)
+            survival.together(
+                lambda: try_together(self._push_sum, "saving", write), commit=lambda _: self._is_written()
+            )
         except CheckpointError:
             self.remove()
             raise
+        finally:
+            self._first_under_way = False
 
-    def _write(self, optimizer: Any, companions: Companions, extra: Any, taken_back: float) -> int:
+    def _write(self, optimizer: Any, companions: Companions, extra: Any) -> int:
         member = self._push_sum.member
+        taken_back = self._given.in_flight() or 0.0
         with saving.without_messages(member):
             part = capture(optimizer, companions, extra)
         part["optimizer"][KEY]["push_weight"] += taken_back
         about = About(
-            run=member.name,
+            run=self._run,
             generation=self._generation + 1,
             rank=part["rank"],
             size=part["size"],
@@ -180,6 +204,31 @@ class InMemory:
                 "raise memory_limit, or leave memory_every out"
             )
 
+    # ------------------------------------------------------------------ when ranks have died
+
+    def report(self) -> Any:
+        """Return what other survivors need: how many this rank has written, and whether it is in the first save."""
+        return {"generation": self._generation, "first": self._first_under_way and self._generation == 0}
+
+    def settle(self, reports: Sequence[Any]) -> bool:
+        """Make all survivors go on from the same generation: one that not all have written is written again.
+
+        Returns:
+            Whether survivors are in the first save, which all do together.
+        """
+        first = any(report["first"] for report in reports)
+        all_have = min(report["generation"] for report in reports)
+        if self._generation > all_have and self._turn is not None:
+            self._turn = 1 - self._turn
+        self._generation = all_have
+        self._cast, self._complete = min(self._cast, all_have), min(self._complete, all_have)
+        self._among_these = 0
+        member = self._push_sum.member
+        self._given.forget(member.round)
+        if not first and self._push_sum.staleness != "unbounded":  # those that are behind wait for the others
+            self.saved_round = max(self.saved_round, member.resumes_at)
+        return first
+
     # ------------------------------------------------------------------ the end
 
     def remove(self) -> None:
@@ -187,15 +236,26 @@ class InMemory:
         if self._slot is not None:
             self._slot.remove()
         self.close()
-        self.folder.remove_if_empty()
+        self._removed = True
+        self.remove_what_the_lost_left()
         if self._push_sum.member.speaks:
             forget_name(self._directory)
+
+    def remove_what_the_lost_left(self) -> None:
+        """Remove what ranks that have died had written, once this rank has removed its own."""
+        if self._removed:
+            if self._push_sum.losses:
+                self.folder.remove_unheld()
+            self.folder.remove_if_empty()
 
     def close(self) -> None:
         """Leave the files for the next start. Idempotent."""
         self._push_sum.unsubscribe(self._given)
         for file in self._files:
             file.close()
+        self._release()
+
+    def _release(self) -> None:
         if self._slot is not None:
             self._slot.release()
             self._slot = None

@@ -153,20 +153,30 @@ class MemoryFolder:
 
     def remove_others(self, run: str) -> None:
         """Remove the parts of other runs, where no process holds their slots."""
-        import fcntl
-
         for path, about in list(self.parts()):
-            if about.run == run:
-                continue
-            with contextlib.suppress(OSError):
-                lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CLOEXEC)
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink()
-                finally:
-                    os.close(lock)
+            if about.run != run:
+                _remove_unheld(path)
+
+    def remove_unheld(self) -> None:
+        """Remove all parts, valid or not, whose slots no process holds."""
+        with contextlib.suppress(FileNotFoundError):  # another rank removes the folder
+            for path in list(self.path.glob("[0-9]*.[ab]")):
+                _remove_unheld(path)
 
     def remove_if_empty(self) -> None:
         """Remove the folder, unless it holds parts."""
-        if not any(self.path.glob("[0-9]*.[ab]")):
-            shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            if not any(self.path.glob("[0-9]*.[ab]")):
+                shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _remove_unheld(part: Path) -> None:
+    import fcntl
+
+    with contextlib.suppress(OSError):
+        lock = os.open(part.with_suffix(".lock"), os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
+        finally:
+            os.close(lock)

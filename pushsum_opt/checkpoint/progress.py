@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .. import settings
 
-__all__ = ["begins", "ends", "note"]
+__all__ = ["begins", "ends", "is_lost", "note"]
 
 
 def begins(rank: int) -> None:
@@ -25,6 +25,14 @@ def ends(rank: int) -> None:
     if folder is not None:
         with contextlib.suppress(OSError):
             (Path(folder) / f"{rank}.begun").rename(Path(folder) / f"{rank}.ended")
+
+
+def is_lost(rank: int) -> None:
+    """Write down that a rank has died, and that the others have gone on without it. Idempotent."""
+    folder = settings.read().progress
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            (Path(folder) / f"{rank}.begun").rename(Path(folder) / f"{rank}.lost")
 
 
 def note(rank: int, round: int) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .. import combinations
 from ..errors import CheckpointError, ConfigurationError
 from ..exit_codes import REQUEUE
 from ..log import log
@@ -24,6 +23,7 @@ from .part import Companions
 from .resuming import begin_again
 from .saving import save
 from .signals import Signals
+from .surviving import Surviving
 from .votes import Tally, Votes
 
 __all__ = ["REQUEUE", "Saver"]
@@ -97,7 +97,6 @@ class Saver:
         signals: Sequence[int] = ENDING_SIGNALS,
     ) -> None:
         self._push_sum = push_sum_of(optimizer)
-        combinations.refuse(self._push_sum.comm, saver=True, on_loss=self._push_sum.on_loss)
         numbers = {"every": every, "keep": keep, "check_every": check_every, "memory_every": memory_every}
         for name, value in numbers.items():
             none, least = value is None and name != "check_every", 2 if name == "memory_every" else 1
@@ -109,12 +108,24 @@ class Saver:
         self._check_every = check_every if memory_every is None else min(check_every, memory_every // 2)
         self._beside: dict[str, Any] = {"scaler": scaler, "scheduler": scheduler, "also": also}
         self._keep = keep
-        with calling("Saver(...)"):
-            self._votes = Votes(self._push_sum)
-            self._memory: InMemory | None = None
-            if memory_every is not None:
-                self._memory = InMemory(self._push_sum, self._directory, memory_every, memory_directory, memory_limit)
-        progress.begins(self._push_sum.rank)
+
+        def begin() -> Surviving:
+            with calling("Saver(...)"):
+                made = Surviving(self._push_sum, Votes(self._push_sum), None)
+                if memory_every is not None:
+                    try:
+                        made.memory = InMemory(
+                            self._push_sum, self._directory, memory_every, memory_directory, memory_limit
+                        )
+                    except BaseException:
+                        made.votes.close()
+                        raise
+                return made
+
+        member = self._push_sum.member
+        made = member.survival.together(begin, commit=member.followers.append, undo=Surviving.close)
+        self._votes, self._memory = made.votes, made.memory
+        progress.begins(member.started_as)
         self._signals = Signals(signals)
         self._asked = False
         self._steps = 0
@@ -153,7 +164,9 @@ class Saver:
         """
         companions = Companions(**self._beside)
         with self._push_sum.member.ending_together():
-            found = begin_again(self._push_sum, self._directory, self._optimizer, companions, self._memory, enough)
+            found = self._push_sum.member.survival.together(
+                lambda: begin_again(self._push_sum, self._directory, self._optimizer, companions, self._memory, enough)
+            )
         if found is None:
             return None
         self._saved_round = self._push_sum.round
@@ -216,7 +229,7 @@ class Saver:
         """Collective. Save now."""
         path = save(self._directory, self._optimizer, extra=self._with_places(extra), keep=self._keep, **self._beside)
         self._saved_round = self._push_sum.round
-        progress.note(self._push_sum.rank, self._saved_round)
+        progress.note(self._push_sum.member.started_as, self._saved_round)
         return path
 
     def _with_places(self, extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,7 +240,7 @@ class Saver:
         if self._memory is not None:
             saved = self._memory.save(self._optimizer, Companions(**self._beside), self._with_places(self._extra))
             if saved:
-                progress.note(self._push_sum.rank, self._push_sum.round)
+                progress.note(self._push_sum.member.started_as, self._push_sum.round)
 
     def _keep_is_due(self) -> bool:
         return self._memory is not None and self._memory.due
@@ -300,7 +313,7 @@ class Saver:
                 self.save(**self._extra)
             elif tally.keep:
                 self._keep_in_memory()
-            if tally.finished == self._push_sum.size:
+            if tally.all_finished:
                 break
         self._end(well=True)
 
@@ -311,7 +324,7 @@ class Saver:
         if self._memory is not None:
             self._memory.remove() if well else self._memory.close()
         if well:
-            progress.ends(self._push_sum.rank)
+            progress.ends(self._push_sum.member.started_as)
 
     def __enter__(self) -> Saver:
         return self
@@ -348,11 +361,11 @@ def _close(saver: weakref.ref[Saver], votes: Votes, signals: Signals, memory: In
                     "another rank wants to save, and this rank's optimizer and Saver were dropped without close(): "
                     "keep them until the end of the program, or call close() on every rank"
                 )
-            if tally.finished == votes.size:
+            if tally.all_finished:
                 break
         if memory is not None:
             memory.remove()
-        progress.ends(votes.rank)
+        progress.ends(votes.started_as)
     finally:
         signals.close()
         votes.close()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from .following import Follower
 from .opening import WrapperOptions
 from .push_sum import PushSum, push_sum_of
 
-__all__ = ["PushSum", "WrapperOptions", "push_sum_of"]
+__all__ = ["Follower", "PushSum", "WrapperOptions", "push_sum_of"]

@@ -40,23 +40,24 @@ def _close(member: Member, merge_in_flight: Callable[[], None]) -> None:
         return
     try:
         if not member.failed:
+            for callback in member.before_close:  # each gets over a loss by itself
+                callback()
             member.survival.together(partial(_leave, member, merge_in_flight))
     finally:
         lifetime.closed = True
         member.held = []
         cleanly = not member.failed
-        if cleanly:
+        if cleanly and not member.stands_still:
             with contextlib.suppress(RanksLost):  # all ranks have closed: one that dies now is missed by none
                 member.mode.close()
         member.transport.close()
         member.host.close(cleanly=cleanly)
         if cleanly:
             member.memory.close()
+            member.survival.say_over()
 
 
 def _leave(member: Member, merge_in_flight: Callable[[], None]) -> None:
-    for callback in member.before_close:
-        callback()
     with member.collective(CALL, MERGING):
         member.lifetime.leave(merge_in_flight)
 

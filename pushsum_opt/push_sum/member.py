@@ -21,6 +21,7 @@ from ..observe.statistics import Statistics
 from ..start.first_step import NOTHING, FirstStep
 from ..transport.calls import calling
 from . import closing, opening, succession
+from .following import Follower
 from .lifetime import WHOLE, Lifetime
 from .mass import Mass
 from .opening import CALL, Options, WrapperOptions
@@ -64,6 +65,8 @@ class Member:
         self.process = transport.process(comm)
         self.held: list[Any] = values
         """The tensors that are exchanged; none once closed."""
+        self.followers: list[Follower] = []
+        """What survivors of a loss have to take up again beside the rounds; the same on every rank."""
         self.before_close: list[Callable[[], None]] = []
         """Called first when this is closed: all ranks must close together what they made together."""
         self.moments: Callable[[], frozenset[int]] = frozenset
@@ -80,7 +83,8 @@ class Member:
         self.mass = Mass.begin(1.0)
         """w, a and k of this rank."""
         self._resumes_at = 0
-        self._stands_still = False
+        self.stands_still = False
+        """Whether it takes no part in the exchange, as ranks have died and the others have not settled that."""
         with self.failing_together(), calling(CALL):
             self._agree_on(wrapper)
             self.agree(opening.versions())
@@ -183,6 +187,11 @@ class Member:
         return float(self.options.data_weight) * self.host.data_fraction
 
     @property
+    def started_as(self) -> int:
+        """The number of this rank when the job was started."""
+        return self.survival.ranks[self.rank] if self.survival.continues else self.rank
+
+    @property
     def closed(self) -> bool:
         """Whether it was closed."""
         return self.lifetime.closed
@@ -269,11 +278,16 @@ class Member:
         """Whether this rank was behind others when ranks were lost: it takes its next steps without gossip."""
         return self.mass.round < self._resumes_at
 
+    @property
+    def resumes_at(self) -> int:
+        """The first round in which survivors of the last loss gossip again; ranks that are not in step: this one's."""
+        return self._resumes_at
+
     def stand_still(self) -> None:
         """Take no more part in the exchange with ranks of which some have died. Idempotent."""
-        if self._stands_still:
+        if self.stands_still:
             return
-        self._stands_still = True
+        self.stands_still = True
         self.ledger.begin(self.push_weight)
         if self.lifetime.on_loan is None:  # otherwise the tensors are not this rank's own now
             self.mode.merge_restored()
@@ -314,7 +328,7 @@ class Member:
         except BaseException:  # another rank has died: what was opened half-way is of no use
             self.transport.close()
             raise
-        self._stands_still = False
+        self.stands_still = False
 
     # ------------------------------------------------------------------ the first step
 

@@ -25,12 +25,16 @@ LOOK_S = 0.5e-3
 
 
 def attempt(survival: Continue) -> None:
-    """Collective over the survivors. Settle a loss, or raise RanksLost where another rank dies meanwhile."""
+    """Collective over the survivors. Settle a loss, or raise RanksLost where another rank dies meanwhile.
+
+    Raises:
+        CallsAreOver: another rank knows that the call that was made was committed, and has nothing open any more.
+    """
     survival.crew.revoke()
     for member in survival.members:
         member.stand_still()
     before = survival.crew.comm
-    survival.crew = crew = survival.crew.survivors(survival.wait_for)
+    survival.crew = crew = survival.crew.survivors(survival.wait_for, survival.committed)
     world.succeed(before, crew.comm)
     agreed: list[Settlement] | None = None
     try:
@@ -39,8 +43,12 @@ def attempt(survival: Continue) -> None:
         survival.learn(max(report["committed"] for report in reports))
         members = _common(survival, reports)
         mine = [_account(survival, member, reports) for member in members]
-        rows = channel.gather_objects(list(map(astuple, mine)), "what was taken back")
-        agreed = [settle([Account(*row[k]) for row in rows], one.participants) for k, one in enumerate(members)]
+        rows = channel.gather_objects(
+            [_told_to_all(*one) for one in zip(members, mine, strict=True)], "what was taken back"
+        )
+        agreed = [
+            settle([Account(*row[k]["account"]) for row in rows], one.participants) for k, one in enumerate(members)
+        ]
     except RanksLost:
         pass
     if not crew.agree(agreed is not None):
@@ -48,10 +56,18 @@ def attempt(survival: Continue) -> None:
     assert agreed is not None
     survival.give_up([one for one in survival.members if one not in members])
     survival.settle(channel, _loss(survival, agreed))
-    for member, settlement, account in zip(members, agreed, mine, strict=True):
+    for k, (member, settlement, account) in enumerate(zip(members, agreed, mine, strict=True)):
         member.settle(settlement, account, crew.comm.Get_rank())
+        for place, follower in enumerate(member.followers):
+            follower.settle([row[k]["followers"][place] for row in rows])
     for member in members:
         member.rejoin(crew.comm)
+        for follower in member.followers:
+            follower.rejoin()
+
+
+def _told_to_all(member: Member, account: Account) -> dict[str, Any]:
+    return {"account": astuple(account), "followers": [follower.report() for follower in member.followers]}
 
 
 def _report(survival: Continue) -> dict[str, Any]:

@@ -60,6 +60,9 @@ class Survival:
         """Do something that a loss ends, and that is not repeated afterwards: a round of gossip."""
         work()
 
+    def say_over(self) -> None:
+        """Tell the other ranks if nothing is open on this one any more."""
+
     def together(
         self,
         work: Callable[[], T],
@@ -103,6 +106,7 @@ class Continue(Survival):
         self._process = transport.process(comm)
         self._timeout = timeout
         self._busy = False
+        self._said = 0
         self._undecided: tuple[Callable[[], None], Callable[[], None]] | None = None
         try:
             self.channel = Channel.open(comm, timeout=timeout)
@@ -185,6 +189,12 @@ class Continue(Survival):
         for one in members:
             one.give_up()
 
+    def say_over(self) -> None:
+        """Tell the other ranks if nothing is open on this one any more: then none of them needs to wait for it."""
+        if not self.members and self.committed > self._said:
+            self._said = self.committed
+            self.crew.say_over(self.committed)
+
     # ------------------------------------------------------------------ recovery
 
     def _recover(self) -> None:
@@ -197,6 +207,9 @@ class Continue(Survival):
                     break
                 except RanksLost:  # another one has died meanwhile
                     continue
+                except transport.CallsAreOver as over:
+                    self.learn(over.committed)
+                    return
         seconds = time.monotonic() - begin
         self.losses[known:] = [replace(loss, seconds=seconds) for loss in self.losses[known:]]
         if self.crew.comm.Get_rank() == 0:

@@ -7,7 +7,7 @@ from typing import Any
 from ..ending import THIS, Process
 from .base import ANY, Notice, Ticket, Transport
 from .calls import calling
-from .crew import Crew
+from .crew import CallsAreOver, Crew
 from .groups import host_label, split
 from .loopback import LoopbackComm, LoopbackTransport
 from .opening import check, connect, open_crew
@@ -16,6 +16,7 @@ from .set_up import TIMEOUT
 __all__ = [
     "ANY",
     "TIMEOUT",
+    "CallsAreOver",
     "Crew",
     "LoopbackComm",
     "LoopbackTransport",

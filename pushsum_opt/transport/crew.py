@@ -6,10 +6,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Crew", "Wait"]
+__all__ = ["CallsAreOver", "Crew", "Wait"]
 
 Wait = Callable[[Callable[[], list[int]]], None]
 """Calls a function, which returns the ranks that are still awaited, until it returns none."""
+
+
+class CallsAreOver(Exception):
+    """Another rank has nothing open any more, so there is nothing to recover.
+
+    Args:
+        committed: how many calls of all ranks were committed: at least one more than this rank knew.
+    """
+
+    def __init__(self, committed: int) -> None:
+        super().__init__(committed)
+        self.committed = committed
 
 
 class Crew(ABC):
@@ -29,8 +41,22 @@ class Crew(ABC):
         """Make what all ranks wait for, on anything that this one has open, fail with RanksLost: some rank has died."""
 
     @abstractmethod
-    def survivors(self, wait: Wait) -> Crew:
-        """Wait until every member has come here or has died, and return those that are alive, the same on each."""
+    def survivors(self, wait: Wait, committed: int) -> Crew:
+        """Wait until every member has come here or has died, and return those that are alive, the same on each.
+
+        Args:
+            committed: how many calls of all ranks were committed, as far as this rank knows.
+
+        Raises:
+            CallsAreOver: a member has said that more were, and may not come.
+        """
+
+    @abstractmethod
+    def say_over(self, committed: int) -> None:
+        """Tell the others that this rank has nothing open any more. Local, and waits for nobody.
+
+        A rank that dies now may leave others in doubt whether the last call was committed: it was.
+        """
 
     @abstractmethod
     def agree(self, flag: bool) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from .crew import Crew, Wait
+from .crew import CallsAreOver, Crew, Wait
 from .injection import Rendezvous, inject
 from .loopback import LoopbackComm
 
@@ -29,8 +29,8 @@ class LoopbackCrew(Crew):
         for transport in list(self.comm.all_transports()):
             transport.revoke()
 
-    def survivors(self, wait: Wait) -> LoopbackCrew:
-        meeting = self._meet("survivors", True, wait)
+    def survivors(self, wait: Wait, committed: int) -> LoopbackCrew:
+        meeting = self._meet("survivors", True, wait, committed)
         assert meeting.survivors is not None
         places = [self._members.index(member) for member in meeting.survivors]
         generation = self._generation + 1
@@ -38,6 +38,10 @@ class LoopbackCrew(Crew):
         comm = LoopbackComm(part, meeting.survivors.index(self._me), self.comm.process)
         comm.clock = self.comm.clock
         return LoopbackCrew(comm, tuple(self.ranks[place] for place in places), generation)
+
+    def say_over(self, committed: int) -> None:
+        with self._root.lock:
+            self._root.over[self._me] = committed
 
     def agree(self, flag: bool) -> bool:
         self._agreements += 1
@@ -48,7 +52,7 @@ class LoopbackCrew(Crew):
 
         return self._meet(f"agreement {self._agreements}", flag, wait).agreed
 
-    def _meet(self, what: str, value: Any, wait: Wait) -> Rendezvous:
+    def _meet(self, what: str, value: Any, wait: Wait, committed: int | None = None) -> Rendezvous:
         inject(self.comm.world, self.comm.rank, "meet", what)
         root = self._root
         with root.lock:
@@ -62,6 +66,8 @@ class LoopbackCrew(Crew):
             with root.lock:
                 if meeting.survivors is not None:
                     return []
+                if committed is not None and (most := max(root.over.values(), default=0)) > committed:
+                    raise CallsAreOver(most)
                 return [m for m in self._members if m not in root.dead and m not in meeting.values]
 
         wait(left)

@@ -64,6 +64,8 @@ class LoopbackWorld:
         self.failure: tuple[int, str] | None = None
         self.dead: dict[int, float] = {}
         """Ranks that have died, of the world of the whole job, and when."""
+        self.over: dict[int, int] = {}
+        """Ranks that have nothing open any more, and how many calls of all ranks were committed by then."""
         self.rendezvous: dict[Any, Rendezvous] = {}
         self.revoked: dict[int, float] = {}  # contexts, and when
         self._delays = delays

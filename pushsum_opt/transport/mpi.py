@@ -37,6 +37,8 @@ FAULT_TOLERANT = os.environ.get("OMPI_MCA_mpi_ft_enable", "0").lower() in ("1", 
 """Whether the job outlives a rank: ``mpirun --with-ft ulfm`` of Open MPI says so to all. Then a message counts as sent
 only once it is being received: Open MPI calls small ones sent earlier, and frees them."""
 
+EAGER_S = 0.05
+
 LOST = {
     getattr(MPI, name) for name in ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING", "ERR_REVOKED") if hasattr(MPI, name)
 }
@@ -313,9 +315,14 @@ def _duplicate(comm: MPI.Comm, timeout: float, report: Report) -> tuple[MPI.Comm
     set_ups, progress = roll_of_the_job().set_up(ranks) if ranks and len(ranks) > 1 else (None, None)
     number = 0 if set_ups is None else roll_of_the_job().reached[f"{set_ups.channel} collectives"]
     try:
+        if FAULT_TOLERANT and comm.Get_size() > 1:
+            # Where a rank dies while a communicator is made, Open MPI 5.0 crashes on all others that make it (in
+            # ompi_comm_revoke_local). So they wait for each other before it, and take no nap in it.
+            until_all_come(Forming(comm.Get_rank(), set_ups, comm.Ibarrier().Test), timeout, report, number)
         duplicate, request = comm.Idup()
         begun.append((duplicate, request))
-        until_all_come(Forming(comm.Get_rank(), set_ups, request.Test), timeout, report, number)
+        eager_s = EAGER_S if FAULT_TOLERANT else 0.0
+        until_all_come(Forming(comm.Get_rank(), set_ups, request.Test, eager_s=eager_s), timeout, report, number)
     except MPI.Exception as error:
         if (lost := _lost(comm, error)) is not None:
             raise RanksLost(f"rank {comm.Get_rank()}: {lost}") from error

@@ -8,44 +8,58 @@ communicator of the survivors, the same on each of them.
 from __future__ import annotations
 
 import contextlib
+import struct
+from typing import Any
 
 from mpi4py import MPI
 
 from ..errors import ConfigurationError
-from .crew import Crew, Wait
+from .crew import CallsAreOver, Crew, Wait
 from .mpi import FAULT_TOLERANT, revoke_all
 
 __all__ = ["MpiCrew", "open_mpi_crew"]
 
 COME_TAG = 31990
+WORD = struct.Struct("<q")
+HERE = -1
+"""What a rank says when it has come to a meeting; other words are those of :meth:`Crew.say_over`."""
 
 
 class MpiCrew(Crew):
     """See :class:`Crew`."""
 
+    def __init__(self, comm: MPI.Comm, ranks: tuple[int, ...]) -> None:
+        super().__init__(comm, ranks)
+        self._awaited: dict[int, tuple[MPI.Request, bytearray]] | None = None  # once this rank has come
+
     def revoke(self) -> None:
         revoke_all()
 
-    def survivors(self, wait: Wait) -> MpiCrew:
+    def survivors(self, wait: Wait, committed: int) -> MpiCrew:
         # MPI's own meeting, in Shrink, waits without a deadline, and spins meanwhile. So first all tell all that they
         # are here: then Shrink has nobody to wait for.
-        comm, me = self.comm, self.comm.Get_rank()
-        others = [rank for rank in range(comm.Get_size()) if rank != me]
-        word = bytearray(1)
-        awaited = {}
-        for rank in others:
-            with contextlib.suppress(MPI.Exception):  # it is known to be dead
-                _kept.append(comm.Issend([word, MPI.BYTE], rank, COME_TAG))
-                awaited[rank] = comm.Irecv([bytearray(1), MPI.BYTE], rank, COME_TAG)
+        comm = self.comm
+        if self._awaited is None:
+            self._awaited = {}
+            self._tell(HERE)
+            for rank in self._others():
+                self._listen(rank)
+        awaited = self._awaited
 
         def left() -> list[int]:
-            for rank, request in list(awaited.items()):
+            for rank, (request, word) in list(awaited.items()):
                 try:
                     come = request.Test()
                 except MPI.Exception:  # it has died
-                    come = True
-                if come:
                     del awaited[rank]
+                    continue
+                if come:
+                    said = WORD.unpack(word)[0]
+                    del awaited[rank]
+                    if said != HERE:
+                        self._listen(rank)
+                    if said > committed:
+                        raise CallsAreOver(said)
             return [self.ranks[rank] for rank in awaited]
 
         wait(left)
@@ -55,6 +69,24 @@ class MpiCrew(Crew):
         places = list(after.Translate_ranks(list(range(after.Get_size())), before))
         return MpiCrew(shrunk, tuple(self.ranks[place] for place in places))
 
+    def say_over(self, committed: int) -> None:
+        self._tell(committed)
+
+    def _others(self) -> list[int]:
+        return [rank for rank in range(self.comm.Get_size()) if rank != self.comm.Get_rank()]
+
+    def _tell(self, said: int) -> None:
+        word = bytearray(WORD.pack(said))
+        for rank in self._others():
+            with contextlib.suppress(MPI.Exception):  # it is known to be dead
+                _kept.append((self.comm.Issend([word, MPI.BYTE], rank, COME_TAG), word))
+
+    def _listen(self, rank: int) -> None:
+        assert self._awaited is not None
+        word = bytearray(WORD.size)
+        with contextlib.suppress(MPI.Exception):
+            self._awaited[rank] = self.comm.Irecv([word, MPI.BYTE], rank, COME_TAG), word
+
     def agree(self, flag: bool) -> bool:
         try:
             return bool(self.comm.Agree(int(flag)))
@@ -62,7 +94,7 @@ class MpiCrew(Crew):
             return False
 
 
-_kept: list[MPI.Request] = []
+_kept: list[Any] = []  # a send that fails must not be freed
 
 
 def open_mpi_crew(comm: MPI.Comm) -> MpiCrew:

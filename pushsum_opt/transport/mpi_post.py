@@ -161,14 +161,17 @@ def leave() -> None:
     if os.getpid() != _process:
         return
     _left = True
-    if ending.THIS.survival is not None and ending.THIS.survival.losses:
-        _end_in_any_case()
+    survival = ending.THIS.survival
+    if survival is not None:
+        survival.say_over()
     roll.ended = True
     assert _post is not None
     if _post.office is not None:
         _wait_for_all(roll, _post)
     else:
         _leave_one_by_one(roll, _post)
+    if survival is not None and MPI.COMM_WORLD.Get_failed().Get_size():
+        _end_in_any_case()
 
 
 def _end_in_any_case() -> None:

@@ -31,6 +31,8 @@ class Forming:
     progress: Progress | None
     done: Callable[[], bool]
     clock: Clock = monotonic
+    eager_s: float = 0.0
+    """For so long it looks again at once, and takes no nap."""
 
     def job_rank(self, rank: int | None = None) -> int:
         return self.rank if rank is None else rank
@@ -41,7 +43,10 @@ class Forming:
             waited = time.monotonic() - begin
             if waited >= seconds:
                 return False
-            nap(waited)
+            if waited < self.eager_s:
+                time.sleep(0)  # other ranks may share this core
+            else:
+                nap(waited)
         return True
 
     def notices(self) -> list[Notice]:

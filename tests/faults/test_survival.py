@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import threading
 import time
 from itertools import product
 
@@ -14,8 +15,9 @@ import torch
 import pushsum_opt as ps
 from pushsum_opt import graphs
 from pushsum_opt.collectives import averaged
-from pushsum_opt.errors import ConfigurationError
+from pushsum_opt.errors import ConfigurationError, RanksLost
 from pushsum_opt.testing import Faults, Moment
+from pushsum_opt.transport.injection import Killed
 
 pytestmark = pytest.mark.filterwarnings("ignore::pushsum_opt.graphs.speed.SlowMixingWarning")
 
@@ -231,6 +233,38 @@ def test_an_optimizer_goes_on_with_fewer_ranks_and_says_so(tmp_path):
     assert math.fsum(one[2] for one in said[1:]) == pytest.approx(3.0, abs=1e-12)
     assert changes == {1: (0, 3, 0, 3), 2: (1, 3, 1, 3), 3: (2, 3, 2, 3)}
     assert [path.is_dir() for path in tmp_path.iterdir()] == [True]
+
+
+def test_nobody_waits_for_a_rank_that_knows_that_all_is_over_and_has_ended():
+    """Rank 0 has passed the last barrier and ended; rank 1 has not when rank 2 dies, and learns that it is over."""
+    ended, late = threading.Event(), threading.Event()
+
+    def rank(comm):
+        push_sum = ps.PushSum([np.full(3, float(comm.rank))], comm=comm, on_loss="continue", timeout=30)
+        push_sum.mix()
+        survival = push_sum.member.survival
+        passes = survival._all_have_done_it
+
+        def passes_not():
+            passes()
+            assert ended.wait(20)
+            comm.world.kill(2)
+            late.set()
+            raise RanksLost("as where MPI has ended the barrier on other ranks, and not on this one")
+
+        if comm.rank == 1:
+            survival._all_have_done_it = passes_not
+        push_sum.close()
+        if comm.rank == 0:
+            threading.Timer(0.05, ended.set).start()
+        if comm.rank == 2:
+            assert late.wait(20)
+            raise Killed(2)
+        return push_sum.closed, push_sum.losses
+
+    begin = time.monotonic()
+    assert ps.testing.run(3, rank, faults=Faults({}), timeout=60) == [(True, []), (True, []), None]
+    assert time.monotonic() - begin < 20, "nobody waited until the timeout"
 
 
 def test_on_loss_is_stop_or_continue():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from mpi.launch import each_rank, fault_tolerant, launcher
 
@@ -35,3 +37,21 @@ def test_where_mpi_cannot_go_on_is_said_at_construction():
     assert done.returncode != 0
     assert "ConfigurationError: rank 0: on_loss='continue': " in done.stdout
     assert "pushsum run --survive -np 2" in done.stdout
+
+
+@needs_fault_tolerance
+@pytest.mark.parametrize("staleness", ["1", "unbounded"])
+def test_survivors_save_join_and_stop_together(staleness, tmp_path):
+    (tmp_path / "memory").mkdir()
+    done = fault_tolerant(4, "surviving_loops.py", str(tmp_path), staleness, limit=100)
+    assert done.returncode == 75, done.stdout[-5000:]
+    assert done.stdout.count("members (0, 3), kept []") == 2, done.stdout[-5000:]
+    newest = max((tmp_path / "disk").glob("*/manifest.json"), key=lambda path: path.stat().st_mtime)
+    assert json.loads(newest.read_text())["size"] == 2
+
+
+@needs_fault_tolerance
+def test_nobody_waits_for_a_rank_that_knows_that_all_is_over_and_has_ended(tmp_path):
+    done = fault_tolerant(3, "past_the_end.py", str(tmp_path), limit=45)  # less than the timeout of the ranks
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert done.stdout.count("closed, []") == 2, done.stdout[-5000:]

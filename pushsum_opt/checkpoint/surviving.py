@@ -1,0 +1,47 @@
+"""What survivors of a loss do with the votes and the checkpoints in memory of a Saver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..push_sum import Follower, PushSum
+from . import progress
+from .in_memory import InMemory
+from .votes import Votes
+
+__all__ = ["Surviving"]
+
+
+class Surviving(Follower):
+    """See :class:`~pushsum_opt.push_sum.Follower`."""
+
+    def __init__(self, push_sum: PushSum, votes: Votes, memory: InMemory | None) -> None:
+        self._push_sum = push_sum
+        self.votes = votes
+        self.memory = memory
+
+    def report(self) -> Any:
+        return {"votes": self.votes.report(), "memory": None if self.memory is None else self.memory.report()}
+
+    def settle(self, reports: Sequence[Any]) -> None:
+        first = False
+        if self.memory is not None:
+            first = self.memory.settle([report["memory"] for report in reports])
+        # Some have perhaps saved already, as a vote had asked for: they take that back, so the others leave it out.
+        # The first time all ranks save together, and then all do it again.
+        self.votes.settle([report["votes"] for report in reports], keep=first)
+
+    def rejoin(self) -> None:
+        for loss in self._push_sum.losses:
+            for rank in loss.ranks:
+                progress.is_lost(rank)
+        if self.memory is not None:
+            self.memory.remove_what_the_lost_left()
+        self.votes.rejoin()
+
+    def close(self) -> None:
+        """Free what was made and is not used."""
+        self.votes.close()
+        if self.memory is not None:
+            self.memory.close()
