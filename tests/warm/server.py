@@ -20,7 +20,10 @@ import types
 
 
 def serve(path, modules):
-    """Answer requests; return, in a new process, what one of them asks for."""
+    """Answer requests; return, in a new process, what one of them asks for.
+
+    A request for another server makes the new process one, with more modules.
+    """
     for module in modules:
         importlib.import_module(module)
     gc.collect()
@@ -41,6 +44,9 @@ def serve(path, modules):
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     head, files, _, _ = socket.recv_fds(connection, 4, 64)
     request = json.loads(connection.makefile("rb").read(int.from_bytes(head, "big")))
+    if "serve" in request:
+        connection.close()
+        return serve(request["serve"], request["modules"])
     program = os.fork()
     if program != 0:
         os._exit(watch(connection, program, files))
