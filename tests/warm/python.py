@@ -34,10 +34,11 @@ def warm_python(*more: str) -> list[str]:
         more: other modules that are imported before the program begins. Not one that looks at the environment then.
 
     The program is a process of its own as always: with its own arguments, environment, folder, files, signals and exit
-    code, under mpirun too. What differs: the modules above are imported before it begins, all such programs share the
-    seed of Python's hashes, and the interpreter's own options and ``PYTHON...`` variables, but PYTHONPATH and
-    PYTHONUNBUFFERED, do nothing. Where that matters (how a process starts, and the order of sets on several ranks),
-    a test starts ``sys.executable``.
+    code, under mpirun too, and on the host that its namespaces name. What differs: the modules above are imported
+    before it begins, its parent is another process (the variable WARM_PARENT names the one that started it), all such
+    programs share the seed of Python's hashes, and the interpreter's own options and ``PYTHON...`` variables, but
+    PYTHONPATH and PYTHONUNBUFFERED, do nothing. Where that matters (how a process starts, and the order of sets on
+    several ranks), a test starts ``sys.executable``.
     """
     return [sys.executable, "-S", "-E", str(HERE / "start.py"), _server(*more)]
 
