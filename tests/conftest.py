@@ -12,6 +12,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from warm.python import share
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a shell runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -23,6 +25,13 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("untimed")
+
+
+def pytest_configure(config):
+    """Before several processes run the tests: one imports torch for the programs of them all."""
+    if getattr(config.option, "numprocesses", None) and not config.option.collectonly:
+        share()
+
 
 START_PROGRAMS = ("tests/examples/", "tests/mpi/", "tests/docs/")
 

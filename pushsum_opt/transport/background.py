@@ -23,9 +23,28 @@ HOST_PERIOD_S = 2e-3
 IDLE_PERIOD_S = 20e-3
 """Between two polls while nothing can come but a peer's notice that it has failed or finished."""
 QUIET_S = 1.0
-"""After so long without a completed message, polls are IDLE_PERIOD_S apart: where hundreds of threads wait for peers
-that do not come, they would otherwise take whole cores. The next completion, or any call of the caller, ends this. A
-message that comes meanwhile is noticed up to IDLE_PERIOD_S late."""
+"""After so long without a completed message, and the time that long messages take, polls are IDLE_PERIOD_S apart: where
+hundreds of threads wait for peers that do not come, they would otherwise take whole cores. The next completion, or any
+call of the caller, ends this. A message that comes meanwhile is noticed up to IDLE_PERIOD_S late."""
+RARE_POLLS_MOVE_BYTES_PER_S = 10_000_000
+"""What still moves with polls IDLE_PERIOD_S apart: a socket that has not grown holds 200 kB. A link that is faster has
+moved what is under way after QUIET_S and the time that this rate takes; a slower one needs no more frequent polls."""
+
+
+def pause_s(quiet_s: float, transfers: int, bytes_under_way: int, period_s: float) -> float:
+    """Return for how long the thread sleeps between two polls.
+
+    Args:
+        quiet_s: seconds since a message was completed or the caller called.
+        transfers: how many are under way.
+        bytes_under_way: of these transfers.
+        period_s: the pause where messages move.
+
+    >>> pause_s(0.5, 2, 80, 2e-3), pause_s(1.5, 2, 80, 2e-3), pause_s(1.5, 2, 64_000_000, 2e-3)
+    (0.002, 0.02, 0.002)
+    """
+    moves = transfers and quiet_s < QUIET_S + bytes_under_way / RARE_POLLS_MOVE_BYTES_PER_S
+    return period_s if moves else IDLE_PERIOD_S
 
 
 class Background(Wrapping):
@@ -172,8 +191,8 @@ class Background(Wrapping):
                     moved = self._look()
                     now = time.monotonic()
                     active = now if moved else active
-                    busy = self._inner.under_way and now - active < QUIET_S
-                    pause = self._period if busy else IDLE_PERIOD_S
+                    inner = self._inner
+                    pause = pause_s(now - active, inner.under_way, inner.bytes_under_way, self._period)
                     self._pause_s = 0.0 if moved else pause
                 if not moved and self._sleeping.acquire(timeout=pause):
                     active = time.monotonic()  # the caller is active

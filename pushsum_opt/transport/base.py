@@ -101,6 +101,11 @@ class Transport(ABC):
     def under_way(self) -> int:
         """Transfers begun and not yet done."""
 
+    @property
+    def bytes_under_way(self) -> int:
+        """Bytes of the transfers under way; 0 where no more of them move by frequent polls than by rare ones."""
+        return 0
+
     @abstractmethod
     def post(self, buffer: Any, peer: int, tag: int, what: str, matched: bool = False) -> Ticket:
         """Begin to send the bytes of ``buffer`` to rank ``peer``; it must not change until the ticket is done.

@@ -135,6 +135,10 @@ class MpiTransport(Transport):
     def under_way(self) -> int:
         return len(self._tickets) - (self._listening is not None)
 
+    @property
+    def bytes_under_way(self) -> int:
+        return sum(_count_bytes(ticket.buffer) for ticket in self._tickets)
+
     def poll(self, seconds: float) -> bool:
         begin = time.monotonic()
         while True:
@@ -341,6 +345,13 @@ def _ranks_of_the_job(comm: MPI.Comm) -> list[int] | None:
     world.Free()
     group.Free()
     return None if MPI.UNDEFINED in ranks else ranks
+
+
+def _count_bytes(buffer: Any) -> int:
+    """Return how many bytes a ticket's buffer holds; 0 for a notice, which is small, and for a barrier."""
+    if isinstance(buffer, tuple):
+        return sum(map(_count_bytes, buffer))
+    return getattr(buffer, "nbytes", 0)
 
 
 def _bytes(buffer: Any) -> Any:

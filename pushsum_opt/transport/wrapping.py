@@ -29,6 +29,10 @@ class Wrapping(Transport):
         return self._inner.under_way
 
     @property
+    def bytes_under_way(self) -> int:
+        return self._inner.bytes_under_way
+
+    @property
     def collectives(self) -> int:  # type: ignore[override]
         return self._inner.collectives
 

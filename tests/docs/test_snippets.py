@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from warm.python import warm_python
+from warm.python import FOR_EXAMPLES, warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -70,7 +70,7 @@ def run(command: str) -> str:
     The first example starts as it does on a user's machine; the others, whose imports take longer, in a warm Python.
     """
     if "examples/frameworks/" in command:
-        warm = shlex.join(warm_python("sklearn.datasets", "torchmetrics"))
+        warm = shlex.join(warm_python(*FOR_EXAMPLES))
         command = re.sub(r"^pushsum run -np \d+ ", rf"\g<0>{warm} ", command)
     done = subprocess.run(command, shell=True, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     return f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}" if done.returncode != 0 else ""

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from warm.python import warm_python
+from warm.python import FOR_EXAMPLES, warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "digits.py"
-NEEDS = "sklearn.datasets"
 
 
 def run(*command: str) -> str:
@@ -37,7 +36,7 @@ def accuracies(output: str) -> list[float]:
 def test_four_ranks_reach_97_percent(staleness, tmp_path):
     checkpoint = tmp_path / "digits.pt"
     words = [str(EXAMPLE), "--staleness", staleness, "--checkpoint", str(checkpoint)]
-    output = run(sys.executable, "-m", "pushsum_opt", "run", "-np", "4", *warm_python(NEEDS), *words)
+    output = run(sys.executable, "-m", "pushsum_opt", "run", "-np", "4", *warm_python(*FOR_EXAMPLES), *words)
     assert accuracies(output)[-1] >= 97.0
     assert "4 ranks on 1 host" in output
     saved = torch.load(checkpoint, weights_only=True)
@@ -45,7 +44,7 @@ def test_four_ranks_reach_97_percent(staleness, tmp_path):
 
 
 def test_one_rank_needs_no_launcher():
-    assert len(accuracies(run(*warm_python(NEEDS), str(EXAMPLE), "--epochs", "2"))) == 2
+    assert len(accuracies(run(*warm_python(*FOR_EXAMPLES), str(EXAMPLE), "--epochs", "2"))) == 2
 
 
 def test_the_example_fits_on_one_page():

@@ -13,15 +13,14 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from warm.python import warm_python
+from warm.python import FOR_EXAMPLES, warm_python
 
 pytestmark = [pytest.mark.slow, pytest.mark.mpi]
 
 ROOT = Path(__file__).resolve().parents[2]
 SPY = Path(__file__).with_name("programs") / "spy.py"
 SIZE, EPOCHS, ACCUMULATE = 4, 12, 2
-HEAVY = ("sklearn.datasets", "torchmetrics")
-"""What the frameworks import, which looks at no rank then. They themselves are imported on every rank: they may."""
+# The frameworks themselves are imported on every rank: they may look at it.
 EXAMPLES = {  # name: what it needs, what it resumes from
     "plain_loop": ("torch", "last.pt"),
     "lightning_fabric": ("lightning", "last.ckpt"),
@@ -50,7 +49,7 @@ class Run:
 
 def run(name: str, folder: Path, *arguments: str, hostile: str = "no") -> Run:
     example = ROOT / "examples" / "frameworks" / f"{name}.py"
-    words = [*warm_python(*HEAVY), str(SPY), str(example), str(folder), hostile, *arguments]
+    words = [*warm_python(*FOR_EXAMPLES), str(SPY), str(example), str(folder), hostile, *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     for variable in ("LOCAL_RANK", "RANK", "WORLD_SIZE"):
         environment.pop(variable, None)

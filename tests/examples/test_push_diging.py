@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from support.oracle import irregular_column_stochastic
 from support.problems import Irregular, problem
-from warm.python import warm_python
+from warm.python import FOR_EXAMPLES, warm_python
 
 import pushsum_opt as ps
 
@@ -106,7 +106,7 @@ def run(*words: str) -> str:
     environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
     ranks, *words = words
     start = [sys.executable, "-m", "pushsum_opt", "run", "-np", ranks]
-    command = [*start, *warm_python("sklearn.datasets"), *words]
+    command = [*start, *warm_python(*FOR_EXAMPLES), *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
+from mpi.launch import environment
+from warm.python import warm_python
 
 pytestmark = pytest.mark.mpi
 
+COLD = (sys.executable, "-m", "pushsum_opt")
 
-def doctor(*launch: str, **variables: str) -> dict:
+
+def warm() -> tuple[str, ...]:
+    return (*warm_python(), "-c", "import sys; from pushsum_opt.cli import main; sys.exit(main())")
+
+
+def doctor(*command: str, **variables: str) -> dict:
     done = subprocess.run(
-        [sys.executable, "-m", "pushsum_opt", *launch, "doctor", "--json"],
-        env={**os.environ, **variables},
+        [*command, "doctor", "--json"],
+        env=environment(**variables),
         capture_output=True,
         text=True,
         timeout=150,
@@ -26,14 +33,14 @@ def doctor(*launch: str, **variables: str) -> dict:
 
 
 def test_this_environment_can_train():
-    found = doctor()
+    found = doctor(*COLD)
     assert found["ok"]
     assert found["Thread level"]["seen"] == "MULTIPLE"
     assert found["Launcher"]["status"] == "ok"
 
 
 def test_job_is_reported_once_with_all_its_ranks():
-    found = doctor("run", "-np", "3", "-m", "pushsum_opt")
+    found = doctor(*COLD, "run", "-np", "3", *warm())
     assert found["ok"]
     assert found["Ranks"]["seen"] == "3"
     assert found["Hosts"]["seen"].endswith(": 3")
@@ -41,6 +48,6 @@ def test_job_is_reported_once_with_all_its_ranks():
 
 
 def test_launcher_that_announces_more_ranks_than_mpi_sees_is_a_problem():
-    found = doctor(OMPI_COMM_WORLD_SIZE="4", OMPI_COMM_WORLD_RANK="0")
+    found = doctor(*warm(), OMPI_COMM_WORLD_SIZE="4", OMPI_COMM_WORLD_RANK="0")
     assert not found["ok"]
     assert found["Ranks"]["seen"] == "OMPI_COMM_WORLD_SIZE=4, but MPI sees 1"

@@ -21,7 +21,7 @@ SECONDS = 240
 def stop(folder, staleness, *, by_pushsum_run=False, to_one_rank=False):
     """Start a run without an end, send it SIGUSR1 once every rank has taken some steps, and return its exit code."""
     start = [sys.executable, "-m", "pushsum_opt", "run"] if by_pushsum_run else launcher()
-    words = script("preempted.py", str(folder), str(staleness), "endless", warm=not by_pushsum_run)
+    words = script("preempted.py", str(folder), str(staleness), "endless")
     child = subprocess.Popen(
         [*start, "-np", str(SIZE), *words],
         stdin=subprocess.DEVNULL,

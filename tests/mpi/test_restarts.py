@@ -74,7 +74,7 @@ def test_job_that_loses_a_host_goes_on_with_fewer_ranks_from_what_is_left_in_mem
         options = ["--host", f"{here}:2,another:2", "--prtemca", "plm_ssh_agent", str(agent)]
     else:
         options = ["-hosts", f"{here}:2,another:2", "-launcher-exec", str(agent)]
-    said, ends = run(tmp_path, 4, *options, PROGRAM, how="host")
+    said, ends = run(tmp_path, 4, *options, *warm_python(), PROGRAM, how="host")
     assert "started again (1 of 3) with 2 of 4 ranks, as another does not answer" in said
     assert "resumed from round 8 in memory, of which the parts of ranks 2, 3 of 4 are missing, with 0.5 of the" in said
     assert [end[:3] for end in ends] == [["1", "8", "1.0"]] * 2

@@ -13,7 +13,7 @@ import copy
 import pytest
 import torch
 from optimizer.common import bits, flat, star
-from torch.testing._internal.common_optimizers import _get_optim_inputs_including_global_cliquey_kwargs, optim_db
+from support.torch_optimizers import optim_db, settings_of
 
 import pushsum_opt as ps
 
@@ -31,7 +31,7 @@ SETTINGS = [
 IMPLEMENTATIONS = [
     pytest.param(info, case.kwargs, id=f"{info.optim_cls.__name__} {case.desc}", marks=slow(case))
     for info in optim_db
-    for case in _get_optim_inputs_including_global_cliquey_kwargs("cpu", torch.float32, info, skip=("differentiable",))
+    for case in settings_of("cpu", torch.float32, info, skip=("differentiable",))
 ]
 WITHOUT_A_RATE = ("Rprop", "LBFGS")
 DATA_WEIGHTS = [1.0, 2.0, 5.0]

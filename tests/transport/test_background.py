@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 
 from pushsum_opt import testing
+from pushsum_opt.transport import background
 from pushsum_opt.transport.background import HOST_PERIOD_S, IDLE_PERIOD_S, Background
 from pushsum_opt.transport.loopback import LoopbackTransport
+from pushsum_opt.transport.wrapping import Wrapping
 
 SECONDS = 60  # until the test gives up
 
@@ -53,3 +56,67 @@ def test_messages_that_do_not_move_are_looked_at_rarely_and_often_again_once_one
         transport.close()
 
     testing.run(2, rank, timeout=2 * SECONDS)
+
+
+class Link(Wrapping):
+    """One message at a time over a link of a given speed, which moves at most what its socket holds at each poll."""
+
+    SOCKET_BYTES = 2_500_000
+
+    def __init__(self, inner, clock, bytes_per_s):
+        super().__init__(inner)
+        self.now, self.bytes_per_s = clock, bytes_per_s
+        self.size, self.left, self.begun, self.last = 0, 0, 0.0, 0.0
+        self.took = None
+
+    under_way = property(lambda self: int(self.left > 0))
+    bytes_under_way = property(lambda self: self.size)
+
+    def post(self, buffer, peer, tag, what, matched=False):
+        self.begun = self.last = self.now()
+        self.size = self.left = len(buffer)
+
+    def poll(self, seconds):
+        if self.left == 0:
+            return False
+        self.left -= min(self.left, self.SOCKET_BYTES, round(self.bytes_per_s * (self.now() - self.last)))
+        self.last = self.now()
+        if self.left == 0:
+            self.took = self.now() - self.begun
+        return self.left == 0
+
+
+class Sleep:
+    """The lock that the thread sleeps in; its sleeps take no time but on the clock of the test."""
+
+    def __init__(self):
+        self.now, self.woken = 0.0, False
+
+    def locked(self):
+        return not self.woken
+
+    def release(self):
+        self.woken = True
+
+    def acquire(self, timeout):
+        time.sleep(0)
+        self.now += 0.0 if self.woken else timeout
+        woken, self.woken = self.woken, False
+        return woken
+
+
+def test_a_message_that_takes_longer_than_a_second_moves_at_the_speed_of_its_link(monkeypatch):
+    sleep = Sleep()
+    monkeypatch.setattr(background, "time", SimpleNamespace(monotonic=lambda: sleep.now))
+
+    def rank(comm):
+        link = Link(LoopbackTransport(comm), lambda: sleep.now, bytes_per_s=600_000_000)
+        transport = Background(link)
+        transport._sleeping = sleep
+        transport.post(range(2_000_000_000), 0, 0, "a long message")
+        until(lambda: link.took is not None)
+        transport.close()
+        return link.took
+
+    [took] = testing.run(1, rank)
+    assert took < 1.01 * 2_000_000_000 / 600_000_000

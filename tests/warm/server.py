@@ -7,6 +7,7 @@ rank finds its launcher by these. The child between the two passes signals on an
 """
 
 import contextlib
+import ctypes
 import fcntl
 import gc
 import importlib
@@ -20,7 +21,10 @@ import types
 
 
 def serve(path, modules):
-    """Answer requests; return, in a new process, what one of them asks for."""
+    """Answer requests; return, in a new process, what one of them asks for.
+
+    A request for another server makes the new process one, with more modules.
+    """
     for module in modules:
         importlib.import_module(module)
     gc.collect()
@@ -41,6 +45,9 @@ def serve(path, modules):
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     head, files, _, _ = socket.recv_fds(connection, 4, 64)
     request = json.loads(connection.makefile("rb").read(int.from_bytes(head, "big")))
+    if "serve" in request:
+        connection.close()
+        return serve(request["serve"], request["modules"])
     program = os.fork()
     if program != 0:
         os._exit(watch(connection, program, files))
@@ -68,8 +75,20 @@ def watch(connection, program, files):
             os.kill(program, number)
 
 
+def enter_namespaces(process):
+    """Be on the host of a process: a test makes a second one by namespaces, with a name of its own."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for name in ("user", "uts"):
+        theirs = f"/proc/{process}/ns/{name}"
+        if os.readlink(theirs) != os.readlink(f"/proc/self/ns/{name}"):
+            with open(theirs) as namespace:
+                if libc.setns(namespace.fileno(), 0) != 0:
+                    raise OSError(ctypes.get_errno(), f"the {name} namespace of process {process}")
+
+
 def become(request, files):
     """Take over what belongs to the process of start.py; return (code, name of its file, folder of its imports)."""
+    enter_namespaces(request["process"])
     above = max([*files, *request["files"]]) + 1
     moved = [fcntl.fcntl(file, fcntl.F_DUPFD, above) for file in files]
     os.closerange(0, above)

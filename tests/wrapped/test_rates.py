@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from optimizer.common import bits, flat, network, train
-from torch.testing._internal.common_optimizers import optim_db
+from support.torch_optimizers import optim_db
 
 import pushsum_opt as ps
 from pushsum_opt.wrapped.rates import LINEAR, scale_with_rates, scaled_rates

@@ -5,22 +5,30 @@ Processes that started "before" did so before MPI, so it comes first where it co
 
 import json
 import logging
+import multiprocessing
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, TensorDataset
 
 import pushsum_opt as ps
 from pushsum_opt.transport import fork
 
 
 def load(how):
-    """Start two workers, twice; where each is a new Python, one of them, once."""
+    """Start two workers, twice. A new Python takes seconds to import torch: one on rank 0 does, others do nothing."""
+    if how == "spawn" or (how == "forkserver" and ps.rank() != 0):
+        child = multiprocessing.get_context(how).Process(target=time.sleep, args=(0,))
+        child.start()
+        child.join()
+        return
+    import torch  # here, so that a child that needs none imports none
+    from torch.utils.data import DataLoader, TensorDataset
+
     data = TensorDataset(torch.arange(8))
-    workers, times = (1, 1) if how in ("forkserver", "spawn") else (2, 2)
+    workers, times = (1, 1) if how == "forkserver" else (2, 2)
     loader = DataLoader(data, batch_size=2, num_workers=workers, multiprocessing_context=how)
     assert [sum(int(x.sum()) for (x,) in loader) for _ in range(times)] == [28] * times
 

@@ -36,7 +36,7 @@ for step in range(begin, steps):
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "host" and socket.gethostname() == "another":
             (folder / "lost").touch()
-            os.kill(os.getppid(), signal.SIGKILL)
+            os.kill(int(os.environ["WARM_PARENT"]), signal.SIGKILL)  # the daemon of MPI
             os.kill(os.getpid(), signal.SIGKILL)
     saver.after_step(step=step + 1)
 optimizer.close()
