@@ -159,7 +159,7 @@ class _Outgoing:
             what = f"it to take the header of round {self._round}"
             self._headers.append(self._exchange.transport.post(header, peer, header_tag(self._round), what))
             self._exchange.events.message_posted(self._round, peer, HEADER_BYTES + self._memory.nbytes, mass)
-        for _ in range(CHUNKS_SENT_AHEAD):
+        for _ in range(min(CHUNKS_SENT_AHEAD, len(self._memory.exchanged))):
             self.post_next()
 
     def post_next(self) -> None:

@@ -29,7 +29,7 @@ NAMES = {
 }
 DTYPES = {name: dtype for dtype, name in NAMES.items()} | {"uint8": torch.uint8}
 COMPLEX = (torch.complex64, torch.complex128)
-PLAIN = (Tensor, nn.Parameter)
+PLAIN = frozenset((Tensor, nn.Parameter))
 DTYPE_OF = operator.attrgetter("dtype")
 
 
@@ -69,11 +69,10 @@ class HostMemory(Memory):
 
     def _all_positions(self) -> list[object]:
         tensors = self._tensors
-        if not all(type(tensor) in PLAIN for tensor in tensors):
+        if not PLAIN.issuperset(map(type, tensors)):
             return super()._all_positions()
-        # The same, in a third of the time: models of a thousand tensors are common.
-        forms = map(Tensor.stride, tensors), map(Tensor.size, tensors), map(DTYPE_OF, tensors)
-        return list(zip(map(Tensor.data_ptr, tensors), *forms, strict=True))
+        # The same, without a call of Python for each tensor: models of a thousand tensors are common.
+        return [list(map(read, tensors)) for read in (Tensor.data_ptr, Tensor.stride, Tensor.size, DTYPE_OF)]
 
     def _address(self, tensor: Tensor) -> int:
         return _local(tensor).data_ptr()
