@@ -3,6 +3,7 @@
     pushsum run -np 4 examples/benchmarks/step.py
     pushsum run -np 1 examples/benchmarks/step.py
     pushsum run -np 4 examples/benchmarks/step.py --json step.json --repeat 31
+    pushsum run -np 2 examples/benchmarks/step.py --tensors 10 161 1000 5000
 
 In one run, interleaved, so that a busy machine disturbs all alike:
 
@@ -13,6 +14,9 @@ In one run, interleaved, so that a busy machine disturbs all alike:
     gloo      torch's all-reduce of one flat buffer, over gloo
 
 The figures are medians of the slowest rank, in milliseconds; quote the ratios.
+
+With ``--tensors`` the model is so many tensors of 100 numbers each, where what counts is the work for each tensor, not its
+bytes: bare, wrapped, and wrapped with ``staleness=1``.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,26 +72,59 @@ def gloo_all_reduce(comm: MPI.Comm, flat: torch.Tensor) -> Callable[[], object]:
     return lambda: torch.distributed.all_reduce(flat)
 
 
+def sgd_over(shapes: list[tuple[int, ...]]) -> torch.optim.SGD:
+    """SGD with momentum, which has made its first step."""
+    parameters = [torch.nn.Parameter(torch.randn(shape) * 1e-2) for shape in shapes]
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 1e-6)
+    optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+    optimizer.step()
+    return optimizer
+
+
+def many_tensors(comm: MPI.Comm, counts: list[int], repeat: int) -> dict[str, dict[str, float]]:
+    """Print and return the milliseconds of a step, by the number of tensors."""
+    found = {}
+    if comm.rank == 0:
+        print(f"{comm.size} ranks, tensors of 100 float32, {repeat} runs, milliseconds")
+        print(f"  {'tensors':>8}{'bare':>9}{'wrapped':>9}{'staleness 1':>13}{'us per tensor, wrapped - bare':>31}")
+    for count in counts:
+        shapes = [(100,)] * count
+        optimizers: dict[str, Any] = {"bare": sgd_over(shapes)}
+        for name, staleness in (("wrapped", 0), ("staleness 1", 1)):
+            optimizers[name] = ps.PushSumOptimizer(sgd_over(shapes), graph=ps.graphs.Ring(), staleness=staleness)
+        times: dict[str, list[float]] = {name: [] for name in optimizers}
+        for turn in range(repeat + 3):
+            for name, optimizer in optimizers.items():
+                milliseconds = timed(comm, optimizer.step)
+                if turn >= 3:
+                    times[name].append(milliseconds)
+        for name in ("wrapped", "staleness 1"):
+            optimizers[name].close()
+        found[str(count)] = median = {name: statistics.median(values) for name, values in times.items()}
+        if comm.rank == 0:
+            more = 1e3 * (median["wrapped"] - median["bare"]) / count
+            print(f"  {count:8}{median['bare']:9.3f}{median['wrapped']:9.3f}{median['staleness 1']:13.3f}{more:31.2f}")
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=21, help="timed runs of each (default 21)")
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--tensors", type=int, nargs="+", help="models of so many small tensors")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     comm = MPI.COMM_WORLD
+    if arguments.tensors:
+        found = many_tensors(comm, arguments.tensors, arguments.repeat)
+        if arguments.json and comm.rank == 0:
+            arguments.json.write_text(json.dumps({"ranks": comm.size, "times_ms": found}, indent=1))
+        return
     right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
 
-    parameters = [torch.nn.Parameter(torch.randn(shape) * 1e-2) for shape in resnet50_shapes()]
-    for parameter in parameters:
-        parameter.grad = torch.full_like(parameter, 1e-6)
-    bare = torch.optim.SGD([p.detach().clone().requires_grad_() for p in parameters], lr=0.1, momentum=0.9)
-    for group in bare.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.full_like(parameter, 1e-6)
-    inner = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
-    bare.step()
-    inner.step()
-    nbytes = sum(p.numel() * 4 for p in parameters)
+    bare, inner = sgd_over(resnet50_shapes()), sgd_over(resnet50_shapes())
+    nbytes = sum(4 * torch.Size(shape).numel() for shape in resnet50_shapes())
     before = peak_bytes()
     # The ring sends what the floor sends: one message to one peer.
     optimizer = ps.PushSumOptimizer(inner, graph=ps.graphs.Ring())
