@@ -109,6 +109,7 @@ class Ranks:
             ending.fail_all(RuntimeError(reasons))
             for member in ending.THIS.members:
                 member.close()
+            by_communicator.tell_all(reasons)
             by_communicator.abandon_all()
             by_communicator.opened(world.communicator())
         return reasons

@@ -6,7 +6,8 @@ that wrap tensors), none at all (meta), or a form of their own (sparse, quantize
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ __all__ = [
     "is_floating",
     "is_one_block",
     "is_uninitialized",
+    "lasting",
     "local_part",
     "plain_parts",
     "refuse_unmixable",
@@ -191,6 +193,16 @@ def why_not_mixed(tensor: Tensor) -> tuple[str, str] | None:
             "pass a .contiguous() copy",
         )
     return None
+
+
+@contextmanager
+def lasting() -> Iterator[None]:
+    """Inside, tensors are made that can be written to later, also where the caller is in torch.inference_mode()."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():  # leaving the one mode would turn gradients on
+        yield
 
 
 def refuse_unmixable(tensor: Tensor, name: str) -> None:

@@ -37,7 +37,7 @@ def main() -> None:
     sampler = DistributedSampler(train, num_replicas=ps.size(), rank=ps.rank(), drop_last=True)
     loader = DataLoader(train, batch_size=16, sampler=sampler)
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).to(accelerator.device)
-    push_sum = ps.PushSumOptimizer(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), model)
+    push_sum = ps.PushSumOptimizer(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), model, staleness=1)
     model, optimizer, loader = accelerator.prepare(model, push_sum, loader)
     start = 0
     if arguments.resume:  # on every rank

@@ -54,7 +54,7 @@ def main() -> None:
     images = torch.tensor(digits.data, dtype=torch.float32) / 16
     rows = [{"images": image, "labels": label} for image, label in zip(images, digits.target, strict=True)]
     model = Digits(PretrainedConfig())
-    optimizer = ps.PushSumOptimizer(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), model)
+    optimizer = ps.PushSumOptimizer(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), model, staleness=1)
     trainer = ShardedTrainer(
         model,
         Arguments(

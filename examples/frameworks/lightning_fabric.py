@@ -39,7 +39,7 @@ def main() -> None:
     loader = DataLoader(train, batch_size=16, sampler=sampler)
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).to(fabric.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    optimizer = ps.PushSumOptimizer(optimizer, model)
+    optimizer = ps.PushSumOptimizer(optimizer, model, staleness=1)
     model, optimizer = fabric.setup(model, optimizer)
     state = {"model": model, "optimizer": optimizer, "epoch": -1}
     if arguments.resume:  # on every rank

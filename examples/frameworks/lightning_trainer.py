@@ -38,7 +38,7 @@ class Digits(L.LightningModule):
         self.average.__exit__(None, None, None)
 
     def configure_optimizers(self):
-        return ps.PushSumOptimizer(torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9), self)
+        return ps.PushSumOptimizer(torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9), self, staleness=1)
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ def main() -> None:
     loader = DataLoader(train, batch_size=16, sampler=sampler)
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    optimizer = ps.PushSumOptimizer(optimizer, model)
+    optimizer = ps.PushSumOptimizer(optimizer, model, staleness=1)
     start = 0
     if arguments.resume:  # on every rank
         saved = torch.load(arguments.resume)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..interrupts import held_back
 from ..log import log
 from ..push_sum import PushSum, push_sum_of, rounds
+from ..tensor_kinds import lasting
 from . import directory as directories
 from .directory import Manifest, read_part
 from .part import KEY, Companions, check_fits, restore, seat
@@ -73,7 +74,7 @@ def load(
     root = Path(directory)
 
     def read() -> Resumed:
-        with push_sum.member.ending_together(), push_sum.member.during("checkpoint.load()"):
+        with push_sum.member.ending_together(), push_sum.member.during("checkpoint.load()"), lasting():
             found = find(push_sum, root)
             if found is None:
                 raise_alike(push_sum, "loading", {0: str(directories.missing(root))})

@@ -15,6 +15,7 @@ from ..errors import CheckpointError, ConfigurationError
 from ..exit_codes import REQUEUE
 from ..log import log
 from ..push_sum import push_sum_of
+from ..tensor_kinds import lasting
 from ..transport import calling
 from . import progress
 from .batches import Batches, Places
@@ -163,7 +164,7 @@ class Saver:
             CheckpointError: see :func:`~pushsum_opt.checkpoint.load`; or too little is left.
         """
         companions = Companions(**self._beside)
-        with self._push_sum.member.ending_together():
+        with self._push_sum.member.ending_together(), lasting():
             found = self._push_sum.member.survival.together(
                 lambda: begin_again(self._push_sum, self._directory, self._optimizer, companions, self._memory, enough)
             )

@@ -69,6 +69,7 @@ class MpiTransport(Transport):
         self._notice = bytearray(NOTICE_BYTES)
         self._listening: Ticket | None = None
         self._closed = False
+        self._has_failed = False  # some rank has said so here
         self.threaded = MPI.Query_thread() >= MPI.THREAD_SERIALIZED
         _alive.add(self)
         fork.watch(self.rank, self.size)
@@ -215,6 +216,7 @@ class MpiTransport(Transport):
 
     def tell(self, peers: Iterable[int], notice: Notice) -> None:
         comm = self._open()
+        self._has_failed = self._has_failed or notice.failed
         message = bytearray(NOTICE_BYTES)
         reason = notice.reason.encode("utf-8", "replace")[: NOTICE_BYTES - NOTICE_HEAD.size]
         head = (notice.sender, notice.failed, notice.rounds, notice.collectives, len(reason))
@@ -237,6 +239,7 @@ class MpiTransport(Transport):
     def _hear(self) -> None:
         sender, failed, rounds, collectives, length = NOTICE_HEAD.unpack_from(self._notice)
         reason = bytes(self._notice[NOTICE_HEAD.size : NOTICE_HEAD.size + length]).decode("utf-8", "replace")
+        self._has_failed = self._has_failed or bool(failed)
         self._inbox.append(Notice(sender, failed, rounds, collectives, reason))
         self._listen()
 
@@ -259,9 +262,10 @@ class MpiTransport(Transport):
             return
         if self._listening is not None:
             self.cancel(self._listening)
-        if not self._requests:
-            # With transfers left over, after an error, freeing could wait for a peer that is gone. Then it is not
-            # freed.
+        if not self._requests and not self._has_failed:
+            # After an error it is not freed. With transfers left over, that could wait for a peer that is gone. And
+            # what a peer has sent here and nobody has taken would come to the next communicator that gets its number
+            # (MPICH gives the smallest free one).
             self._comm.Free()
             _alive.discard(self)
 

@@ -245,3 +245,24 @@ def test_a_model_wrapped_under_inference_mode_trains_outside_of_it():
 
     first, second = ps.testing.run(2, rank)
     assert first == second
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_checkpoint_loaded_under_inference_mode_is_trained_further_outside_of_it(resume, tmp_path):
+    def rank(comm):
+        model = nn.Linear(4, 1)
+        with ps.PushSumOptimizer(torch.optim.AdamW(model.parameters()), model, comm=comm) as optimizer:
+            with ps.checkpoint.Saver(tmp_path, optimizer, signals=()) as saver:
+                for saves in (True, False):
+                    optimizer.zero_grad()
+                    model(torch.ones(2, 4)).sum().backward()
+                    optimizer.step()
+                    with torch.inference_mode():
+                        if saves:
+                            ps.checkpoint.save(tmp_path, optimizer)
+                        found = saver.resume() if resume else ps.checkpoint.load(tmp_path, optimizer)
+                    assert found is not None
+            optimizer.step()
+            return optimizer.round
+
+    assert ps.testing.run(2, rank) == [2, 2]

@@ -183,6 +183,28 @@ def a_peer_that_finished_is_not_waited_for(comm):
     finish(channel, Waiter(channel, Events(), 60.0, 30.0))
 
 
+def what_a_failed_transport_leaves_does_not_come_to_the_next_one(comm):
+    """MPICH gives the number of a communicator that was freed to the next one, with the messages that nobody took."""
+    if comm.size == 1:
+        return
+    before, waiter, _ = opened(comm)
+    wait_until_all_are_open(before, waiter)
+    if comm.rank == 0:
+        for time in range(3):  # more than are listened for
+            before.tell(range(1, comm.size), Notice(0, True, 0, before.collectives, f"failure {time}"))
+        while before.under_way:  # they are taken, or buffered
+            before.poll(0.1)
+    between, waiter, _ = opened(comm)
+    waiter.wait((between.barrier("all notices to be sent"),), 0)
+    before.poll(0.0)
+    before.close()
+    after, waiter, _ = opened(comm)
+    waiter.wait((after.barrier("all to hear nothing"),), 0)
+    assert after.notices() == []
+    finish(after, waiter)
+    finish(between, Waiter(between, Events(), 60.0, 30.0))
+
+
 def a_closed_transport_says_so(comm):
     channel, waiter, _ = opened(comm)
     finish(channel, waiter)
@@ -203,5 +225,6 @@ CONTRACT = [
     a_silent_peer_ends_in_peer_timeout_after_stall_lines,
     a_notice_of_failure_ends_a_wait_at_once_with_its_reason,
     a_peer_that_finished_is_not_waited_for,
+    what_a_failed_transport_leaves_does_not_come_to_the_next_one,
     a_closed_transport_says_so,
 ]
