@@ -15,8 +15,8 @@ In one run, interleaved, so that a busy machine disturbs all alike:
 
 The figures are medians of the slowest rank, in milliseconds; quote the ratios.
 
-With ``--tensors`` the model is so many tensors of 100 numbers each, where what counts is the work for each tensor, not its
-bytes: bare, wrapped, and wrapped with ``staleness=1``.
+With ``--tensors`` the model is so many tensors of 100 numbers each, where what counts is the work for each tensor and
+not its bytes: bare, wrapped, and wrapped with ``staleness=1``.
 """
 
 from __future__ import annotations
