@@ -34,7 +34,7 @@ extras = {
         "pytest-xdist",
         "schedulefree",  # an optimizer that keeps parameters in its state
         "scikit-learn",
-        "setuptools>=64",  # makes the editable wheel that a test looks into
+        "setuptools>=70.1",  # makes the editable wheel that a test looks into
         "tqdm",
     ],
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from support.ranks import on_ranks
+from warm.python import warm_python
 
 import pushsum_opt as ps
 from pushsum_opt import testing
@@ -173,7 +173,7 @@ print(ps.testing.run(2, lambda comm: ps.average(float(comm.rank), comm=comm)))
 @pytest.mark.parametrize("calls", [True, False])
 def test_ctrl_c_stops_every_rank_also_one_that_never_calls_the_library_and_the_kernel_goes_on(calls):
     code = FOREVER.replace("{calls}", str(calls))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([*warm_python(), "-c", code], capture_output=True, text=True, timeout=100)
     assert (done.stdout.split("\n")[:2], done.returncode) == (["interrupted", "[0.5, 0.5]"], 0), done.stderr
 
 

@@ -13,8 +13,9 @@ ROOT = Path(__file__).parents[1]
 CALLS = """
 import numpy as np, torch, pushsum_opt as ps
 from mpi4py import MPI
+from torch.optim.sgd import SGD  # torch.optim itself names it since torch 2.5
 model = torch.nn.Linear(2, 1)
-inner = torch.optim.SGD(model.parameters(), lr=0.1)
+inner = SGD(model.parameters(), lr=0.1)
 
 def ring(rank: int, size: int, round: int) -> list[int]:
     return [(rank + 1) % size]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .nesting import endless
-from .refused import first_line, no_end, refused
+from .refused import first_line, load_safely, no_end, refused
 from .safe_types import decode, encode
 
 __all__ = ["Apart", "Place", "pack_tree", "put_together", "take_apart", "unpack_tree"]
@@ -122,7 +122,7 @@ def unpack_tree(packed: bytes) -> Any:
         CheckpointError: it is not that.
     """
     try:
-        return decode(torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True))
+        return decode(load_safely(io.BytesIO(packed)))
     except Exception as error:
         raise CheckpointError(f"torch cannot read it: {first_line(error)}") from error
 

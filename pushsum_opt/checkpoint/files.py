@@ -13,7 +13,7 @@ import torch
 
 from ..errors import CheckpointError
 from .nesting import endless
-from .refused import first_line, no_end, refused
+from .refused import first_line, load_safely, no_end, refused
 from .safe_types import decode, encode
 
 __all__ = ["TEMPORARY", "digest", "load_tensors", "save_tensors", "sync_directory", "write_whole"]
@@ -92,7 +92,7 @@ def save_tensors(path: Path, value: Any) -> dict[str, Any]:
                 raise counted[0].error
         file.flush()
         try:
-            torch.load(file.name, map_location="cpu", mmap=True, weights_only=True)
+            load_safely(file.name, mmap=True)
         except Exception as error:
             raise CheckpointError(f"{path}: {refused(value, error)}") from error
 
@@ -107,7 +107,7 @@ def load_tensors(path: Path) -> Any:
         CheckpointError: it is not such a file.
     """
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = load_safely(path)
     except Exception as error:
         raise CheckpointError(f"{path}: torch cannot read it: {first_line(error)}") from error
     return decode(loaded)

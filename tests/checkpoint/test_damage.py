@@ -50,7 +50,7 @@ def saved(tmp_path):
 @pytest.mark.parametrize("size", [3, 2])
 def test_file_of_a_later_release_is_refused_before_anything_changes(tmp_path, monkeypatch, size):
     """By load on the same and on another number of ranks, and by consolidate."""
-    monkeypatch.setattr(ps.push_sum.saving, "FORMAT", 2)
+    monkeypatch.setattr("pushsum_opt.push_sum.saving.FORMAT", 2)
     path, _ = train_and_save(tmp_path / "runs", SIZE, staleness=1)
     monkeypatch.undo()
     refused = r"rank-0000\d.pt: the push-sum state has format 2, and this pushsum_opt reads up to 1: .* that version$"

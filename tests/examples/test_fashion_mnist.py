@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import socket
 import struct
@@ -64,10 +65,16 @@ def write_stand_in(folder: Path, train: int = 2000, test: int = 500) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """The real images where they are installed, else a stand-in."""
-    if all((INSTALLED / f"{name}-ubyte.gz").is_file() for name in FILES):
-        return INSTALLED
-    return write_stand_in(tmp_path_factory.mktemp("data"))
+    """The first real images where they are installed, else a stand-in. To read all takes every rank a second."""
+    folder = tmp_path_factory.mktemp("data")
+    if not all((INSTALLED / f"{name}-ubyte.gz").is_file() for name in FILES):
+        return write_stand_in(folder)
+    for name in FILES:
+        count, shape = (2000 if name.startswith("train") else 500), ((28, 28) if "idx3" in name else ())
+        with gzip.open(INSTALLED / f"{name}-ubyte.gz") as file:
+            values = file.read(4 * (2 + len(shape)) + count * math.prod(shape))[4 * (2 + len(shape)) :]
+        write_idx(folder / f"{name}-ubyte.gz", np.frombuffer(values, np.uint8).reshape(count, *shape))
+    return folder
 
 
 @pytest.mark.slow
@@ -82,9 +89,9 @@ def data(tmp_path_factory) -> Path:
     ],
 )
 def test_four_ranks_learn_in_every_mode(mode, options, data, tmp_path):
-    limits = ["--limit-train", "2000", "--limit-test", "500", "--epochs", "5", "--batch", "8"]
+    limits = ["--limit-train", "2000", "--limit-test", "500", "--epochs", "3", "--batch", "8"]
     lines = train(tmp_path / "lines.json", "--data", str(data), *limits, "--seed", "3", *options)
-    assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
     for line in lines:
         assert (line["mode"], line["seed"], line["ranks"]) == (mode, 3, 4)
         assert line["seconds"] > 0

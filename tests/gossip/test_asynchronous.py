@@ -55,7 +55,7 @@ def free_run(comm, steps, naps, graph=shift, rate=0.0, centre=0.0, **options):
     return push_sum.push_weight * z, push_sum.push_weight, least, moved
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     size=st.integers(1, 7),
     seed=st.integers(0, 50),

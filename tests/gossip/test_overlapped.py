@@ -94,7 +94,7 @@ def test_the_mean_moves_as_plain_sgd_with_full_step_and_full_weight_decay(tau):
             np.testing.assert_allclose(mean, z0.mean(0) - k * rate * (1.0 + decay * z0.mean(0)), rtol=0, atol=1e-13)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(size=st.integers(1, 7), tau=st.integers(1, 4), seed=st.integers(0, 100))
 def test_no_delay_changes_a_bit_and_all_mass_comes_home(size, tau, seed):
     late = ps.testing.run(size, lambda comm: numpy_training(comm, 8, staleness=tau), seed=seed)

@@ -45,7 +45,7 @@ def test_a_round_is_the_mixing_matrix_applied_to_every_element(graph, size):
         assert sum(path[k][1] for path in results) == pytest.approx(size, rel=1e-14)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     size=st.integers(1, 9),
     seed=st.integers(0, 1000),

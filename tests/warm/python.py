@@ -23,7 +23,7 @@ FOR_EXAMPLES = ("sklearn.datasets", "torchmetrics")
 """What the examples import beside torch."""
 LONGEST_S = 550.0
 """That the imports may take: a few seconds, and minutes on a machine that does much else."""
-SHARED = "PUSHSUM_TESTS_WARM"
+SHARED = "WARM_PYTHON"
 """The variable that tells the processes of one session of pytest the folder of their servers."""
 
 
@@ -35,10 +35,10 @@ def warm_python(*more: str) -> list[str]:
 
     The program is a process of its own as always: with its own arguments, environment, folder, files, signals and exit
     code, under mpirun too, and on the host that its namespaces name. What differs: the modules above are imported
-    before it begins, its parent is another process (the variable WARM_PARENT names the one that started it), all such
-    programs share the seed of Python's hashes, and the interpreter's own options and ``PYTHON...`` variables, but
-    PYTHONPATH and PYTHONUNBUFFERED, do nothing. Where that matters (how a process starts, and the order of sets on
-    several ranks), a test starts ``sys.executable``.
+    before it begins, and are not taken down when it ends; its parent is another process (the variable WARM_PARENT names
+    the one that started it); all such programs share the seed of Python's hashes, and the interpreter's own options and
+    ``PYTHON...`` variables, but PYTHONPATH and PYTHONUNBUFFERED, do nothing. Where that matters (how a process starts,
+    and the order of sets on several ranks), a test starts ``sys.executable``.
     """
     return [sys.executable, "-S", "-E", str(HERE / "start.py"), _server(*more)]
 

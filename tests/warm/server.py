@@ -6,6 +6,7 @@ start.py's arguments, environment, folder and open files, hence also its place a
 rank finds its launcher by these. The child between the two passes signals on and the program's end back.
 """
 
+import atexit
 import contextlib
 import ctypes
 import fcntl
@@ -18,6 +19,7 @@ import signal
 import socket
 import sys
 import types
+import weakref
 
 
 def serve(path, modules):
@@ -29,6 +31,7 @@ def serve(path, modules):
         importlib.import_module(module)
     gc.collect()
     gc.freeze()  # so that no collection in a program copies the pages of what is imported
+    leave_at_the_end()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{path}.new")
@@ -55,6 +58,31 @@ def serve(path, modules):
     return request, files
 
 
+LIBC = ctypes.CDLL(None, use_errno=True)
+LEFT = []
+
+
+@atexit.register  # before anything is imported, so that it is called last
+def forget():
+    for name in LEFT:
+        sys.modules.pop(name, None)
+
+
+def leave_at_the_end():
+    """Have programs end without taking down what is imported so far: that copies all its pages, in 0.5 s of a core.
+
+    What they import themselves, MPI among it, is taken down as always.
+    """
+    for name, module in sys.modules.items():
+        if name not in LEFT and "site-packages" in (getattr(module, "__file__", None) or ""):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(module))
+            LEFT.append(name)
+    for finalizer in list(weakref.finalize._registry):
+        finalizer.atexit = False
+    # What was loaded before this line has its destructors called after _exit, which is never.
+    LIBC.on_exit(LIBC._exit, None)
+
+
 def watch(connection, program, files):
     """Pass signals on until the program has ended, and its end back; end it where start.py was killed."""
     for file in files:
@@ -77,12 +105,11 @@ def watch(connection, program, files):
 
 def enter_namespaces(process):
     """Be on the host of a process: a test makes a second one by namespaces, with a name of its own."""
-    libc = ctypes.CDLL(None, use_errno=True)
     for name in ("user", "uts"):
         theirs = f"/proc/{process}/ns/{name}"
         if os.readlink(theirs) != os.readlink(f"/proc/self/ns/{name}"):
             with open(theirs) as namespace:
-                if libc.setns(namespace.fileno(), 0) != 0:
+                if LIBC.setns(namespace.fileno(), 0) != 0:
                     raise OSError(ctypes.get_errno(), f"the {name} namespace of process {process}")
 
 
