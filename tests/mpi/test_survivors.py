@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
-from mpi.launch import each_rank, fault_tolerant, launcher
+from mpi.launch import ROOT, each_rank, environment, fault_tolerant, launcher
 
 pytestmark = pytest.mark.mpi
 
@@ -55,3 +57,17 @@ def test_nobody_waits_for_a_rank_that_knows_that_all_is_over_and_has_ended(tmp_p
     done = fault_tolerant(3, "past_the_end.py", str(tmp_path), limit=45)  # less than the timeout of the ranks
     assert done.returncode == 0, done.stdout[-5000:]
     assert done.stdout.count("closed, []") == 2, done.stdout[-5000:]
+
+
+@needs_fault_tolerance
+def test_survivors_of_twenty_faults_at_random_moments_agree_and_hold_all_the_mass():
+    chaos = ROOT / "examples" / "benchmarks" / "chaos.py"
+    done = subprocess.run(
+        [sys.executable, str(chaos), "--faults", "20", "--limit", "100"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "20 faults survived in 2 jobs" in done.stdout
