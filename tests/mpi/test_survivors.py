@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from mpi.launch import ROOT, each_rank, environment, fault_tolerant, launcher
+from mpi.launch import ROOT, each_rank, environment, fault_tolerant, launcher, script
 
 pytestmark = pytest.mark.mpi
 
@@ -50,6 +50,20 @@ def test_survivors_save_join_and_stop_together(staleness, tmp_path):
     assert done.stdout.count("members (0, 3), kept []") == 2, done.stdout[-5000:]
     newest = max((tmp_path / "disk").glob("*/manifest.json"), key=lambda path: path.stat().st_mtime)
     assert json.loads(newest.read_text())["size"] == 2
+
+
+@needs_fault_tolerance
+def test_pushsum_run_returns_1_where_every_rank_has_died():
+    program = script("survivors.py", "0", "killed", "0,1")
+    done = subprocess.run(
+        [sys.executable, "-m", "pushsum_opt", "run", "--survive", "-np", "2", *program],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 1
+    assert "every rank has died, and none has come to its end" in done.stderr
 
 
 @needs_fault_tolerance
