@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -85,3 +86,12 @@ def test_survivors_of_twenty_faults_at_random_moments_agree_and_hold_all_the_mas
     )
     assert done.returncode == 0, done.stderr
     assert "20 faults survived in 2 jobs" in done.stdout
+
+
+@needs_fault_tolerance
+def test_a_rank_that_is_stopped_is_not_lost_and_after_the_timeout_all_end_with_its_name(tmp_path):
+    done = fault_tolerant(4, "stopped.py", str(tmp_path), limit=60)
+    assert done.stdout.count("slow is not dead, lost []") == 4, done.stdout[-5000:]
+    assert done.returncode != 0
+    assert re.search(r"PeerTimeout: rank \d: waited [\d.]+ s for rank 2: ", done.stdout), done.stdout[-5000:]
+    assert "is lost" not in done.stdout
