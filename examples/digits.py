@@ -3,6 +3,7 @@
 pushsum run -np 4 examples/digits.py
 pushsum run -np 4 examples/digits.py --epochs 30 --staleness 1
 mpirun -np 256 python examples/digits.py
+pushsum run --survive -np 4 examples/digits.py --on-loss continue
 python examples/digits.py                               # one rank: the plain optimizer
 """
 
@@ -45,21 +46,24 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--staleness", default="0", help="0, 1, 2, ... or unbounded")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--on-loss", default="stop", help="what to do when ranks die: stop, or continue without them")
     parser.add_argument("--checkpoint", default="", help="rank 0 saves model and optimizer here")
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     train, test = datasets()
-    sampler = DistributedSampler(train, num_replicas=ps.size(), rank=ps.rank(), seed=arguments.seed, drop_last=True)
-    loader = DataLoader(train, batch_size=max(1, 64 // ps.size()), sampler=sampler, drop_last=True)
+    me = ps.rank()
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     staleness = arguments.staleness if arguments.staleness == "unbounded" else int(arguments.staleness)
-    optimizer = ps.PushSumOptimizer(optimizer, model, staleness=staleness)
+    optimizer = ps.PushSumOptimizer(optimizer, model, staleness=staleness, on_loss=arguments.on_loss)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, arguments.epochs)
 
     with tqdm(range(arguments.epochs), disable=ps.rank() != 0, unit="epoch") as epochs:
         for epoch in epochs:
+            members = min(ps.allgather(optimizer.members), key=len)  # all agree on who shares the data of this epoch
+            sampler = DistributedSampler(train, len(members), members.index(me), seed=arguments.seed, drop_last=True)
             sampler.set_epoch(epoch)
+            loader = DataLoader(train, batch_size=max(1, 64 // len(members)), sampler=sampler, drop_last=True)
             for images, labels in loader:
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(model(images), labels).backward()

@@ -28,6 +28,7 @@ __all__ = [
     "Process",
     "abort",
     "fail_all",
+    "is_of_one_rank",
     "stop_all_on_error",
     "when_all_is_closed",
     "when_the_end_begins",
@@ -68,6 +69,14 @@ class Process:
 
 THIS = Process()
 """This process as a rank of an MPI job. Ranks of :func:`pushsum_opt.testing.run` have a process of their own each."""
+
+
+def is_of_one_rank(error: BaseException) -> bool:
+    """Tell whether an error concerns its rank alone: it is no interrupt, and not about what all ranks do together.
+
+    Where survivors go on, other ranks are not told of it. They notice when it has ended this process.
+    """
+    return isinstance(error, Exception) and not isinstance(error, PushSumError)
 
 
 def fail_all(error: BaseException) -> None:
@@ -202,7 +211,7 @@ def stop_all_on_error() -> None:
             _say_interrupted(mpi)
         previous(kind, error, trace)
         me = mpi.COMM_WORLD.Get_rank()
-        if THIS.survival is not None and not issubclass(kind, PushSumError):
+        if THIS.survival is not None and is_of_one_rank(error):
             _leave_alone(mpi, me)
         print(f"pushsum_opt: rank {me} failed with the error above; ending all ranks", file=sys.stderr, flush=True)
         _end_all(mpi, 1)

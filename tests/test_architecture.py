@@ -48,6 +48,7 @@ ROOMS = (
     "ending",
     "forked_end",
     "world",
+    "progress",
     "settings",
     "_torch_compat",
     "_deprecate",

@@ -185,6 +185,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument("--limit", type=float, default=90.0, help="seconds for one job (default 90)")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the job that runs, too
     draw, counts, jobs, crashes = random.Random(arguments.seed), Counts(), 0, 0
     while counts.all < arguments.faults:
         mode = MODES[(jobs + arguments.seed) % len(MODES)]

@@ -90,7 +90,8 @@ def leaving_together(comm: Any, channel: Channel) -> Iterator[None]:
         yield
     except BaseException as error:
         left = is_interrupt(error) or channel.transport.under_way
-        if left and not isinstance(error, FOUND_BY_ALL):
+        alone = process(comm).survival is not None and not is_interrupt(error) and ending.is_of_one_rank(error)
+        if left and not alone and not isinstance(error, FOUND_BY_ALL):
             why = f": {error}" if str(error) else ""
             channel.stop_others(f"{type(error).__name__} in {current_call('a call that all ranks make')}{why}")
         if left or isinstance(error, PeerFailed | RanksLost):

@@ -11,13 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .. import progress
 from ..errors import CheckpointError, ConfigurationError
 from ..exit_codes import REQUEUE
 from ..log import log
 from ..push_sum import push_sum_of
 from ..tensor_kinds import lasting
 from ..transport import calling
-from . import progress
 from .batches import Batches, Places
 from .in_memory import InMemory
 from .part import Companions

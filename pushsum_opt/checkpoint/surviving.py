@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .. import progress
 from ..push_sum import Follower, PushSum
-from . import progress
 from .in_memory import InMemory
 from .votes import Votes
 

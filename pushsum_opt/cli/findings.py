@@ -81,10 +81,14 @@ def judge_mpi(mpi: Mapping[str, Any]) -> list[Finding]:
         fix = "unset MPI4PY_RC_THREADS and MPI4PY_RC_THREAD_LEVEL, or use an MPI built with thread support"
         findings.append(Finding("Thread level", NOTE, f"{mpi['thread_level']}: only staleness=0 can be used", fix))
     if mpi["fault_tolerance"]:
-        findings.append(Finding("Fault tolerance", OK, "ULFM is built in (`mpirun --with-ft ulfm` turns it on)"))
+        findings.append(
+            Finding(
+                "Fault tolerance", OK, "ULFM is built in: `pushsum run --survive` (mpirun --with-ft ulfm) turns it on"
+            )
+        )
     else:
         seen = "no ULFM: when a rank dies, the job ends and resumes from its checkpoint"
-        findings.append(Finding("Fault tolerance", NOTE, seen, "use Open MPI 5 with `mpirun --with-ft ulfm`"))
+        findings.append(Finding("Fault tolerance", NOTE, seen, "use Open MPI 5 with `pushsum run --survive`"))
     return findings
 
 

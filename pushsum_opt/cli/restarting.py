@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import progress
 from ..exit_codes import INTERRUPTED, REQUEUE
 from .answering import agent_of, answering
 from .host_list import hosts_of
@@ -95,7 +96,8 @@ def _try(start: Start, options: Sequence[str], environ: Mapping[str, str], notes
     begin = time.monotonic()
     ended = start(options, environ)
     seconds = time.monotonic() - begin
-    return Attempt(ended, seconds, _saved(notes), len(list(notes.glob("*.begun"))))
+    unfinished = len(list(notes.glob("*.begun"))) or progress.all_are_lost(notes)
+    return Attempt(ended, seconds, _saved(notes), int(unfinished))
 
 
 def _saved(notes: Path) -> int | None:

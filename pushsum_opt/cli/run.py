@@ -7,11 +7,13 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from .. import progress
 from ..environment import missing_variables
 from ..errors import ConfigurationError, LaunchError
 from ..installed import install_command
@@ -63,7 +65,7 @@ For MPICH, these options of Open MPI are put into its words: -H and --host, --ho
 -wd, --output tag. Others that it does not have are refused.
 
 --survive: when a rank dies, the others may go on: a script asks for it with PushSumOptimizer(on_loss="continue"). It is
---with-ft ulfm of Open MPI 5, which then returns 0 as long as one rank is left, and takes no GPU memory.
+--with-ft ulfm of Open MPI 5, which takes no GPU memory then. Where all ranks die it returns 0, and this command 1.
 
 --restarts K: a job that ends with another code than 0, 75 or 130, and that no signal asked to end, is started again up
 to K times: on the hosts of --host or --hostfile that still answer, with as many ranks as they have slots for. Two
@@ -153,13 +155,24 @@ def main(args: argparse.Namespace) -> int:
         return 0
     if not own.restarts:
         planned = prepare(options, environ)
-        return supervise(planned.command, {**environ, **planned.variables})
+        environ = {**environ, **planned.variables}
+        return _supervise_survivors(planned, environ) if own.survive else supervise(planned.command, environ)
 
     def start(options: Sequence[str], environ: Mapping[str, str]) -> Ended:
         planned = prepare(options, environ)
         return watch(planned.command, {**environ, **planned.variables})
 
     return keep_running(start, options, environ, own.restarts)
+
+
+def _supervise_survivors(planned: Plan, environ: Mapping[str, str]) -> int:
+    """Wait for a job that goes on without ranks that die; mpirun's exit code is 0 even where none is left."""
+    with tempfile.TemporaryDirectory(prefix="pushsum-run-") as notes:
+        code = supervise(planned.command, {**environ, "PUSHSUM_PROGRESS": notes})
+        if code == 0 and progress.all_are_lost(Path(notes)):
+            print("pushsum run: every rank has died, and none has come to its end: exit code 1", file=sys.stderr)
+            return 1
+        return code
 
 
 def _plan_here(

@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
-from .. import world
+from .. import ending, world
 from ..channel import Channel
-from ..errors import CallOrderError, ClosedError, PushSumError, RanksLost
+from ..errors import CallOrderError, ClosedError, RanksLost
 from ..hosts import Participant
 from ..interrupts import is_interrupt
 from ..transport.calls import current_call
@@ -101,8 +101,7 @@ class Lifetime:
     def fail(self, error: BaseException, round: int, left: str = WHOLE) -> None:
         """Tell the other ranks that this one cannot go on, and why.
 
-        Where survivors go on, they are told of errors of this library alone, which are about what all ranks do. Of
-        another one they hear when it ends this process.
+        Where survivors go on, they are not told of an error that concerns this rank alone.
 
         Args:
             round: the number of rounds that it has completed.
@@ -112,8 +111,8 @@ class Lifetime:
         self.failure = _reason(error)
         self._left = left
         self.interrupted = is_interrupt(error)
-        if self._survives and not self.interrupted and not isinstance(error, PushSumError):
-            return  # no fault of the exchange: this rank ends alone, and the others go on without it
+        if self._survives and not self.interrupted and ending.is_of_one_rank(error):
+            return
         with contextlib.suppress(Exception):  # if this fails too, the error at hand is still the one to raise
             self._channel.tell(self._partners, failed=True, rounds=round, reason=self.failure)
             self._channel.transport.poll(0.0)

@@ -38,6 +38,7 @@ FAULT_TOLERANT = os.environ.get("OMPI_MCA_mpi_ft_enable", "0").lower() in ("1", 
 only once it is being received: Open MPI calls small ones sent earlier, and frees them."""
 
 EAGER_S = 0.05
+HEAR_S = 1.0
 
 LOST = {
     getattr(MPI, name) for name in ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING", "ERR_REVOKED") if hasattr(MPI, name)
@@ -331,15 +332,26 @@ def _duplicate(comm: MPI.Comm, timeout: float, report: Report) -> tuple[MPI.Comm
         begun.append((duplicate, request))
         eager_s = EAGER_S if FAULT_TOLERANT else 0.0
         until_all_come(Forming(comm.Get_rank(), set_ups, request.Test, eager_s=eager_s), timeout, report, number)
+        begun.pop()
+        post = post_of_the_job()
+        if post.size > 1 and post.office is None and progress is not None and len(progress.ranks) == post.size:
+            post.open_office(lambda done: until_all_come(Forming(comm.Get_rank(), None, done), timeout, report))
     except MPI.Exception as error:
+        if FAULT_TOLERANT:
+            _hear_who_is_lost(comm)
         if (lost := _lost(comm, error)) is not None:
             raise RanksLost(f"rank {comm.Get_rank()}: {lost}") from error
         raise
-    begun.pop()
-    post = post_of_the_job()
-    if post.size > 1 and post.office is None and progress is not None and len(progress.ranks) == post.size:
-        post.open_office(lambda done: until_all_come(Forming(comm.Get_rank(), None, done), timeout, report))
     return duplicate, progress
+
+
+def _hear_who_is_lost(comm: MPI.Comm) -> None:
+    """Wait a moment for MPI to say who has died: where it makes a communicator, it has other errors first."""
+    begin = time.monotonic()
+    while time.monotonic() - begin < HEAR_S and not comm.Get_failed().Get_size():
+        with contextlib.suppress(MPI.Exception):
+            comm.Iprobe()
+        time.sleep(1e-3)
 
 
 def _ranks_of_the_job(comm: MPI.Comm) -> list[int] | None:

@@ -214,7 +214,9 @@ def test_what_survivors_keep_in_memory_is_whole_and_of_one_set_of_ranks(stalenes
             assert len({about.round for about in parts}) == 1
             assert math.fsum(about.weight for about in parts) == pytest.approx(3.0, abs=1e-12)
     assert list((tmp_path / "memory").iterdir()) == []
-    for_the_launcher = {path.name for path in (tmp_path / "notes").iterdir() if path.suffix != ".saved"}
+    for_the_launcher = {
+        path.name for path in (tmp_path / "notes").iterdir() if path.suffix in (".begun", ".ended", ".lost")
+    }
     assert for_the_launcher == {"0.ended", "1.ended", "2.ended", "3.lost"}
 
 

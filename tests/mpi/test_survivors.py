@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 
 import pytest
-from mpi.launch import each_rank, fault_tolerant, launcher
+from mpi.launch import ROOT, each_rank, environment, fault_tolerant, launcher, script
 
 pytestmark = pytest.mark.mpi
 
@@ -51,7 +54,44 @@ def test_survivors_save_join_and_stop_together(staleness, tmp_path):
 
 
 @needs_fault_tolerance
+def test_pushsum_run_returns_1_where_every_rank_has_died():
+    program = script("survivors.py", "0", "killed", "0,1")
+    done = subprocess.run(
+        [sys.executable, "-m", "pushsum_opt", "run", "--survive", "-np", "2", *program],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 1
+    assert "every rank has died, and none has come to its end" in done.stderr
+
+
+@needs_fault_tolerance
 def test_nobody_waits_for_a_rank_that_knows_that_all_is_over_and_has_ended(tmp_path):
     done = fault_tolerant(3, "past_the_end.py", str(tmp_path), limit=45)  # less than the timeout of the ranks
     assert done.returncode == 0, done.stdout[-5000:]
     assert done.stdout.count("closed, []") == 2, done.stdout[-5000:]
+
+
+@needs_fault_tolerance
+def test_survivors_of_twenty_faults_at_random_moments_agree_and_hold_all_the_mass():
+    chaos = ROOT / "examples" / "benchmarks" / "chaos.py"
+    done = subprocess.run(
+        [sys.executable, str(chaos), "--faults", "20", "--limit", "100"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "20 faults survived in 2 jobs" in done.stdout
+
+
+@needs_fault_tolerance
+def test_a_rank_that_is_stopped_is_not_lost_and_after_the_timeout_all_end_with_its_name(tmp_path):
+    done = fault_tolerant(4, "stopped.py", str(tmp_path), limit=60)
+    assert done.stdout.count("slow is not dead, lost []") == 4, done.stdout[-5000:]
+    assert done.returncode != 0
+    assert re.search(r"PeerTimeout: rank \d: waited [\d.]+ s for rank 2: ", done.stdout), done.stdout[-5000:]
+    assert "is lost" not in done.stdout

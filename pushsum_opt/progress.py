@@ -1,4 +1,4 @@
-"""Notes for ``pushsum run --restarts``: whether ranks have ended, and which round they have saved last."""
+"""Notes for ``pushsum run``: whether ranks have ended, and which round they have saved last."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import contextlib
 import os
 from pathlib import Path
 
-from .. import settings
+from . import settings
 
-__all__ = ["begins", "ends", "is_lost", "note"]
+__all__ = ["all_are_lost", "begins", "ends", "is_lost", "joins", "leaves", "note"]
 
 
 def begins(rank: int) -> None:
@@ -38,6 +38,22 @@ def is_lost(rank: int) -> None:
 def note(rank: int, round: int) -> None:
     """Write down a round that was saved."""
     _write(f"{rank}.saved", f"{round}\n")
+
+
+def joins(rank: int, size: int) -> None:
+    """Write down that this rank takes part in a job of so many ranks that goes on without those that die."""
+    _write(f"{rank}.joined", f"{size}\n")
+
+
+def leaves(rank: int) -> None:
+    """Write down that this rank has come to the end of its program."""
+    _write(f"{rank}.left", "")
+
+
+def all_are_lost(folder: Path) -> bool:
+    """Tell whether all ranks of a job took part in such a job, and none has come to its end."""
+    sizes = [note.read_text(encoding="utf-8").strip() for note in folder.glob("*.joined")]
+    return bool(sizes) and sizes[0] == str(len(sizes)) and not any(folder.glob("*.left"))
 
 
 def _write(name: str, text: str) -> None:
