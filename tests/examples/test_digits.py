@@ -46,7 +46,7 @@ def test_four_ranks_reach_97_percent(staleness, tmp_path):
 @pytest.mark.parametrize("staleness", ["0", "1"])
 def test_three_ranks_reach_97_percent_when_the_fourth_is_killed_in_epoch_3(staleness):
     program = Path(__file__).parent / "programs" / "dying_digits.py"
-    words = [*warm_python(NEEDS), str(program), "--staleness", staleness, "--on-loss", "continue"]
+    words = [*warm_python(*FOR_EXAMPLES), str(program), "--staleness", staleness, "--on-loss", "continue"]
     output = run(sys.executable, "-m", "pushsum_opt", "run", "--survive", "-np", "4", *words)
     assert re.search(r"rank 2 is lost, and the others go on from round (49|5\d):", output)
     assert len(accuracies(output)) == 15
