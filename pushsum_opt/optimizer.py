@@ -330,7 +330,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         """
         _torch_compat.run_state_dict_pre_hooks(self)
         own = {"steps": self._steps, "algorithm": self._algorithm.state_dict()}
-        found = state.state(self._parts, self.push_sum, own)
+        found = state.state_of_both(self._parts, self.push_sum, own)
         return _torch_compat.run_state_dict_post_hooks(self, found)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -347,7 +347,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         """
         state_dict = _torch_compat.run_load_state_dict_pre_hooks(self, dict(state_dict))
         saved = state_dict.pop(state.KEY, None)
-        state.load(self._parts, self.push_sum, state_dict, saved)
+        state.load_both(self._parts, self.push_sum, state_dict, saved)
         self._steps = 0 if saved is None else saved.get("steps", 0)
         self._algorithm.load_state_dict({} if saved is None else saved.get("algorithm", {}))
         self._local.adopt_points()

@@ -21,6 +21,11 @@ class Algorithm(ABC):
     bound = False
     """Whether it belongs to an optimizer already."""
 
+    def belong_to(self, push_sum: PushSum, param_groups: list[dict[str, Any]]) -> None:
+        """:meth:`bind`, and belong to this optimizer from now on. For the wrapper."""
+        self.bind(push_sum, param_groups)
+        self.bound = True
+
     def bind(self, push_sum: PushSum, param_groups: list[dict[str, Any]]) -> None:  # noqa: B027
         """Receive what it works on. Called once, when the optimizer is constructed.
 

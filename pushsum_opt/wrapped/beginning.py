@@ -72,8 +72,7 @@ def start_alike(parts: Parts, push_sum: PushSum, algorithm: Algorithm) -> None:
     parts.points.adopt()
     if parts.corrected is not None:
         parts.corrected.bind(push_sum)
-    algorithm.bind(push_sum, parts.optimizer.param_groups)
-    algorithm.bound = True
+    algorithm.belong_to(push_sum, parts.optimizer.param_groups)
 
 
 def announce(parts: Parts, push_sum: PushSum, within_host: str | None) -> None:

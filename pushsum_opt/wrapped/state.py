@@ -11,13 +11,13 @@ from ..push_sum.saving import refuse_newer_format
 from .loading_state import load_state
 from .parts import Parts
 
-__all__ = ["KEY", "load", "state"]
+__all__ = ["KEY", "load_both", "state_of_both"]
 
 KEY = "push_sum"
 """Under which the push-sum's part lies in the optimizer's state_dict."""
 
 
-def state(parts: Parts, push_sum: PushSum, own: Mapping[str, Any]) -> dict[str, Any]:
+def state_of_both(parts: Parts, push_sum: PushSum, own: Mapping[str, Any]) -> dict[str, Any]:
     """Return the optimizer's state and, under :data:`KEY`, the push-sum's.
 
     Args:
@@ -34,8 +34,8 @@ def state(parts: Parts, push_sum: PushSum, own: Mapping[str, Any]) -> dict[str, 
     return {**inner, KEY: {**push_sum.state(), **own, **moments}}
 
 
-def load(parts: Parts, push_sum: PushSum, inner: dict[str, Any], saved: Mapping[str, Any] | None) -> None:
-    """Load both.
+def load_both(parts: Parts, push_sum: PushSum, inner: dict[str, Any], saved: Mapping[str, Any] | None) -> None:
+    """Load the optimizer's state and the push-sum's.
 
     Args:
         inner: the optimizer's.

@@ -177,6 +177,21 @@ def test_a_subclass_that_changes_a_rule_proves_it_anew():
         Broken().check(8)
 
 
+def test_ranks_and_rounds_are_part_of_a_fingerprint_where_all_answers_are_the_same():
+    class Nobody(Graph):
+        def __init__(self, rounds):
+            self.rounds = rounds
+
+        def out_peers(self, rank, size, round):
+            return ()
+
+        def period(self, size):
+            return self.rounds
+
+    digests = {Nobody(rounds).fingerprint(size) for rounds, size in ((3, 4), (4, 3), (2, 6), (6, 2))}
+    assert len(digests) == 4
+
+
 @pytest.mark.parametrize("graph", graphs.families(256), ids=repr)
 @pytest.mark.parametrize("size", [256, 4096])
 def test_construction_asks_so_many_questions_at_any_number_of_ranks(graph, size, monkeypatch):
