@@ -20,6 +20,9 @@ __all__ = ["Ended", "exit_code", "supervise", "watch"]
 _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 _OTHERS = tuple(getattr(signal, name) for name in ("SIGQUIT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 _PASSED_ON = (*_ENDING, *_OTHERS)
+_LOOK_AGAIN_S = 1.0
+"""Between looks whether the command has ended: in a process of several threads, another one may get the signal of its end,
+and drop it."""
 _FROM_THE_KERNEL = 0x80  # si_code SI_KERNEL: typed at the terminal, not sent by a process
 
 
@@ -47,7 +50,7 @@ def watch(command: Sequence[str], environ: Mapping[str, str]) -> Ended:
     still cleaning up. Without a terminal the command gets its own group, and every signal is passed on.
     """
     at_terminal = sys.stdin is not None and sys.stdin.isatty()
-    if not hasattr(signal, "sigwaitinfo"):
+    if not hasattr(signal, "sigtimedwait"):
         return _supervise_by_handlers(command, environ, at_terminal)
     # Signals are blocked and then waited for: no handler runs in between, and a signal that comes early is not lost.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (*_PASSED_ON, signal.SIGCHLD))
@@ -62,8 +65,8 @@ def watch(command: Sequence[str], environ: Mapping[str, str]) -> Ended:
 def _wait(child: int, at_terminal: bool) -> Ended:
     ended_by: int | None = None
     while True:
-        received = signal.sigwaitinfo((*_PASSED_ON, signal.SIGCHLD))
-        if received.si_signo == signal.SIGCHLD:
+        received = signal.sigtimedwait((*_PASSED_ON, signal.SIGCHLD), _LOOK_AGAIN_S)
+        if received is None or received.si_signo == signal.SIGCHLD:
             pid, status = os.waitpid(child, os.WNOHANG)
             if pid == child:
                 return _ended(os.waitstatus_to_exitcode(status), ended_by)
@@ -75,7 +78,7 @@ def _wait(child: int, at_terminal: bool) -> Ended:
 
 
 def _supervise_by_handlers(command: Sequence[str], environ: Mapping[str, str], at_terminal: bool) -> Ended:
-    """As :func:`watch`, without sigwaitinfo (macOS, Windows): the source of a signal cannot be told there.
+    """As :func:`watch`, without sigtimedwait (macOS, Windows): the source of a signal cannot be told there.
 
     So at a terminal no interrupt is passed on, as one that was typed reaches the command by itself.
     """

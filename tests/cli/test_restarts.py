@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pushsum_opt.cli.host_list import hosts_of
 from pushsum_opt.cli.launcher import OPEN_MPI, Launcher
 from pushsum_opt.cli.own_options import Own, take_own
 from pushsum_opt.cli.restarting import keep_running
-from pushsum_opt.cli.supervise import Ended
+from pushsum_opt.cli.supervise import Ended, watch
 from pushsum_opt.errors import ConfigurationError
 
 ROOT = Path(__file__).parents[2]
@@ -230,6 +231,12 @@ def test_command_with_restarts_prints_each_command_and_each_end(flaky, capfd):
     assert said.err.count("+ ") == 3
     assert "exit code 137 after 0 s, round 20 saved; started again (1 of 3)" in said.err
     assert "--restarts" not in "".join(line for line in said.err.splitlines() if line.startswith("+ "))
+
+
+def test_an_end_is_seen_whose_signal_another_thread_has_dropped(monkeypatch):
+    """In a process of several threads the system gives it to any that has not blocked it, and there it is ignored."""
+    monkeypatch.setattr(signal, "sigtimedwait", lambda signals, seconds: time.sleep(0.02))
+    assert watch(["/bin/sh", "-c", "exit 7"], os.environ) == Ended(7, asked=False)
 
 
 WAITS = """
