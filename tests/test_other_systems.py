@@ -30,7 +30,7 @@ for name in ("sched_getaffinity", "sched_yield", "killpg", "getuid", "geteuid", 
 for name in ("fork", "register_at_fork"):
     delattr(os, name)
 kinds = ("SIGUSR1", "SIGUSR2", "SIGQUIT", "SIGHUP", "SIGCHLD", "SIGKILL")
-for name in (*kinds, "pthread_sigmask", "sigwaitinfo", "sigwait", "SIG_BLOCK"):
+for name in (*kinds, "pthread_sigmask", "sigwaitinfo", "sigtimedwait", "sigwait", "SIG_BLOCK"):
     delattr(signal, name)
 """
 TRAINS = """

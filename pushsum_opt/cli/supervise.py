@@ -21,8 +21,8 @@ _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 _OTHERS = tuple(getattr(signal, name) for name in ("SIGQUIT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 _PASSED_ON = (*_ENDING, *_OTHERS)
 _LOOK_AGAIN_S = 1.0
-"""Between looks whether the command has ended: in a process of several threads, another one may get the signal of its end,
-and drop it."""
+"""Between looks whether the command has ended: in a process of several threads another one may get the signal of its
+end, and drop it."""
 _FROM_THE_KERNEL = 0x80  # si_code SI_KERNEL: typed at the terminal, not sent by a process
 
 
