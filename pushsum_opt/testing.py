@@ -27,6 +27,8 @@ ALL = -1
 
 GRACE_S = 3.0
 """Seconds that ranks have to stop by themselves, and again after they were interrupted."""
+LOOK_S = 1e-3
+"""Between looks whether they have."""
 
 
 class RankErrors(PushSumError):
@@ -134,7 +136,7 @@ def _stop(threads: list[threading.Thread]) -> None:
     if _ended(started, GRACE_S):
         return
     for thread in started:
-        if thread.is_alive() and thread.ident is not None:
+        if _runs(thread) and thread.ident is not None:
             interrupt = ctypes.py_object(KeyboardInterrupt)
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), interrupt)
     _ended(started, GRACE_S)
@@ -142,9 +144,16 @@ def _stop(threads: list[threading.Thread]) -> None:
 
 def _ended(threads: list[threading.Thread], seconds: float) -> bool:
     deadline = time.monotonic() + seconds
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    return not any(thread.is_alive() for thread in threads)
+    while any(map(_runs, threads)):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(LOOK_S)
+    return True
+
+
+def _runs(thread: threading.Thread) -> bool:
+    """Tell whether a thread runs. Not by is_alive(): Python 3.11 takes one for ended whose join() was interrupted."""
+    return thread in threading.enumerate()
 
 
 def _release(comm: LoopbackComm) -> None:

@@ -20,7 +20,7 @@ __all__ = ["Ended", "exit_code", "supervise", "watch"]
 _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 _OTHERS = tuple(getattr(signal, name) for name in ("SIGQUIT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 _PASSED_ON = (*_ENDING, *_OTHERS)
-_LOOK_AGAIN_S = 1.0
+_LOOK_AGAIN_S = 0.2
 """Between looks whether the command has ended: in a process of several threads another one may get the signal of its
 end, and drop it."""
 _FROM_THE_KERNEL = 0x80  # si_code SI_KERNEL: typed at the terminal, not sent by a process
