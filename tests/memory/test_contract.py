@@ -490,6 +490,22 @@ def test_a_tensor_that_lies_where_it_lay_in_another_order_is_followed(kind, comp
     assert next(iter(memory.described().values())) == "float32[20, 20] strides [1, 20]"
 
 
+@pytest.mark.parametrize("kind", cases())
+def test_one_slab_serves_all_chunks_in_turn_and_more_than_once(kind):
+    """Chunks of as many elements and other tensors: what was cut for one of them is of no use for another."""
+    values = [np.arange(30.0) + 100 * number for number in range(20)]
+    tensors = [kind.make(one, "float32") for one in values]
+    memory = kind.bind(tensors, chunk_bytes=1 << 10)
+    assert min(len(memory.chunks), *(len(chunk.pieces) for chunk in memory.chunks)) > 1
+    slab = memory.new_slab(memory.largest, memory.chunks[0].device)
+    for _ in range(2):
+        for chunk in memory.chunks:
+            memory.pack(chunk, slab)
+            memory.merge(chunk, slab, 1.0, 1.0)  # its own values: nothing changes
+    for tensor, one in zip(tensors, values, strict=True):
+        np.testing.assert_array_equal(kind.read(memory, tensor), one)
+
+
 def test_a_slab_that_is_dropped_is_not_kept_by_what_was_cut_of_it():
     memory = HostMemory([torch.zeros(700), torch.zeros(9)], ["a", "b"], None, 1 << 20)
     (chunk,) = memory.chunks
