@@ -38,6 +38,7 @@ FAULT_TOLERANT = os.environ.get("OMPI_MCA_mpi_ft_enable", "0").lower() in ("1", 
 only once it is being received: Open MPI calls small ones sent earlier, and frees them."""
 
 EAGER_S = 0.05
+"""In that mode a rank takes no nap for so long while a communicator is made: a death in this time crashes all ranks."""
 HEAR_S = 1.0
 
 LOST = {
