@@ -58,5 +58,5 @@ GraphLike: TypeAlias = (
 """A graph, a function (rank, size, round) -> out-peers, a graph of networkx, edges, or edges of each round."""
 
 DType: TypeAlias = (
-    "Literal['bfloat16', 'float16', 'float32', 'float64'] | torch.dtype | np.dtype[Any] | type[np.generic]"
+    "Literal['bfloat16', 'float16', 'float32', 'float64', 'int8'] | torch.dtype | np.dtype[Any] | type[np.generic]"
 )

@@ -64,7 +64,8 @@ class PushSumOptimizer(torch.optim.Optimizer):
         adaptive: "corrected" makes torch's Adam, AdamW, NAdam and RAdam keep the moments that they would have under
             all-reduce, nearly: ``exp_avg`` travels with the parameters, which doubles the bytes, and ``exp_avg_sq``
             is corrected for this rank's own noise. None or "plain": parameters alone travel.
-        wire_dtype: round wider values to this dtype on the wire, such as ``torch.bfloat16``. None: send as it is.
+        wire_dtype: round wider values to this dtype on the wire, such as ``torch.bfloat16``, or to ``"int8"``: see
+            :class:`~pushsum_opt.PushSum`. None: send as it is.
         nonfinite: "raise" when a message holds inf or nan, or "skip" that part of it.
         comm: an mpi4py communicator, or what :func:`pushsum_opt.testing.run` gives; None for ``MPI.COMM_WORLD``.
         timeout: seconds without progress after which waiting for a peer is an error.

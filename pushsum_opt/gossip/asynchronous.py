@@ -83,6 +83,7 @@ class AsynchronousMode(Mode):
 
     def exchange(self, round: int, push_weight: float) -> float:
         self._follow(round)
+        self._exchange.memory.begin_round()
         if self._pace is not None:
             self._pace.step_done(self._exchange.initial_weight / push_weight)
         self._take_in()

@@ -134,6 +134,8 @@ class Merger:
 
     def _report(self, asked: _Asked) -> None:
         outcome = asked.verdict.outcome()
+        if outcome.missed:
+            self._events.blocks_missed(asked.round, asked.peer, outcome.missed)
         if outcome.finite and not outcome.healed:
             return
         what = self._memory.describe(asked.chunk)

@@ -68,7 +68,7 @@ class Slabs:
 
     @property
     def nbytes(self) -> int:
-        return self.made * self._memory.nbytes
+        return self.made * self._memory.slab_bytes
 
 
 class Outgoing:
@@ -107,7 +107,7 @@ class Outgoing:
             exchange.ledger.give(peer, round, mass)
             what = f"it to take the header of round {round}"
             self.tickets.append(post(header, peer, header_tag(tag_round), what, not tagged))
-            exchange.events.message_posted(round, peer, HEADER_BYTES + memory.nbytes, mass)
+            exchange.events.message_posted(round, peer, HEADER_BYTES + memory.message_bytes, mass)
         given = sum(mass for _, mass in masses)
         for chunk in memory.exchanged:
             buffer = memory.pack(chunk, slabs[chunk.index], left, given)

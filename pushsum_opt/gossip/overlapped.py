@@ -28,8 +28,8 @@ class OverlappedMode(Mode):
     """
 
     def __init__(self, exchange: Exchange, staleness: int, signature: Callable[[], bytes]) -> None:
-        super().__init__(exchange)
         self.staleness = staleness
+        super().__init__(exchange)
         self._tau = staleness
         self._signature = signature
         self._sent_slabs = Slabs(exchange.memory, SENT)
@@ -50,6 +50,7 @@ class OverlappedMode(Mode):
 
     def exchange(self, round: int, push_weight: float) -> float:
         self._follow(round)
+        self._exchange.memory.begin_round()
         left = self._give(round, push_weight)
         while self._awaited and rules.due(self._tau, round, self._awaited[0][0]):
             left = self._merge_oldest(left, round)

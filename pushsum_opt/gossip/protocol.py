@@ -11,6 +11,7 @@ from ..channel import Channel
 from ..errors import LayoutError
 from ..faults import Ledger
 from ..graphs import Graph
+from ..graphs.reach import rounds_to_reach_all
 from ..log import log
 from ..memory import Memory
 from ..observe.events import Events
@@ -18,6 +19,9 @@ from ..transport import Transport
 from .merging import Merger
 
 __all__ = ["Exchange", "InFlight", "Mode"]
+
+USUALLY_LATE = 1
+"""Rounds after which a message is taken to be merged in the asynchronous mode, where nothing says so."""
 
 RESTORED = "a chunk of a message that was saved"
 
@@ -56,6 +60,10 @@ class Mode(ABC):
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
+        graph, size, memory = exchange.graph, exchange.transport.size, exchange.memory
+        if memory.codes and size > 1:
+            late = self.staleness if isinstance(self.staleness, int) else USUALLY_LATE
+            memory.follow_graph(rounds_to_reach_all(graph, size), graph.window(size), late)
 
     def reserve(self) -> None:
         """Make the buffers of an accelerator that rounds need; at the start, and again when tensors were added.

@@ -59,6 +59,7 @@ class SynchronousMode(Mode):
     def exchange(self, round: int, push_weight: float) -> float:
         memory, graph = self._exchange.memory, self._exchange.graph
         rank, size = self._exchange.transport.rank, self._exchange.transport.size
+        memory.begin_round()
         gives = graph.gives(rank, size, round)
         in_peers = graph.in_peers(rank, size, round)
         if not gives and not in_peers:
@@ -128,7 +129,7 @@ class SynchronousMode(Mode):
 
 def _window(memory: Memory, in_peers: int) -> int:
     """Return how many chunks are on their way to this rank at a time: at most one message, and CHUNKS_ARRIVING."""
-    room = -(-memory.nbytes // memory.largest) if memory.exchanged else 0
+    room = -(-memory.slab_bytes // memory.largest) if memory.exchanged else 0
     return min(CHUNKS_ARRIVING, room, in_peers * len(memory.exchanged))
 
 
@@ -158,7 +159,7 @@ class _Outgoing:
             self._exchange.ledger.give(peer, self._round, mass)
             what = f"it to take the header of round {self._round}"
             self._headers.append(self._exchange.transport.post(header, peer, header_tag(self._round), what))
-            self._exchange.events.message_posted(self._round, peer, HEADER_BYTES + self._memory.nbytes, mass)
+            self._exchange.events.message_posted(self._round, peer, HEADER_BYTES + self._memory.message_bytes, mass)
         for _ in range(min(CHUNKS_SENT_AHEAD, len(self._memory.exchanged))):
             self.post_next()
 

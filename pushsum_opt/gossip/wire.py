@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 __all__ = ["EPOCH", "HEADER_BYTES", "VERSION", "Header", "chunk_tag", "header_tag"]
 
-VERSION = 2
+VERSION = 3
 EPOCH = 0
 _FORMAT = struct.Struct("<qd8s8sidi")
 HEADER_BYTES = _FORMAT.size

@@ -24,6 +24,7 @@ class ArrayMemory(Memory):
     """The tensors are numpy arrays."""
 
     name = "host (numpy)"
+    _xp = np
 
     def _wire_format(self, spec: TensorSpec) -> WireFormat:
         if self._wire_dtype == "bfloat16":
@@ -76,6 +77,9 @@ class ArrayMemory(Memory):
     def _copy(self, destinations: Sequence[Array], sources: Sequence[Array]) -> None:
         for destination, source in zip(destinations, sources, strict=True):
             np.copyto(destination, source, casting="same_kind")
+
+    def _cast(self, destination: Array, source: Array) -> None:
+        np.copyto(destination, source, casting="unsafe")
 
     def _lerp(self, destinations: Sequence[Array], others: Sequence[Array], fraction: float) -> None:
         for destination, other in zip(destinations, others, strict=True):

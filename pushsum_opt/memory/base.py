@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .chunked import Chunked
+from .coded import Coded
 from .plan import Chunk
 from .planned import WIDTH
 from .primitives import Array, Values
@@ -27,7 +27,7 @@ from .verdict import Outcome, Verdict
 __all__ = ["Memory"]
 
 
-class Memory(Chunked):
+class Memory(Coded):
     """The tensors of one rank, cut into chunks, and everything that a round does to them.
 
     Made as :class:`~pushsum_opt.memory.planned.Planned` is.
@@ -45,7 +45,7 @@ class Memory(Chunked):
     def extra_bytes(self) -> int:
         """Bytes held beside the parameters, slabs left out: residuals, and the snapshot before a scaled step."""
         held = [*self._residual.values(), *self._before.values()]
-        return sum(int(array.nbytes) for array in held)
+        return sum(int(array.nbytes) for array in held) + self.coding_bytes
 
     def reserve(self) -> None:
         """Make what every round needs beside slabs, and would otherwise be made in the first one."""
@@ -77,6 +77,9 @@ class Memory(Chunked):
             left: w after giving.
             given: M, the mass given with it. Above 0, what the cast takes away is kept: see :meth:`keep_rounding`.
         """
+        if chunk.wire.coded:
+            self._encode(chunk, slab[: chunk.nbytes], left, given)
+            return self._wire_bytes(slab[: self._packed_bytes(chunk)])
         sent = self._on_wire(chunk, slab)
         self._gather_into(sent, chunk)
         if chunk.rounded and given:
@@ -124,11 +127,21 @@ class Memory(Chunked):
         if chunk.by_element:
             self._merge_by_element(chunk, slab, weight, mass, heal)
             return Verdict(Outcome(finite=True))
+        if chunk.wire.coded:
+            return Verdict(self._merge_decoded(chunk, slab, weight, mass, heal))
         if not self.received_is_finite(chunk, slab):
             return Verdict(Outcome(finite=False))
         healed = heal and self.heal(chunk, slab)
         self.merge(chunk, slab, weight, mass)
         return Verdict(Outcome(finite=True, healed=healed))
+
+    def _merge_decoded(self, chunk: Chunk, slab: Array, weight: float, mass: float, heal: bool) -> Outcome:
+        decoded = self._decode(chunk, self._slab_bytes(chunk, slab), learn=True)
+        if not decoded.finite:
+            return Outcome(finite=False)
+        healed = heal and self._heal_from(chunk, decoded.values)
+        self._fold(chunk, decoded.values, weight, mass)
+        return Outcome(finite=True, healed=healed, missed=decoded.missed)
 
     def merge(self, chunk: Chunk, slab: Array, weight: float, mass: float) -> None:
         """Fold a received chunk in: z <- z + (m / (w + m)) (z_j - z), one convex pass.
@@ -139,11 +152,17 @@ class Memory(Chunked):
             mass: m, what the message carries.
         """
         if chunk.index in self._residual:
-            wide = self._gather(chunk, "float32")
-            theirs = self._widen(self._on_wire(chunk, slab), "float32")
-            self._set_numerator(chunk, weight * wide + self._residual[chunk.index] + mass * theirs, weight + mass)
+            self._fold(chunk, self._widen(self._on_wire(chunk, slab), "float32"), weight, mass)
         else:
             self._lerp(self._views[chunk.index], self._received_parts(chunk, slab), mass / (weight + mass))
+
+    def _fold(self, chunk: Chunk, theirs: Array, weight: float, mass: float) -> None:
+        """Fold in values of a chunk, flat, in the work dtype."""
+        if chunk.index in self._residual:
+            wide = self._gather(chunk, "float32")
+            self._set_numerator(chunk, weight * wide + self._residual[chunk.index] + mass * theirs, weight + mass)
+        else:
+            self._lerp(self._views[chunk.index], self._cut(theirs, chunk), mass / (weight + mass))
 
     def _merge_by_element(self, chunk: Chunk, slab: Array, weight: float, mass: float, heal: bool) -> None:
         """Merge where both elements are finite, and keep ours elsewhere. Nothing is asked of the values: no wait."""
@@ -166,10 +185,12 @@ class Memory(Chunked):
 
     def heal(self, chunk: Chunk, slab: Array) -> bool:
         """Copy a finite received chunk over the non-finite elements of ours; tell whether there were any."""
+        return self._heal_from(chunk, self._widen(self._on_wire(chunk, slab), self._work_dtype(chunk)))
+
+    def _heal_from(self, chunk: Chunk, theirs: Array) -> bool:
         if all(self._all_finite(view) for view in self._views[chunk.index]):
             return False
         mine = self._gather(chunk, self._work_dtype(chunk))
-        theirs = self._widen(self._on_wire(chunk, slab), self._work_dtype(chunk))
         self._scatter(chunk, self._choose_finite(mine, theirs))
         if chunk.index in self._residual:
             residual = self._residual[chunk.index]
@@ -304,12 +325,14 @@ class Memory(Chunked):
             flat *= factor
 
     def message_state(self, slabs: Mapping[int, Array]) -> dict[str, Array]:
-        """Return copies of what a message holds by tensor name: in its wire dtype, in its shape."""
+        """Return copies of what a message holds by tensor name, in its shape: in its wire dtype; what travelled in
+        eight bits, in the work dtype."""
         return self._shaped(self._by_tensor(self._wire_flats(slabs), None))
 
     def load_message_state(self, slabs: Mapping[int, Array], state: Mapping[str, Array]) -> None:
         """Fill slabs with what :meth:`message_state` returned."""
-        self._fill(self._wire_flats(slabs), state)
+        flats = {c.index: self._to_fill(c, self._slab_bytes(c, slabs[c.index])) for c in self.exchanged}
+        self._fill(flats, state)
 
     def _wire_flats(self, slabs: Mapping[int, Array]) -> dict[int, Array]:
         return {chunk.index: self._on_wire(chunk, slabs[chunk.index]) for chunk in self.exchanged}

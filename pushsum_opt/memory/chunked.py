@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .plan import Chunk
-from .planned import HALF, Planned
+from .planned import Planned, work_dtype
 from .primitives import Array
 
 __all__ = ["Chunked"]
@@ -15,7 +15,7 @@ class Chunked(Planned):
     """Planned tensors whose chunks can be taken as flat arrays."""
 
     def _work_dtype(self, chunk: Chunk) -> str:
-        return "float32" if chunk.dtype in HALF else chunk.dtype
+        return work_dtype(chunk.dtype)
 
     def _cut(self, flat: Array, chunk: Chunk) -> list[Array]:
         """Cut a flat array of a chunk's length into views that match the chunk's pieces, shapes included."""
@@ -53,5 +53,10 @@ class Chunked(Planned):
         """Return what has come into a slab, in views that match the chunk's pieces."""
         return self._cut(self._on_wire(chunk, slab), chunk)
 
+    def _slab_bytes(self, chunk: Chunk, slab: Array) -> Array:
+        """Return the bytes of a chunk in a slab: where they lie, or as a copy."""
+        return slab[: chunk.nbytes]
+
     def _on_wire(self, chunk: Chunk, slab: Array) -> Array:
-        return self._view_as(slab[: chunk.nbytes], chunk.wire.dtype)
+        """Return the values of a chunk in a slab."""
+        return self._view_as(self._slab_bytes(chunk, slab), chunk.wire.dtype)

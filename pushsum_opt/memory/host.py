@@ -27,7 +27,7 @@ NAMES = {
     torch.float32: "float32",
     torch.float64: "float64",
 }
-DTYPES = {name: dtype for dtype, name in NAMES.items()} | {"uint8": torch.uint8}
+DTYPES = {name: dtype for dtype, name in NAMES.items()} | {"uint8": torch.uint8, "int32": torch.int32}
 COMPLEX = (torch.complex64, torch.complex128)
 PLAIN = frozenset((Tensor, nn.Parameter))
 DTYPE_OF = operator.attrgetter("dtype")
@@ -37,6 +37,7 @@ class HostMemory(Memory):
     """The tensors are torch tensors on the CPU; complex ones take part through their real view."""
 
     name = "host"
+    _xp = torch
 
     def _describe(self, tensor: Tensor, name: str) -> TensorSpec:
         refuse_unmixable(tensor, name)
@@ -124,6 +125,9 @@ class HostMemory(Memory):
     @torch.no_grad()
     def _copy(self, destinations: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
         torch._foreach_copy_(list(destinations), list(sources))
+
+    def _cast(self, destination: Tensor, source: Tensor) -> None:
+        destination.copy_(source)
 
     @torch.no_grad()
     def _lerp(self, destinations: Sequence[Tensor], others: Sequence[Tensor], fraction: float) -> None:

@@ -68,11 +68,13 @@ class DeviceMemory(HostMemory):
             self._device.synchronize()  # whatever is replaced now may still be in use
         super()._rebuild()
         here = [chunk for chunk in self.exchanged if self._is_here(chunk)]
-        self._device.prepare({(chunk.dtype, chunk.wire.dtype) for chunk in here})
+        self._device.prepare({(chunk.dtype, chunk.wire.dtype) for chunk in here if not chunk.wire.coded})
         self._tables = {
             chunk.index: self._device.table(self._views[chunk.index])
             for chunk in here
-            if not chunk.by_element and all(v.ndim == 1 and v.is_contiguous() for v in self._views[chunk.index])
+            if not chunk.by_element
+            and not chunk.wire.coded
+            and all(v.ndim == 1 and v.is_contiguous() for v in self._views[chunk.index])
         }
         if isinstance(self._path, Staged):
             self._path.most = len(here)
@@ -125,6 +127,8 @@ class DeviceMemory(HostMemory):
         if not isinstance(slab, Slab):
             return super().pack(chunk, slab, left, given)
         stream = self._device.current()
+        if chunk.wire.coded:
+            return self._pack_coded(chunk, slab, left, given)
         with self._path.writing(slab, chunk.nbytes, stream) as target:
             if chunk.index in self._tables:
                 keep = given / left if chunk.rounded else 0.0
@@ -134,6 +138,14 @@ class DeviceMemory(HostMemory):
         if chunk.rounded and given and chunk.index not in self._tables:
             self.keep_rounding(chunk, slab, left, given)
         return self._path.wire(slab, chunk.nbytes)
+
+    def _pack_coded(self, chunk: Chunk, slab: Slab, left: float, given: float) -> Any:
+        stream, nbytes = self._device.current(), self._packed_bytes(chunk)
+        data = self._allocate(chunk.nbytes, "uint8", chunk.device)
+        self._encode(chunk, data, left, given)
+        with self._path.writing(slab, nbytes, stream) as target:
+            self._device.copy(target, data[:nbytes], stream)
+        return self._path.wire(slab, nbytes)
 
     def received_is_finite(self, chunk: Chunk, slab: Any) -> bool:
         if not isinstance(slab, Slab):
@@ -160,27 +172,29 @@ class DeviceMemory(HostMemory):
         return LateVerdict(self._flags, flag, device.record(stream))
 
     def load_message_state(self, slabs: Mapping[int, Any], state: Mapping[str, Tensor]) -> None:
-        flats = {c.index: self._allocate(c.numel, c.wire.dtype, c.device) for c in self.exchanged}
-        self._fill(flats, state)
+        data = {}
         for chunk in self.exchanged:
-            slab, flat = slabs[chunk.index], flats[chunk.index]
+            slab = slabs[chunk.index]
+            new = isinstance(slab, Slab)
+            data[chunk.index] = self._allocate(chunk.nbytes, "uint8", chunk.device) if new else slab[: chunk.nbytes]
+        self._fill({chunk.index: self._to_fill(chunk, data[chunk.index]) for chunk in self.exchanged}, state)
+        for chunk in self.exchanged:
+            slab = slabs[chunk.index]
             if isinstance(slab, Slab):
                 stream = self._device.current()
                 with self._path.writing(slab, chunk.nbytes, stream) as target:
-                    self._device.copy(target, flat.view(torch.uint8), stream)
-            else:
-                super()._on_wire(chunk, slab).copy_(flat)
+                    self._device.copy(target, data[chunk.index], stream)
 
-    def _on_wire(self, chunk: Chunk, slab: Any) -> Tensor:
-        """Return a copy of a slab, on the caller's stream: for what happens seldom."""
+    def _slab_bytes(self, chunk: Chunk, slab: Any) -> Tensor:
+        """Return a copy of a slab, on the caller's stream: for what happens seldom, and for eight bits."""
         if not isinstance(slab, Slab):
-            on_host: Tensor = super()._on_wire(chunk, slab)
+            on_host: Tensor = super()._slab_bytes(chunk, slab)
             return on_host
         flat = self._allocate(chunk.nbytes, "uint8", chunk.device)
         stream = self._device.current()
         with self._path.reading(slab, chunk.nbytes, stream) as source:
             self._device.copy(flat, source, stream)
-        return self._view_as(flat, chunk.wire.dtype)
+        return flat
 
     def close(self) -> None:
         self._device.synchronize()

@@ -12,7 +12,50 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-__all__ = ["Chunk", "Piece", "TensorSpec", "WireFormat", "assign_lanes", "is_dense", "layout_hash", "plan_chunks"]
+from .modulo import BLOCK
+
+__all__ = [
+    "CODED",
+    "HEAD_BYTES",
+    "Chunk",
+    "Piece",
+    "TensorSpec",
+    "WireFormat",
+    "assign_lanes",
+    "blocks_of",
+    "coded_bytes",
+    "coded_room",
+    "is_dense",
+    "layout_hash",
+    "plan_chunks",
+]
+
+CODED = "int8"
+"""The wire dtype of values that travel as places modulo 256."""
+
+HEAD_BYTES = 16
+"""In front of a coded chunk: whether it is whole, and for how many rounds messages are to be whole from now on."""
+
+_BYTES_PER_BLOCK = 12  # theta and two check sums
+
+
+def blocks_of(numel: int) -> int:
+    """Return how many blocks so many values fill; the last one may be filled in part."""
+    return -(-numel // BLOCK)
+
+
+def coded_bytes(numel: int) -> int:
+    """Return the bytes of a chunk in eight bits.
+
+    >>> coded_bytes(1 << 20) / (1 << 20)
+    1.0234527587890625
+    """
+    return HEAD_BYTES + blocks_of(numel) * _BYTES_PER_BLOCK + numel
+
+
+def coded_room(numel: int, itemsize: int) -> int:
+    """Return the bytes that such a chunk may take: whole, or in eight bits with its last block filled up."""
+    return max(HEAD_BYTES + numel * itemsize, coded_bytes(blocks_of(numel) * BLOCK))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +106,20 @@ class WireFormat:
 
     dtype: str
     itemsize: int
+    """With CODED, the bytes of a value in a message that travels whole."""
+
+    @property
+    def coded(self) -> bool:
+        """Whether values travel in eight bits, or whole: each message says which. See :mod:`.coded`."""
+        return self.dtype == CODED
+
+    def room(self, numel: int) -> int:
+        """Return the bytes that so many values take on the wire, at most."""
+        return coded_room(numel, self.itemsize) if self.coded else numel * self.itemsize
+
+    def usual(self, numel: int) -> int:
+        """Return the bytes that they take in most rounds."""
+        return coded_bytes(numel) if self.coded else numel * self.itemsize
 
 
 @dataclass(frozen=True)  # without slots: torch.compile before 2.6 keeps weak references to what a compiled step meets
@@ -81,8 +138,8 @@ class Chunk:
 
     @property
     def nbytes(self) -> int:
-        """Bytes on the wire."""
-        return self.numel * self.wire.itemsize
+        """Bytes on the wire, at most: what a slab for it holds."""
+        return self.wire.room(self.numel)
 
     @property
     def rounded(self) -> bool:

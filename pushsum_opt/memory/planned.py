@@ -9,15 +9,16 @@ from itertools import pairwise
 import numpy as np
 
 from ..errors import ConfigurationError, LayoutError
-from .plan import Chunk, TensorSpec, WireFormat, assign_lanes, layout_hash, plan_chunks
+from .plan import CODED, Chunk, TensorSpec, WireFormat, assign_lanes, layout_hash, plan_chunks
 from .primitives import Array, Primitives, Values
 
-__all__ = ["HALF", "WIDTH", "Planned"]
+__all__ = ["HALF", "WIDTH", "Planned", "work_dtype"]
 
 SMALLEST_LANE_CHUNK = 1 << 16
 
 HALF = ("float16", "bfloat16")
 WIDTH = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
+WIRES = (*WIDTH, CODED)
 
 
 class Planned(Primitives):
@@ -27,7 +28,8 @@ class Planned(Primitives):
         tensors: what is exchanged. They are changed in place, never re-bound, and never multiplied by w.
         names: one per tensor, for messages.
         wire_dtype: "bfloat16", "float16", "float32" or "float64": wider values are rounded to it on the wire, narrower
-            ones travel as they are. None: everything travels as it is.
+            ones travel as they are. "int8": in eight bits, see :mod:`.coded`; what is merged element by element
+            travels as it is. None: everything travels as it is.
         chunk_bytes: see :func:`~pushsum_opt.memory.plan.plan_chunks`.
         lane: (l, L): this rank exchanges part l of L of the tensors. (0, 1): all of them.
         by_element: names of tensors that are merged element by element, as buffers are: an element that is inf or nan,
@@ -59,8 +61,8 @@ class Planned(Primitives):
         *,
         by_element: Collection[str] = (),
     ) -> None:
-        if wire_dtype is not None and wire_dtype not in WIDTH:
-            raise ConfigurationError(f"wire_dtype={wire_dtype!r}: expected None or one of {', '.join(WIDTH)}")
+        if wire_dtype is not None and wire_dtype not in WIRES:
+            raise ConfigurationError(f"wire_dtype={wire_dtype!r}: expected None or one of {', '.join(WIRES)}")
         self._tensors = list(tensors)
         self._names = list(names)
         self._wire_dtype = wire_dtype
@@ -186,7 +188,9 @@ class Planned(Primitives):
         return min(self.chunk_bytes, max(SMALLEST_LANE_CHUNK, total // (4 * self._lanes)))
 
     def _wire_format(self, spec: TensorSpec) -> WireFormat:
-        if self._wire_dtype is None or WIDTH[self._wire_dtype] >= spec.itemsize:
+        if self._wire_dtype == CODED and not spec.by_element:
+            return WireFormat(CODED, WIDTH[work_dtype(spec.dtype)])
+        if self._wire_dtype in (None, CODED) or WIDTH[self._wire_dtype] >= spec.itemsize:
             return WireFormat(spec.dtype, spec.itemsize)
         return WireFormat(self._wire_dtype, WIDTH[self._wire_dtype])
 
@@ -251,7 +255,12 @@ class Planned(Primitives):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one whole message, its header left out."""
+        """Bytes of one message in most rounds, its header left out."""
+        return sum(chunk.wire.usual(chunk.numel) for chunk in self.exchanged)
+
+    @property
+    def slab_bytes(self) -> int:
+        """Bytes of the slabs that hold one message."""
         return sum(chunk.nbytes for chunk in self.exchanged)
 
     @property
@@ -266,7 +275,7 @@ class Planned(Primitives):
 
         Args:
             flats: by chunk index; what belongs to other chunks is 0.
-            dtype: what they hold; None: the wire dtype of each chunk.
+            dtype: what they hold; None: what messages of each chunk hold.
         """
         specs = self._specs or []
         whole: dict[int, Array] = {}
@@ -275,10 +284,14 @@ class Planned(Primitives):
                 for view, piece in zip(self._parts(flats[chunk.index], chunk), chunk.pieces, strict=True):
                     if piece.tensor not in whole:
                         numel = specs[piece.tensor].numel
-                        whole[piece.tensor] = self._allocate(numel, dtype or chunk.wire.dtype, chunk.device)
+                        whole[piece.tensor] = self._allocate(numel, dtype or self._message_dtype(chunk), chunk.device)
                         whole[piece.tensor][:] = 0
                     self._copy([whole[piece.tensor][piece.start : piece.stop]], [view])
         return whole
+
+    def _message_dtype(self, chunk: Chunk) -> str:
+        """Return the dtype in which what a message holds is saved."""
+        return chunk.wire.dtype
 
     def _shaped(self, whole: Mapping[int, Array]) -> dict[str, Array]:
         """Give flat tensors in memory order their shapes, by name."""
@@ -308,6 +321,11 @@ class Planned(Primitives):
     def _parts(self, flat: Array, chunk: Chunk) -> Sequence[Array]:
         """Cut a flat array of a chunk's length into a flat view for each of its pieces."""
         return self._split(flat, [piece.numel for piece in chunk.pieces])
+
+
+def work_dtype(dtype: str) -> str:
+    """Return the dtype in which values of a dtype are computed with."""
+    return "float32" if dtype in HALF else dtype
 
 
 def _contiguous(spec: TensorSpec) -> TensorSpec:

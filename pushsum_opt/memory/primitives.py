@@ -20,6 +20,9 @@ Values = npt.NDArray[np.float64]
 class Primitives(ABC):
     """The primitives of one kind of array."""
 
+    _xp: Any
+    """The module of the arrays, numpy or torch, for what both call by the same name."""
+
     @abstractmethod
     def _describe(self, tensor: Array, name: str) -> TensorSpec:
         """Return the spec of a tensor, or raise ConfigurationError where it cannot be exchanged."""
@@ -59,6 +62,10 @@ class Primitives(ABC):
     @abstractmethod
     def _copy(self, destinations: Sequence[Array], sources: Sequence[Array]) -> None:
         """Copy each source into its destination, casting."""
+
+    @abstractmethod
+    def _cast(self, destination: Array, source: Array) -> None:
+        """Copy one array into another of the same shape, casting to whatever dtype that has."""
 
     @abstractmethod
     def _lerp(self, destinations: Sequence[Array], others: Sequence[Array], fraction: float) -> None:

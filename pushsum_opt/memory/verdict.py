@@ -31,6 +31,9 @@ class Outcome:
     healed: bool = False
     """It was merged, and elements of ours, which were not finite, were replaced by it."""
 
+    missed: int = 0
+    """Blocks of it that came out wrong: there ours were kept. See :mod:`.coded`."""
+
 
 class Verdict:
     """An outcome that is known."""

@@ -42,6 +42,9 @@ class Listener:
     def chunk_skipped(self, round: int, peer: int, what: str) -> None:
         """A non-finite part of a message was not merged, so the mean changed."""
 
+    def blocks_missed(self, round: int, peer: int, count: int) -> None:
+        """Blocks of 512 elements of a message in eight bits were too far from this rank's own, so these were kept."""
+
     def round_ends(self, round: int, push_weight: float) -> None:
         """The round is complete."""
 
@@ -125,6 +128,10 @@ class Events(Listener):
     def chunk_skipped(self, round: int, peer: int, what: str) -> None:
         for listener in self._listeners:
             listener.chunk_skipped(round, self._name(peer), what)
+
+    def blocks_missed(self, round: int, peer: int, count: int) -> None:
+        for listener in self._listeners:
+            listener.blocks_missed(round, self._name(peer), count)
 
     def round_ends(self, round: int, push_weight: float) -> None:
         for listener in self._listeners:

@@ -14,6 +14,7 @@ class Statistics(Listener):
         self._seconds_waited = 0.0
         self._bytes_sent = 0
         self._chunks_skipped = 0
+        self._blocks_missed = 0
         self._last_heard: dict[int, int] = {}
 
     def waited(self, seconds: float) -> None:
@@ -28,6 +29,9 @@ class Statistics(Listener):
     def chunk_skipped(self, round: int, peer: int, what: str) -> None:
         self._chunks_skipped += 1
 
+    def blocks_missed(self, round: int, peer: int, count: int) -> None:
+        self._blocks_missed += count
+
     def values(self, rounds: int) -> dict[str, float]:
         """Return the totals as plain floats, after ``rounds`` completed rounds."""
         oldest = min(self._last_heard.values(), default=rounds - 1)
@@ -36,4 +40,5 @@ class Statistics(Listener):
             "bytes_sent": float(self._bytes_sent),
             "worst_age": float(rounds - 1 - oldest),
             "chunks_skipped": float(self._chunks_skipped),
+            "blocks_missed": float(self._blocks_missed),
         }

@@ -113,7 +113,7 @@ class Member:
         self.speaks = self.rank == 0
         """Whether this is the one rank of the job that speaks for all."""
         host.subscribe(self.listeners)
-        self.events = opening.events(host, self.listeners, self.options.staleness)
+        self.events = opening.events(host, self.listeners, self.options.staleness, self.memory)
         self.transport = opening.connect(comm, self.memory, self.options, host)
         self.channel = Channel(self.transport, self.events, self.options.timeout)
         """Over all participants of the gossip."""

@@ -27,6 +27,7 @@ from ..log import log
 from ..memory import Memory
 from ..observe.advice import OverlapAdvice
 from ..observe.events import Events, Listener
+from ..observe.missed import MissedBlocks
 from ..observe.stall import StallInspector
 from ..transport import Transport, calling
 
@@ -175,16 +176,19 @@ def connect(comm: Any, memory: Memory, options: Options, participant: Participan
         )
 
 
-def events(participant: Participant, listeners: Listener, staleness: Staleness) -> Events:
+def events(participant: Participant, listeners: Listener, staleness: Staleness, memory: Memory) -> Events:
     """Return the events of the rounds, with the library's own listeners.
 
     Args:
         listeners: hears all of them too.
+        memory: what the messages come to.
     """
     ranks = participant.gossip_ranks
     found = Events(None if ranks is None else ranks.__getitem__, holds_merged=participant.lanes > 1)
     found.subscribe(listeners)
     found.subscribe(StallInspector(participant.rank))
+    if memory.codes:
+        found.subscribe(MissedBlocks(participant.rank, lambda: memory.blocks))
     if staleness == 0 and participant.rank == 0 and participant.size > participant.lanes:
         found.subscribe(OverlapAdvice())
     return found

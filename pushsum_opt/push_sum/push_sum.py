@@ -45,7 +45,8 @@ class PushSum:
             meanwhile. "unbounded": merge what has come, and wait for no rank.
         data_weight: v_i, this rank's part in the average, such as its number of samples; > 0.
         wire_dtype: round wider values to this dtype on the wire ("bfloat16", "float16", "float32", or a dtype);
-            the mean over ranks stays exact. None: send as it is.
+            the mean over ranks stays exact. "int8": a byte for each number, its place on a fine grid modulo 256, which
+            the receiver completes from its own values; whole numbers in the first rounds. None: send as it is.
         nonfinite: "raise" when a message holds inf or nan, or "skip" that part of it.
         comm: an mpi4py communicator, or what :func:`pushsum_opt.testing.run` gives; None for ``MPI.COMM_WORLD``.
         timeout: seconds without progress after which waiting for a peer is an error.
@@ -201,8 +202,9 @@ class PushSum:
         """Return plain floats to log. Local and cheap.
 
         ``round``, ``push_weight``, ``seconds_waited`` (in all), ``bytes_sent`` (in all), ``worst_age`` (rounds since
-        the last message of the in-peer not heard from for longest), ``chunks_skipped`` (not finite), ``in_flight``
-        (messages), ``extra_bytes`` (held beside the tensors).
+        the last message of the in-peer not heard from for longest), ``chunks_skipped`` (not finite), ``blocks_missed``
+        (of 512 elements, too far from this rank's own; only with ``wire_dtype="int8"``), ``in_flight`` (messages),
+        ``extra_bytes`` (held beside the tensors).
         """
         return {
             "round": float(self.round),

@@ -21,6 +21,7 @@ reads this format and all lower ones."""
 def state(member: Member) -> dict[str, Any]:
     """Return what belongs to this rank; see :meth:`pushsum_opt.PushSum.state`."""
     mass = member.mass
+    in_flight = member.mode.state() if member.saves_messages else []
     return {
         "format": FORMAT,
         "run": member.run,
@@ -30,7 +31,8 @@ def state(member: Member) -> dict[str, Any]:
         "push_weight": mass.weight,
         "data_weight": mass.initial,
         "residuals": member.memory.residual_state(),
-        "in_flight": member.mode.state() if member.saves_messages else [],
+        "in_flight": in_flight,
+        "wire": member.memory.wire_state(),  # after the messages: it holds what they have told
     }
 
 
@@ -91,6 +93,7 @@ def _load_exactly(member: Member, saved: Mapping[str, Any]) -> None:
     member.memory.refresh()
     member.memory.load_residual_state(saved["residuals"])
     weight = member.mode.load_state(saved["in_flight"], float(saved["push_weight"]))
+    member.memory.load_wire_state(saved.get("wire", {}))
     member.mass = member.mass.restarted(int(saved["round"])).with_weight(weight)
 
 
@@ -103,6 +106,7 @@ def _load_or_restart(member: Member, saved: Mapping[str, Any] | None) -> str | N
     mass = member.mass
     member.mode.forget()
     member.memory.load_residual_state({})
+    member.memory.load_wire_state({})
     member.mass = mass.restarted(mass.round if saved is None else int(saved["round"]))
     if saved is None:
         return "it has no push-sum state (saved without pushsum_opt?)"

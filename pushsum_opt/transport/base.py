@@ -115,7 +115,10 @@ class Transport(ABC):
 
     @abstractmethod
     def expect(self, buffer: Any, peer: int, tag: int, what: str) -> Ticket:
-        """Begin to receive from rank ``peer``, or from :data:`ANY`, into ``buffer``, which fits the message exactly."""
+        """Begin to receive from rank ``peer``, or from :data:`ANY`, into the beginning of ``buffer``.
+
+        A message that is longer than the buffer is an error.
+        """
 
     @abstractmethod
     def cancel(self, ticket: Ticket) -> None:

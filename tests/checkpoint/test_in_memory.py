@@ -486,6 +486,7 @@ def test_host_of_which_one_part_is_lost_is_left_out_as_a_whole(folders, two_per_
         {"slow": True},
         {"gossip_every": 2, "staleness": 1},
         {"wire_dtype": torch.bfloat16, "staleness": 1},
+        {"wire_dtype": "int8", "staleness": 1},
         {"buffers": "average"},
         {"buffers": "gossip", "staleness": 2},
     ],

@@ -71,11 +71,21 @@ def test_start_up_of_an_overlapped_run_neither_begins_again_nor_is_left_out(tmp_
     [
         {"dtype": torch.bfloat16},
         {"wire_dtype": torch.bfloat16},
+        {"wire_dtype": "int8"},
+        {"wire_dtype": "int8", "dtype": torch.bfloat16},
         {"graph": ring, "weighted": False},
         {"kind": lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True)},
         {"kind": lambda p: torch.optim.Adagrad(p, lr=0.05)},
     ],
-    ids=["half parameters", "half on the wire", "regular graph", "AdamW", "Adagrad"],
+    ids=[
+        "half parameters",
+        "half on the wire",
+        "8 bits on the wire",
+        "8 bits of half",
+        "regular graph",
+        "AdamW",
+        "Adagrad",
+    ],
 )
 def test_resumed_run_has_the_same_bits_with(tmp_path, options, staleness):
     if options.get("dtype") is torch.bfloat16:

@@ -100,6 +100,7 @@ OPTIONS = {
     "exact averages": {"algorithm": lambda: PeriodicAverage(3)},
     "slow momentum": {"algorithm": lambda: SlowMomentum(3), "staleness": 1},
     "rounded on the wire": {"wire_dtype": "float32"},
+    "in eight bits": {"wire_dtype": "int8", "staleness": 1},
 }
 
 

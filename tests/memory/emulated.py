@@ -265,8 +265,8 @@ class EmulatedMemory(DeviceMemory):
         self._catch_up()
         return super()._all_finite(array)
 
-    def _on_wire(self, chunk, slab):
-        flat = super()._on_wire(chunk, slab)
+    def _slab_bytes(self, chunk, slab):
+        flat = super()._slab_bytes(chunk, slab)
         self._catch_up()
         return flat
 

@@ -48,7 +48,7 @@ def on_the_host(size, **how):
 @pytest.mark.parametrize("way", ["direct", "staged", "staged through two buffers"])
 @pytest.mark.parametrize("eager", [0.1, 0.7])
 @pytest.mark.parametrize("staleness", [0, 2])
-@pytest.mark.parametrize("wire", [None, "bfloat16"])
+@pytest.mark.parametrize("wire", [None, "bfloat16", "int8"])
 def test_late_streams_change_no_bit(emulate, way, eager, staleness, wire):
     emulate(direct=False, only=())
     expected = on_the_host(4, staleness=staleness, wire=wire)

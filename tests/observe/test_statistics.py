@@ -12,7 +12,8 @@ import pushsum_opt as ps
 from pushsum_opt.gossip.asynchronous import MOST_ARRIVING
 
 KEYS = {
-    "round", "push_weight", "seconds_waited", "bytes_sent", "worst_age", "chunks_skipped", "in_flight", "extra_bytes",
+    "round", "push_weight", "seconds_waited", "bytes_sent", "worst_age", "chunks_skipped", "blocks_missed", "in_flight",
+    "extra_bytes",
 }  # fmt: skip
 
 

@@ -39,7 +39,7 @@ BAD = [
     ({"data_weight": True}, "data_weight=True"),
     ({"buffers": ""}, "buffers=''"),
     ({"buffers": "mean"}, "buffers='mean'"),
-    ({"wire_dtype": "int8"}, "wire_dtype='int8'"),
+    ({"wire_dtype": "int4"}, "wire_dtype='int4'"),
     ({"wire_dtype": torch.int32}, "wire_dtype='int32'"),
     ({"wire_dtype": 16}, "16"),
     ({"nonfinite": "ignore"}, "nonfinite='ignore'"),

@@ -97,8 +97,9 @@ def test_irregular_graphs_reach_the_true_weighted_mean(graph, size):
 
 @pytest.mark.parametrize("size", [2, 5, 8])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_rounding_on_the_wire_keeps_the_mean_exact(size, dtype):
-    """Each round rounds every message to bfloat16; the weighted mean moves by float rounding only."""
+@pytest.mark.parametrize("wire", ["bfloat16", "int8"])
+def test_rounding_on_the_wire_keeps_the_mean_exact(size, dtype, wire):
+    """Each round rounds every message; the weighted mean moves by float rounding only."""
     torch = pytest.importorskip("torch")
     start = np.random.default_rng(size).normal(size=(size, 300))
     if dtype == "float32":
@@ -107,7 +108,7 @@ def test_rounding_on_the_wire_keeps_the_mean_exact(size, dtype):
     def rank(comm):
         z = torch.from_numpy(start[comm.rank].copy()).to(getattr(torch, dtype))
         totals = []
-        with ps.PushSum([z], graph=Irregular(7), wire_dtype=torch.bfloat16, comm=comm) as push_sum:
+        with ps.PushSum([z], graph=Irregular(7), wire_dtype=wire, comm=comm) as push_sum:
             for _ in range(40):
                 push_sum.mix()
                 totals.append((push_sum.push_weight, push_sum.push_weight * z.double().numpy()))
@@ -120,7 +121,7 @@ def test_rounding_on_the_wire_keeps_the_mean_exact(size, dtype):
         assert mass == pytest.approx(size, rel=1e-13)
         np.testing.assert_allclose(sum(path[k][1] for path in totals) / size, start.mean(0), atol=bound)
     spread = np.ptp([path[-1][1] / path[-1][0] for path in totals], axis=0).max()
-    assert spread < 0.05, "the ranks still come together, to about what bfloat16 resolves"
+    assert spread < 0.05, "the ranks still come together, to about what the wire resolves"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

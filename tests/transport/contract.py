@@ -62,6 +62,19 @@ def messages_of_any_size_arrive_whole(comm):
     finish(channel, waiter)
 
 
+def a_message_shorter_than_its_buffer_fills_the_beginning(comm):
+    channel, waiter, _ = opened(comm)
+    right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+    for room, count in ((200, 0), (200, 1), (100_000, 27), (3_000_000, 800_000)):
+        if comm.size == 1:
+            continue
+        received = np.zeros(room, np.uint8)
+        sent = np.full(count, 1 + comm.rank, np.uint8)
+        waiter.wait([channel.expect(received, left, 3, "it"), channel.post(sent, right, 3, "it")], 0)
+        assert (received[:count] == 1 + left).all()
+    finish(channel, waiter)
+
+
 def equal_tags_keep_their_order_and_other_tags_do_not_disturb(comm):
     channel, waiter, _ = opened(comm)
     if comm.size > 1:
@@ -219,6 +232,7 @@ def a_closed_transport_says_so(comm):
 
 CONTRACT = [
     messages_of_any_size_arrive_whole,
+    a_message_shorter_than_its_buffer_fills_the_beginning,
     equal_tags_keep_their_order_and_other_tags_do_not_disturb,
     two_transports_on_one_communicator_do_not_mix,
     collectives_give_every_rank_the_same,

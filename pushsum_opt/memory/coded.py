@@ -1,0 +1,321 @@
+"""Chunks that travel in eight bits (``wire_dtype="int8"``), or whole as long as eight bits would not do.
+
+What stands in such a chunk::
+
+    16 bytes   whole (0 or 1) and for how many rounds messages are to be whole from now on: two int32; 8 are unused
+    whole      every element in float32 (float64 for float64)
+    otherwise  theta, one float32 per block; two check sums, float32, per block; a byte per element
+
+Eight bits do where the receiver is near the sender. How near it is, a rank learns from what comes: the bound of a block
+is the largest difference seen in merges; it falls by a tenth in every window of the graph. So messages are whole in the
+first rounds. They are whole again, on all ranks, after a rank has seen that many blocks came out wrong, or has met inf
+or nan, for as long as news needs to reach everybody: the number of these rounds travels along, and counts down. So a
+rank that was reloaded, or has diverged, is mended as it would be with float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import modulo
+from .chunked import Chunked
+from .modulo import BLOCK, ROWS, Scratch
+from .plan import HEAD_BYTES, Chunk, blocks_of, coded_bytes
+from .primitives import Array
+
+__all__ = ["Coded", "Decoded"]
+
+DECAY = 0.9
+"""What is left of a bound after one window of the graph in which nothing larger was seen."""
+
+WHOLE_DECAY = 0.5
+"""The same after one whole message: where ranks began far apart, what they learn at last counts."""
+
+MANY = 1 / 8
+"""If more of a chunk's blocks come out wrong, bounds that double are too slow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a chunk that has come says."""
+
+    values: Array
+    """z_j, flat, in the work dtype. A block that came out wrong holds this rank's own; one that is not finite, nan."""
+    finite: bool
+    missed: int = 0
+    """Blocks that came out wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Views of the bytes of a coded chunk in eight bits, its last block filled up."""
+
+    theta: Array
+    sums: Array
+    places: Array
+
+
+class Coded(Chunked):
+    """Chunks as flat arrays, some of which travel in eight bits."""
+
+    _whole = True
+    _whole_left = 1
+    _reach = 1
+    _late = 0
+    _decay = DECAY
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._bounds: dict[int, Array] = {}
+        self._scratches: dict[tuple[str, str], Scratch] = {}
+        self._flats: dict[tuple[str, str, str], Array] = {}
+        super().__init__(*arguments, **options)
+
+    def _rebuild(self) -> None:
+        super()._rebuild()
+        self._flats.clear()
+        coded = [chunk for chunk in self.exchanged if chunk.wire.coded]
+        if {chunk.index: blocks_of(chunk.numel) for chunk in coded} != {i: len(b) for i, b in self._bounds.items()}:
+            self._bounds = {chunk.index: self._zeros(blocks_of(chunk.numel), chunk) for chunk in coded}
+            self._whole_left = self._reach
+
+    # ------------------------------------------------------------------ which form a message has
+
+    @property
+    def codes(self) -> bool:
+        """Whether any chunk travels in eight bits."""
+        return bool(self._bounds)
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks of a message travel in eight bits."""
+        return sum(len(bounds) for bounds in self._bounds.values())
+
+    def follow_graph(self, reach: int, window: int, late: int) -> None:
+        """Take note of how fast news travels: messages are whole now, and until all have heard from all.
+
+        Args:
+            reach: the number of rounds after which something of every rank has come to every other.
+            window: the rounds over which the graph is connected.
+            late: the rounds after which a message is merged.
+        """
+        self._reach, self._decay, self._late = (1 + late) * reach, DECAY ** (1 / window), late
+        self._whole_left = self._reach
+
+    def begin_round(self) -> None:
+        """Decide the form of the messages of this round."""
+        self._whole = self._whole_left > 0
+        self._whole_left = max(0, self._whole_left - 1)
+        decay = WHOLE_DECAY if self._whole else self._decay
+        for bounds in self._bounds.values():
+            bounds *= decay
+
+    @property
+    def message_bytes(self) -> int:
+        """Bytes of a message of this round, its header left out."""
+        return sum(self._packed_bytes(chunk) for chunk in self.exchanged)
+
+    def _packed_bytes(self, chunk: Chunk) -> int:
+        if not chunk.wire.coded:
+            return chunk.nbytes
+        return HEAD_BYTES + chunk.numel * chunk.wire.itemsize if self._whole else coded_bytes(chunk.numel)
+
+    def ask_for_whole(self, rounds: int | None = None) -> None:
+        """Let messages be whole: this rank's own, and through them those of others.
+
+        Args:
+            rounds: how many more; None: until everybody has heard of it.
+        """
+        self._whole_left = max(self._whole_left, self._reach if rounds is None else rounds)
+
+    @property
+    def coding_bytes(self) -> int:
+        """Bytes that eight bits take beside slabs: bounds, and what chunks are worked on in."""
+        return sum(int(array.nbytes) for array in (*self._bounds.values(), *self._flats.values()))
+
+    # ------------------------------------------------------------------ to the wire
+
+    @np.errstate(all="ignore")
+    def _encode(self, chunk: Chunk, data: Array, left: float, given: float) -> None:
+        """Write a chunk to its bytes, in the form of the message; z, or its residual, keeps what rounding takes away.
+
+        Args:
+            data: ``chunk.nbytes`` bytes.
+            left, given: w after giving, and M; see :meth:`Memory.keep_rounding`.
+        """
+        head = self._view_as(data[:HEAD_BYTES], "int32")
+        head[0], head[1] = int(self._whole), self._whole_left
+        if self._whole:
+            self._gather_into(self._whole_values(chunk, data), chunk)
+            return
+        xp, work, residual = self._xp, self._work_dtype(chunk), self._residual.get(chunk.index)
+        scratch, flat, parts = self._scratch(chunk), self._own_flat(chunk), self._parts_of_bytes(chunk, data)
+        rows, bounds = flat.reshape(-1, BLOCK), self._bounds[chunk.index]
+        for start in range(0, len(rows), ROWS):
+            tile = slice(start, start + ROWS)
+            z = rows[tile]
+            self._cast(parts.theta[tile], modulo.theta_of(xp, z, bounds[tile], scratch))
+            theta = self._widen(parts.theta[tile], work)
+            good = xp.isfinite(theta)
+            if not good.all():
+                theta, z = xp.where(good, theta, 1.0), xp.where(good[:, None], z, 0.0)
+            places, lost, sums = modulo.encode(xp, z, theta, scratch)
+            self._cast(parts.places[tile], places)
+            self._cast(parts.sums[tile], sums)
+            if residual is not None:
+                mine = residual[start * BLOCK : (start + ROWS) * BLOCK]
+                mine += given * lost.reshape(-1)[: len(mine)]
+            elif given:
+                lost *= given / left
+                rows[tile] += lost
+        if residual is None and given:
+            self._scatter(chunk, flat[: chunk.numel])
+
+    # ------------------------------------------------------------------ from the wire
+
+    @np.errstate(all="ignore")
+    def _decode(self, chunk: Chunk, data: Array, *, learn: bool = False) -> Decoded:
+        """Read the bytes of a chunk that has come, with the help of this rank's own values.
+
+        Args:
+            learn: it is about to be merged: let bounds, and the form of messages, follow from it.
+        """
+        head = self._view_as(data[:HEAD_BYTES], "int32")
+        whole, rounds = int(head[0]), int(head[1])
+        self.ask_for_whole(rounds - self._late)
+        head[1] = 0  # heard once
+        decoded = self._decode_whole(chunk, data, learn) if whole else self._decode_places(chunk, data, learn)
+        if learn and (not decoded.finite or decoded.missed > MANY * blocks_of(chunk.numel)):
+            self.ask_for_whole()
+        return decoded
+
+    def _decode_whole(self, chunk: Chunk, data: Array, learn: bool) -> Decoded:
+        values = self._whole_values(chunk, data)
+        finite = self._all_finite(values)
+        if learn and finite:
+            xp, scratch, bounds = self._xp, self._scratch(chunk), self._bounds[chunk.index]
+            mine = self._own_flat(chunk).reshape(-1, BLOCK)
+            theirs = self._working(chunk, "theirs")
+            theirs[chunk.numel :] = 0
+            self._cast(theirs[: chunk.numel], values)
+            theirs = theirs.reshape(-1, BLOCK)
+            for start in range(0, len(mine), ROWS):
+                tile = slice(start, start + ROWS)
+                seen = modulo.largest_difference(xp, theirs[tile], mine[tile], scratch)
+                known = xp.isfinite(seen)
+                bounds[tile] = modulo.bounds_after(xp, bounds[tile], known, seen)
+                if not known.all():  # inf or nan among our own
+                    self.ask_for_whole()
+        return Decoded(values, finite)
+
+    def _decode_places(self, chunk: Chunk, data: Array, learn: bool) -> Decoded:
+        xp, work, scratch, bounds = self._xp, self._work_dtype(chunk), self._scratch(chunk), self._bounds[chunk.index]
+        parts = self._parts_of_bytes(chunk, data)
+        mine, values = self._own_flat(chunk).reshape(-1, BLOCK), self._working(chunk, "theirs")
+        known = xp.isfinite(parts.theta)
+        if not known.all():
+            mine[~known] = np.nan
+            return Decoded(mine.reshape(-1)[: chunk.numel], finite=False)
+        data[coded_bytes(chunk.numel) :] = 0  # the rest of the last block did not travel
+        rows, missed = values.reshape(-1, BLOCK), 0
+        for start in range(0, len(rows), ROWS):
+            tile = slice(start, start + ROWS)
+            places, z = rows[tile], mine[tile]
+            self._cast(places, parts.places[tile])
+            theta, sums = self._widen(parts.theta[tile], work), self._widen(parts.sums[tile], work)
+            right, seen = modulo.decode(xp, places, theta, sums, z, scratch)
+            if not right.all():
+                missed += len(places) - int(right.sum())
+                places[~right] = z[~right]
+            if learn:
+                bounds[tile] = modulo.bounds_after(xp, bounds[tile], right, seen, theta)
+        return Decoded(values[: chunk.numel], finite=True, missed=missed)
+
+    def _on_wire(self, chunk: Chunk, slab: Array) -> Array:
+        if not chunk.wire.coded:
+            return super()._on_wire(chunk, slab)
+        return self._copy_of(self._decode(chunk, self._slab_bytes(chunk, slab)).values)
+
+    def _to_fill(self, chunk: Chunk, data: Array) -> Array:
+        """Return the values in the bytes of a slab that is filled from a file; a coded chunk stands there whole."""
+        if not chunk.wire.coded:
+            return self._view_as(data, chunk.wire.dtype)
+        head = self._view_as(data[:HEAD_BYTES], "int32")
+        head[0], head[1] = 1, 0
+        return self._whole_values(chunk, data)
+
+    def _message_dtype(self, chunk: Chunk) -> str:
+        return self._work_dtype(chunk) if chunk.wire.coded else chunk.wire.dtype
+
+    # ------------------------------------------------------------------ views and scratch
+
+    def _whole_values(self, chunk: Chunk, data: Array) -> Array:
+        nbytes = chunk.numel * chunk.wire.itemsize
+        return self._view_as(data[HEAD_BYTES : HEAD_BYTES + nbytes], self._work_dtype(chunk))
+
+    def _parts_of_bytes(self, chunk: Chunk, data: Array) -> _Parts:
+        blocks = blocks_of(chunk.numel)
+        sums, places = HEAD_BYTES + 4 * blocks, HEAD_BYTES + 12 * blocks
+        return _Parts(
+            self._view_as(data[HEAD_BYTES:sums], "float32"),
+            self._view_as(data[sums:places], "float32").reshape(blocks, 2),
+            data[places : places + blocks * BLOCK].reshape(blocks, BLOCK),
+        )
+
+    def _own_flat(self, chunk: Chunk) -> Array:
+        """Return this rank's z of a chunk, in the work dtype, its last block filled up with zeros."""
+        flat = self._working(chunk, "mine")
+        flat[chunk.numel :] = 0
+        self._gather_into(flat[: chunk.numel], chunk)
+        return flat
+
+    def _working(self, chunk: Chunk, what: str) -> Array:
+        """Return an array as long as the blocks of a chunk, to work in; the same memory at every call."""
+        numel, work = blocks_of(chunk.numel) * BLOCK, self._work_dtype(chunk)
+        key = (what, work, chunk.device)
+        if key not in self._flats or len(self._flats[key]) < numel:
+            self._flats[key] = self._allocate(numel, work, chunk.device)
+        return self._flats[key][:numel]
+
+    def _scratch(self, chunk: Chunk) -> Scratch:
+        work = self._work_dtype(chunk)
+        key = (work, chunk.device)
+        if key not in self._scratches:
+            places, multiples, free = (
+                self._allocate(ROWS * BLOCK, work, chunk.device).reshape(ROWS, BLOCK) for _ in range(3)
+            )
+            weights = self._allocate(2 * BLOCK, work, chunk.device).reshape(BLOCK, 2)
+            for column in range(2):
+                for place, pair in enumerate(modulo.check_weights()):
+                    weights[place, column] = pair[column]
+            self._scratches[key] = Scratch(places, multiples, free, weights)
+        return self._scratches[key]
+
+    def _zeros(self, count: int, chunk: Chunk) -> Array:
+        array = self._allocate(count, self._work_dtype(chunk), chunk.device)
+        array[:] = 0
+        return array
+
+    # ------------------------------------------------------------------ for files
+
+    def wire_state(self) -> dict[str, Any]:
+        """Return what later messages depend on, beside z: empty unless some travel in eight bits."""
+        if not self._bounds:
+            return {}
+        bounds = {index: self._copy_of(bounds) for index, bounds in self._bounds.items()}
+        return {"layout": self.layout_digest.hex(), "whole_left": self._whole_left, "bounds": bounds}
+
+    def load_wire_state(self, state: Mapping[str, Any]) -> None:
+        """Continue with what :meth:`wire_state` returned; of another layout, or empty: begin with whole messages."""
+        if state.get("layout") != self.layout_digest.hex():
+            self._whole_left = self._reach
+            return
+        self._whole_left = int(state["whole_left"])
+        for index, bounds in state["bounds"].items():
+            self._cast(self._bounds[index], bounds)
+
+    def _copy_of(self, flat: Array) -> Array:
+        return flat * 1.0

@@ -1,0 +1,168 @@
+"""Eight bits for a number that the receiver nearly knows: its place on a grid, modulo 256.
+
+Two ranks are close to each other, far closer than their weights are to 0. So a sender gives only the place k of z on a
+grid of step d *modulo 256*, and the receiver takes the k that is congruent to it and nearest to its own z / d. That is
+right as long as the two differ by less than 127 d (Lu and De Sa 2020, "Moniqua", put into push-sum: here the sender
+keeps what rounding took away, so the mean over ranks stays exact).
+
+Numbers are taken in blocks of :data:`BLOCK`. Each block has its own theta = 128 d, and two check sums over the
+multiples of 256 that were left out: a receiver that took a wrong one sees it.
+
+Pure functions on arrays of shape (blocks, BLOCK), the same for numpy and torch: ``xp`` is the module. All whole numbers
+in here stay below 2^24, so float32 holds them exactly, and the order of summing does not matter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = [
+    "BLOCK",
+    "ROWS",
+    "Scratch",
+    "bounds_after",
+    "check_weights",
+    "decode",
+    "encode",
+    "largest_difference",
+    "theta_of",
+]
+
+Array = Any
+
+BLOCK = 512
+"""Elements that share a theta. It and the check sums cost 12 bytes for each block."""
+
+ROWS = 256
+"""Blocks that are worked on at a time: they and the scratch stay in the cache of a processor."""
+
+LEVELS = 256.0
+HALF = 128.0
+
+SAFETY = 4.0
+"""theta is so many times the largest difference that was seen lately."""
+
+LEAST = 2.0**-7
+"""theta is at least this fraction of the largest element of its block. A block which has not moved for long, such as a
+row of an embedding, may then move by a usual step at once; and multiples of 256 stay within 64, which keeps check sums
+below 2^24."""
+
+SMALLEST = 2.0**-100
+"""theta of a block of zeros: d and 1 / d are still normal numbers in float32."""
+
+PRIME = 521  # the first one above BLOCK
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """What the functions below work in, for one dtype on one device; each of shape (ROWS, BLOCK)."""
+
+    places: Array
+    multiples: Array
+    work: Array
+    weights: Array
+    """Of shape (BLOCK, 2): see :func:`check_weights`."""
+
+
+def check_weights() -> list[tuple[float, float]]:
+    """Return the weights of the two check sums, by position p in a block: p, and p^2 modulo a prime.
+
+    Two sums of powers: they differ where one to three multiples are off by one, and where four are, two up and two
+    down; of other patterns about one in 10^6 escapes.
+
+    >>> check_weights()[:2], len(check_weights())
+    ([(1.0, 1.0), (2.0, 4.0)], 512)
+    """
+    return [(float(p), float(p * p % PRIME)) for p in range(1, BLOCK + 1)]
+
+
+def theta_of(xp: Any, z: Array, bounds: Array, scratch: Scratch) -> Array:
+    """Return theta of each block, shape (blocks,); inf or nan where an element is inf or nan.
+
+    Args:
+        z: shape (blocks, BLOCK).
+        bounds: the largest differences that were seen lately, shape (blocks,).
+    """
+    peak = largest(xp, z, scratch)
+    theta = xp.clip(xp.maximum(bounds * SAFETY, peak * LEAST), SMALLEST, None)
+    return xp.where(xp.isfinite(peak), theta, peak)
+
+
+def encode(xp: Any, z: Array, theta: Array, scratch: Scratch) -> tuple[Array, Array, Array]:
+    """Find the place of each element on its grid.
+
+    Args:
+        z: finite, shape (blocks, BLOCK).
+        theta: above 0, shape (blocks,).
+
+    Returns:
+        (k mod 256, z - q, sums): places as whole numbers in [0, 256) and what rounding takes away, both of the shape of
+        z and in the scratch; and the check sums, of shape (blocks, 2).
+    """
+    places, multiples, lost = (array[: len(z)] for array in (scratch.places, scratch.multiples, scratch.work))
+    step = (theta / HALF)[:, None]
+    xp.multiply(z, 1.0 / step, out=places)
+    xp.round(places, out=places)
+    xp.multiply(places, step, out=lost)
+    xp.subtract(z, lost, out=lost)
+    xp.multiply(places, 1.0 / LEVELS, out=multiples)
+    xp.floor(multiples, out=multiples)
+    sums = xp.matmul(multiples, scratch.weights)
+    multiples *= LEVELS
+    places -= multiples
+    return places, lost, sums
+
+
+def decode(xp: Any, places: Array, theta: Array, sums: Array, mine: Array, scratch: Scratch) -> tuple[Array, Array]:
+    """Find the multiples of 256 that make what has come nearest to this rank's own elements.
+
+    Args:
+        places: k mod 256, shape (blocks, BLOCK); becomes q.
+        theta: as it came, finite and above 0.
+        sums: the check sums as they came.
+        mine: z of this rank, shape (blocks, BLOCK).
+
+    Returns:
+        (right, seen), for each block: whether its check sums say that q is right; and its largest |q - z|.
+    """
+    multiples, work = (array[: len(mine)] for array in (scratch.multiples, scratch.work))
+    step = (theta / HALF)[:, None]
+    xp.multiply(mine, 1.0 / step, out=work)
+    work -= places
+    work *= 1.0 / LEVELS
+    xp.round(work, out=multiples)
+    found = xp.matmul(multiples, scratch.weights)
+    multiples *= LEVELS
+    places += multiples
+    places *= step
+    seen = largest_difference(xp, places, mine, scratch)
+    return (found == sums).all(1) & xp.isfinite(seen), seen
+
+
+def largest(xp: Any, array: Array, scratch: Scratch) -> Array:
+    """Return the largest absolute element of each block; nan where one is nan."""
+    work = scratch.work[: len(array)]
+    xp.absolute(array, out=work)
+    return xp.amax(work, 1)
+
+
+def largest_difference(xp: Any, one: Array, other: Array, scratch: Scratch) -> Array:
+    """Return the largest absolute difference in each block; nan where one is nan."""
+    work = scratch.work[: len(one)]
+    xp.subtract(one, other, out=work)
+    xp.absolute(work, out=work)
+    return xp.amax(work, 1)
+
+
+def bounds_after(xp: Any, bounds: Array, right: Array, seen: Array, theta: Array | None = None) -> Array:
+    """Return the bounds after a message: the largest difference; twice the sender's where that was too low.
+
+    Args:
+        right: for which blocks ``seen`` is the difference.
+        theta: as it came; None: the message was whole, and blocks that are not right are not finite here.
+    """
+    known = xp.where(right, xp.maximum(bounds, seen), bounds)
+    if theta is None:
+        return known
+    return xp.where(right, known, 2.0 * xp.maximum(bounds, theta / SAFETY))
