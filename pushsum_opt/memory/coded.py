@@ -154,23 +154,31 @@ class Coded(Chunked):
         xp, work, residual = self._xp, self._work_dtype(chunk), self._residual.get(chunk.index)
         scratch, flat, parts = self._scratch(chunk), self._own_flat(chunk), self._parts_of_bytes(chunk, data)
         rows, bounds = flat.reshape(-1, BLOCK), self._bounds[chunk.index]
-        for start in range(0, len(rows), ROWS):
-            tile = slice(start, start + ROWS)
+        peaks = self._joined([modulo.largest(xp, rows[tile], scratch) for tile in _tiles(rows)])
+        self._cast(parts.theta, modulo.theta_of(xp, peaks, bounds))
+        theta = self._widen(parts.theta, work)  # to the last bit what the receiver takes
+        bad = ~xp.isfinite(theta)
+        spared = bool(bad.any())
+        if spared:
+            kept, rows[bad], theta = rows[bad], 0.0, xp.where(bad, 1.0, theta)
+        step, inverse = modulo.steps_of(theta)
+        sums = []
+        for tile in _tiles(rows):
             z = rows[tile]
-            self._cast(parts.theta[tile], modulo.theta_of(xp, z, bounds[tile], scratch))
-            theta = self._widen(parts.theta[tile], work)
-            good = xp.isfinite(theta)
-            if not good.all():
-                theta, z = xp.where(good, theta, 1.0), xp.where(good[:, None], z, 0.0)
-            places, lost, sums = modulo.encode(xp, z, theta, scratch)
-            self._cast(parts.places[tile], places)
-            self._cast(parts.sums[tile], sums)
+            places, lost, found = modulo.encode(xp, z, step[tile], inverse[tile], scratch)
+            sums.append(found)
+            integers = scratch.integers[: len(z)]
+            self._cast(integers, places)
+            self._cast(parts.places[tile], integers)  # which takes them modulo 256
             if residual is not None:
-                mine = residual[start * BLOCK : (start + ROWS) * BLOCK]
+                mine = residual[tile.start * BLOCK : tile.stop * BLOCK]
                 mine += given * lost.reshape(-1)[: len(mine)]
             elif given:
                 lost *= given / left
-                rows[tile] += lost
+                z += lost
+        self._cast(parts.sums, self._joined(sums, 1))
+        if spared:
+            rows[bad] = kept
         if residual is None and given:
             self._scatter(chunk, flat[: chunk.numel])
 
@@ -202,13 +210,12 @@ class Coded(Chunked):
             theirs[chunk.numel :] = 0
             self._cast(theirs[: chunk.numel], values)
             theirs = theirs.reshape(-1, BLOCK)
-            for start in range(0, len(mine), ROWS):
-                tile = slice(start, start + ROWS)
-                seen = modulo.largest_difference(xp, theirs[tile], mine[tile], scratch)
-                known = xp.isfinite(seen)
-                bounds[tile] = modulo.bounds_after(xp, bounds[tile], known, seen)
-                if not known.all():  # inf or nan among our own
-                    self.ask_for_whole()
+            pairs = [(theirs[tile], mine[tile]) for tile in _tiles(mine)]
+            seen = self._joined([modulo.largest_difference(xp, *pair, scratch) for pair in pairs])
+            known = xp.isfinite(seen)
+            bounds[:] = modulo.bounds_after(xp, bounds, known, seen)
+            if not known.all():  # inf or nan among our own
+                self.ask_for_whole()
         return Decoded(values, finite)
 
     def _decode_places(self, chunk: Chunk, data: Array, learn: bool) -> Decoded:
@@ -220,18 +227,21 @@ class Coded(Chunked):
             mine[~known] = np.nan
             return Decoded(mine.reshape(-1)[: chunk.numel], finite=False)
         data[coded_bytes(chunk.numel) :] = 0  # the rest of the last block did not travel
-        rows, missed = values.reshape(-1, BLOCK), 0
-        for start in range(0, len(rows), ROWS):
-            tile = slice(start, start + ROWS)
-            places, z = rows[tile], mine[tile]
+        rows, theta = values.reshape(-1, BLOCK), self._widen(parts.theta, work)
+        step, inverse = modulo.steps_of(theta)
+        found = []
+        for tile in _tiles(rows):
+            places = rows[tile]
             self._cast(places, parts.places[tile])
-            theta, sums = self._widen(parts.theta[tile], work), self._widen(parts.sums[tile], work)
-            right, seen = modulo.decode(xp, places, theta, sums, z, scratch)
-            if not right.all():
-                missed += len(places) - int(right.sum())
-                places[~right] = z[~right]
-            if learn:
-                bounds[tile] = modulo.bounds_after(xp, bounds[tile], right, seen, theta)
+            found.append(modulo.decode(xp, places, step[tile], inverse[tile], mine[tile], scratch))
+        seen = self._joined([largest for _, largest in found])
+        sums = self._joined([sums for sums, _ in found], 1)
+        right = (sums == self._widen(parts.sums, work)).all(0) & xp.isfinite(seen)
+        missed = len(rows) - int(right.sum())
+        if missed:
+            rows[~right] = mine[~right]
+        if learn:
+            bounds[:] = modulo.bounds_after(xp, bounds, right, seen, theta)
         return Decoded(values[: chunk.numel], finite=True, missed=missed)
 
     def _on_wire(self, chunk: Chunk, slab: Array) -> Array:
@@ -261,7 +271,7 @@ class Coded(Chunked):
         sums, places = HEAD_BYTES + 4 * blocks, HEAD_BYTES + 12 * blocks
         return _Parts(
             self._view_as(data[HEAD_BYTES:sums], "float32"),
-            self._view_as(data[sums:places], "float32").reshape(blocks, 2),
+            self._view_as(data[sums:places], "float32").reshape(2, blocks),
             data[places : places + blocks * BLOCK].reshape(blocks, BLOCK),
         )
 
@@ -287,12 +297,16 @@ class Coded(Chunked):
             places, multiples, free = (
                 self._allocate(ROWS * BLOCK, work, chunk.device).reshape(ROWS, BLOCK) for _ in range(3)
             )
-            weights = self._allocate(2 * BLOCK, work, chunk.device).reshape(BLOCK, 2)
-            for column in range(2):
-                for place, pair in enumerate(modulo.check_weights()):
-                    weights[place, column] = pair[column]
-            self._scratches[key] = Scratch(places, multiples, free, weights)
+            integers = self._view_as(self._allocate(4 * ROWS * BLOCK, "uint8", chunk.device), "int32")
+            weights = self._from_numpy(np.array(modulo.check_weights()), chunk.device)
+            self._scratches[key] = Scratch(
+                places, multiples, free, integers.reshape(ROWS, BLOCK), self._widen(weights, work)
+            )
         return self._scratches[key]
+
+    def _joined(self, parts: list[Array], axis: int = 0) -> Array:
+        joined: Array = self._xp.concatenate(parts, axis)
+        return joined
 
     def _zeros(self, count: int, chunk: Chunk) -> Array:
         array = self._allocate(count, self._work_dtype(chunk), chunk.device)
@@ -319,3 +333,8 @@ class Coded(Chunked):
 
     def _copy_of(self, flat: Array) -> Array:
         return flat * 1.0
+
+
+def _tiles(rows: Array) -> list[slice]:
+    """Return which blocks are worked on at a time."""
+    return [slice(start, start + ROWS) for start in range(0, len(rows), ROWS)]
