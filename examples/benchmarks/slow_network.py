@@ -16,6 +16,7 @@ same job, one after the other in blocks that repeat, with the same disturbances.
     all-reduce    MPI all-reduce of the gradients after backward (with Open MPI: a ring, its fastest algorithm here)
     bare          a bare Isend/Irecv of the same bytes as push-sum, moved during compute, and one lerp
     sync          push-sum, staleness 0
+    sync int8     the same with wire_dtype="int8"
     tau 1, tau 2  push-sum, overlapped
     async         push-sum, staleness "unbounded"
     within host   push-sum, overlapped, with --within-host: left out where PushSumOptimizer does not take that value
@@ -39,9 +40,9 @@ from pathlib import Path
 
 import numpy as np
 
-PROGRAMS = ["compute", "bare", "tau 1", "tau 2", "async", "sync", "within host", "ddp", "all-reduce"]
+PROGRAMS = ["compute", "bare", "tau 1", "tau 2", "async", "sync", "sync int8", "within host", "ddp", "all-reduce"]
 LAYERS = 10
-WARM_UP = 4  # steps: weights settle, messages are in flight
+WARM_UP = 12  # steps: weights settle, messages are in flight, and messages in eight bits are no longer whole
 PASSED_ON = ("parameters", "compute", "steps", "blocks", "jitter", "straggler", "hiccup", "within_host")
 
 
@@ -178,6 +179,7 @@ COLOURS = {
     "tau 2": "#3182bd",
     "async": "#2ca02c",
     "sync": "#9ecae1",
+    "sync int8": "#c6dbef",
     "within host": "#756bb1",
     "ddp": "#d62728",
     "all-reduce": "#8c564b",
@@ -189,6 +191,7 @@ LABELS = {
     "tau 2": "push-sum, staleness 2",
     "async": "push-sum, unbounded",
     "sync": "push-sum, synchronous",
+    "sync int8": "push-sum, synchronous, 8 bits",
     "within host": "push-sum, within_host",
     "ddp": "DDP, gloo",
     "all-reduce": "MPI all-reduce",
@@ -418,11 +421,12 @@ def torch_step(
         network = torch.nn.parallel.DistributedDataParallel(model)
         optimizer, finish = sgd, lambda: None
     else:
-        staleness = {"sync": 0, "tau 1": 1, "tau 2": 2, "async": "unbounded", "within host": 1}[name]
+        staleness = {"tau 1": 1, "tau 2": 2, "async": "unbounded", "within host": 1}.get(name, 0)
+        wire = "int8" if name == "sync int8" else None
         network = model
         within_host = within_host if name == "within host" else None
         try:
-            optimizer = ps.PushSumOptimizer(sgd, model, staleness=staleness, within_host=within_host)
+            optimizer = ps.PushSumOptimizer(sgd, model, staleness=staleness, wire_dtype=wire, within_host=within_host)
         except ps.errors.ConfigurationError as error:
             if name != "within host":
                 raise
