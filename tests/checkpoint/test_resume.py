@@ -95,7 +95,7 @@ def test_resumed_run_has_the_same_bits_with(tmp_path, options, staleness):
 @pytest.mark.parametrize("at", [2, 18])
 def test_resumed_run_in_eight_bits_has_the_same_bits(tmp_path, staleness, dtype, at):
     """Saved while messages are whole, and when they are not."""
-    sgd = {"kind": lambda p: torch.optim.SGD(p, lr=0.05), "weighted": False, "graph": ring}
+    sgd = {"kind": lambda p: torch.optim.SGD(p, lr=0.05), "weighted": False, "graph": ps.graphs.Ring()}
     options = {"wire_dtype": "int8", "staleness": staleness, "dtype": dtype, **sgd}
     after, undisturbed = resumed(tmp_path, 3, at, steps=at + 6, **options)
     assert after == undisturbed
