@@ -22,7 +22,7 @@ from torch import nn
 import pushsum_opt as ps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from digits import accuracy, datasets, network  # noqa: E402
+from digits import accuracy, datasets, network
 
 WIRES = [None, "bfloat16", "int8"]
 
