@@ -30,7 +30,7 @@ LINGER_S = 10.0
 LAST_LOOK_S = 1.0
 """Seconds for which a rank that ends receives what others had sent it; more would come only from a rank that died."""
 LONGEST_NAP_S = 10e-3
-FINALIZE_S = 10
+FINALIZE_S = 20
 """Seconds that MPI has to end after ranks were lost; whole ones, for alarm()."""
 
 
