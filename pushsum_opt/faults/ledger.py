@@ -67,6 +67,7 @@ class Ledger:
         """Note that every message given so far was opened: all ranks have merged what was in flight, and all know."""
         for given in self._given.values():
             given.clear()
+        self.heard.clear()  # a checkpoint that was loaded may count its rounds from an earlier one
 
     def unopened(self, peer: int, opened: int) -> list[Given]:
         """Return the messages to a peer that it has not opened; ``opened`` is how many it has. They come in order."""
