@@ -8,7 +8,7 @@ opened. A receiver *opens* a message when it begins to merge it: from then on th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 __all__ = ["Given", "Ledger"]
 
@@ -76,6 +76,10 @@ class Ledger:
         kept = list(self._given.get(peer, ()))
         assert 0 <= unopened <= len(kept), f"{count} messages to peer {peer}, {opened} opened, {len(kept)} kept"
         return kept[len(kept) - unopened :]
+
+    def oldest(self, peers: Collection[int]) -> int:
+        """Return the round of the oldest message to any of these peers that is kept; 0 where there is none."""
+        return min((given[0][0] for peer in peers if (given := self._given.get(peer))), default=0)
 
     def perhaps_unopened(self, peer: int, surely_opened: Callable[[int], bool]) -> list[Given]:
         """Return the messages to a peer that died, but for those that it surely opened.

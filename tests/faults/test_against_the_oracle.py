@@ -160,9 +160,8 @@ def test_from_the_round_of_a_death_on_survivors_follow_the_paper_without_the_dea
             step(push_sum, z, me, gradient)
             push_sum.mix()
         push_sum.drain()
-        said = z.copy(), push_sum.push_weight, push_sum.initial_weight, push_sum.losses
         push_sum.close()
-        return said
+        return z.copy(), push_sum.push_weight, push_sum.initial_weight, push_sum.losses
 
     said = ps.testing.run(size, rank, faults=Faults({}), timeout=60)
     assert [i for i in range(size) if said[i] is not None] == oracle.there
@@ -279,9 +278,8 @@ def test_whoever_dies_at_whatever_moment_survivors_follow_the_paper(seed, facts)
             else:
                 push_sum.drain()
         push_sum.drain()
-        said = z.copy(), push_sum.push_weight, push_sum.initial_weight, push_sum.losses
         push_sum.close()
-        return said
+        return z.copy(), push_sum.push_weight, push_sum.initial_weight, push_sum.losses
 
     faults = Faults(moments, seed=seed, spread=draw.choice([0.0, 1e-3, 3e-3]))
     said = ps.testing.run(size, rank, faults=faults, timeout=60)

@@ -136,12 +136,8 @@ class MortalRanks:
         for i in left:  # of what was opened and has not come, the mass counts, and z stays
             for message in self._opened[i]:
                 self._add_mass(i, message.mass)
-        heard = {
-            d: max((one.round for one in self._messages if one.sender == d and one.opened and one.receiver in left),
-                   default=-1)
-            for d in dead
-        }  # fmt: skip
-        back = [one for one in self._messages if one.sender in left and not self._surely_opened(one, heard)]
+        sent = self._surely_sent(left, dead)
+        back = [one for one in self._messages if one.sender in left and not self._surely_opened(one, sent)]
         for one in back:
             self._add_mass(one.sender, one.mass)
         held = sum(self.w[i] for i in left)
@@ -157,11 +153,25 @@ class MortalRanks:
         self._messages, self._opened = [], {i: [] for i in left}
         return lost
 
-    def _surely_opened(self, one: Given, heard: Mapping[int, int]) -> bool:
-        if one.known or one.receiver not in heard:
+    def _surely_sent(self, left: Collection[int], dead: Collection[int]) -> dict[int, int]:
+        """Return the latest round in which each of the dead has sent, as far as it follows from what was opened."""
+        proofs = [one for one in self._messages if one.sender in dead and one.opened and one.receiver in left]
+        sent = dict.fromkeys(dead, -1)
+        while proofs:
+            proof = proofs.pop()
+            if proof.round > sent[proof.sender]:
+                sent[proof.sender] = proof.round
+                # Before, it had merged what was due in the rounds before: so that had been sent to it.
+                proofs += [
+                    one for one in self._messages
+                    if one.receiver == proof.sender and one.sender in dead and one.round + self.tau < proof.round
+                ]  # fmt: skip
+        return sent
+
+    def _surely_opened(self, one: Given, sent: Mapping[int, int]) -> bool:
+        if one.known or one.receiver not in sent:
             return one.known or one.opened
-        # A rank that has sent in round k has merged before what was due in the rounds before.
-        return one.round + self.tau < heard[one.receiver]
+        return one.round + self.tau < sent[one.receiver]
 
     def _add_mass(self, i: int, mass: float) -> None:
         z = self.z(i)
