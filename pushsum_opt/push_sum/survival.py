@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .. import progress, transport, world
+from .. import transport, world
 from ..arguments import OnLoss
 from ..channel import Channel
 from ..errors import ConfigurationError, PeerTimeout, PushSumError, RanksLost
@@ -121,8 +121,6 @@ class Continue(Survival):
         self.channel: Channel | None = None
         """Over those that take part."""
         self._process = transport.process(comm)
-        self._started_as: int = comm.Get_rank()
-        progress.joins(self._started_as, comm.Get_size())
         self._timeout = timeout
         self._busy = False
         self._said = 0
@@ -213,11 +211,6 @@ class Continue(Survival):
         if not self.members and self.committed > self._said:
             self._said = self.committed
             self.crew.say_over(self.committed)
-
-    def end(self) -> None:
-        """The program of this rank is over."""
-        self.say_over()
-        progress.leaves(self._started_as)
 
     # ------------------------------------------------------------------ recovery
 
