@@ -8,12 +8,10 @@ import subprocess
 import sys
 
 import pytest
-from mpi.launch import ROOT, each_rank, environment, fault_tolerant, launcher, script
+from mpi.launch import ROOT, each_rank, environment, fault_tolerant, script
+from mpi.needs import needs_fault_tolerance
 
 pytestmark = pytest.mark.mpi
-
-# The one launcher of these tests that takes --bind-to is Open MPI's.
-needs_fault_tolerance = pytest.mark.skipif("--bind-to" not in launcher(), reason="MPICH ends the job when a rank dies")
 
 
 @needs_fault_tolerance
