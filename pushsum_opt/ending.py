@@ -18,7 +18,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NoReturn, Protocol
 
-from . import settings, world
+from . import progress, settings, world
 from .errors import PeerFailed, PushSumError
 from .exit_codes import INTERRUPTED
 
@@ -115,6 +115,7 @@ def _end() -> None:
             callback()
         for member in THIS.members:
             member.close()  # a rank that still trains is told that this one has finished
+        progress.comes_to_its_end(_rank())
         while _last:
             _last.pop()()
     except KeyboardInterrupt:
@@ -130,6 +131,12 @@ def _at_exit() -> None:
         return
     if _self_keyval is not None and world.mpi_runs():
         world.finalize_if_nobody_does()
+
+
+def _rank() -> int:
+    """Return the number of this rank when the job was started."""
+    rank: int = sys.modules["mpi4py.MPI"].COMM_WORLD.Get_rank()
+    return rank
 
 
 def _end_before_finalize() -> None:
@@ -196,6 +203,7 @@ def stop_all_on_error() -> None:
         return
     _hooked = True
     _end_before_finalize()
+    progress.starts(_rank())
     mpi = sys.modules["mpi4py.MPI"]
     if mpi.COMM_WORLD.Get_size() == 1 or not settings.read().abort_on_error:
         return

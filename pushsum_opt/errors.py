@@ -47,6 +47,9 @@ __all__ = [
 class PushSumError(Exception):
     """The root of every exception that pushsum_opt raises by itself."""
 
+    on_all_ranks = False
+    """Whether every rank raises it, in the same call: then the ranks are still in step."""
+
 
 class LaunchError(PushSumError):
     """The ranks were not started as one MPI job."""

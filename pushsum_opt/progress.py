@@ -8,7 +8,28 @@ from pathlib import Path
 
 from . import settings
 
-__all__ = ["all_are_lost", "begins", "ends", "is_lost", "joins", "leaves", "note"]
+__all__ = ["begins", "comes_to_its_end", "ends", "is_lost", "note", "starts", "without_end"]
+
+
+def starts(rank: int) -> None:
+    """Write down that the program of this rank uses the library: until :func:`comes_to_its_end`, it runs."""
+    _write(f"{rank}.runs", "")
+
+
+def comes_to_its_end(rank: int) -> None:
+    """Write down that the program of this rank is over, and all that it had open is closed."""
+    _rename(f"{rank}.runs", f"{rank}.over")
+
+
+def without_end(folder: Path, *, survivors: bool) -> list[int]:
+    """Return the ranks on this host whose programs have not come to an end, though the launcher has ended.
+
+    Args:
+        survivors: the job goes on without ranks that die: then none is named where one here has come to its end.
+    """
+    if survivors and any(folder.glob("*.over")):
+        return []
+    return sorted(int(note.stem) for note in folder.glob("*.runs"))
 
 
 def begins(rank: int) -> None:
@@ -21,18 +42,12 @@ def begins(rank: int) -> None:
 
 def ends(rank: int) -> None:
     """Write down that this rank has ended well."""
-    folder = settings.read().progress
-    if folder is not None:
-        with contextlib.suppress(OSError):
-            (Path(folder) / f"{rank}.begun").rename(Path(folder) / f"{rank}.ended")
+    _rename(f"{rank}.begun", f"{rank}.ended")
 
 
 def is_lost(rank: int) -> None:
     """Write down that a rank has died, and that the others have gone on without it. Idempotent."""
-    folder = settings.read().progress
-    if folder is not None:
-        with contextlib.suppress(OSError):
-            (Path(folder) / f"{rank}.begun").rename(Path(folder) / f"{rank}.lost")
+    _rename(f"{rank}.begun", f"{rank}.lost")
 
 
 def note(rank: int, round: int) -> None:
@@ -40,20 +55,11 @@ def note(rank: int, round: int) -> None:
     _write(f"{rank}.saved", f"{round}\n")
 
 
-def joins(rank: int, size: int) -> None:
-    """Write down that this rank takes part in a job of so many ranks that goes on without those that die."""
-    _write(f"{rank}.joined", f"{size}\n")
-
-
-def leaves(rank: int) -> None:
-    """Write down that this rank has come to the end of its program."""
-    _write(f"{rank}.left", "")
-
-
-def all_are_lost(folder: Path) -> bool:
-    """Tell whether all ranks of a job took part in such a job, and none has come to its end."""
-    sizes = [note.read_text(encoding="utf-8").strip() for note in folder.glob("*.joined")]
-    return bool(sizes) and sizes[0] == str(len(sizes)) and not any(folder.glob("*.left"))
+def _rename(name: str, other: str) -> None:
+    folder = settings.read().progress
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            (Path(folder) / name).rename(Path(folder) / other)
 
 
 def _write(name: str, text: str) -> None:

@@ -80,12 +80,12 @@ def load(
                 raise_alike(push_sum, "loading", {0: str(directories.missing(root))})
             return load_from(found, optimizer, Companions(scaler, scheduler, also))
 
-    return push_sum.member.survival.together(read)
+    return push_sum.member.survival.together(read, commit=lambda _: push_sum.member.ledger.all_opened())
 
 
 def find(push_sum: PushSum, root: Path) -> tuple[Path, Manifest] | None:
     """Collective. Return rank 0's answer to which checkpoint is the newest; messages in flight are merged first."""
-    rounds.drain(push_sum.member, "checkpoint.load()")
+    rounds.drain_within(push_sum.member, "checkpoint.load()")
 
     def look() -> list[str] | None:
         found = directories.locate(root) if push_sum.member.speaks else None

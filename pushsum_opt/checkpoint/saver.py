@@ -166,7 +166,8 @@ class Saver:
         companions = Companions(**self._beside)
         with self._push_sum.member.ending_together(), lasting():
             found = self._push_sum.member.survival.together(
-                lambda: begin_again(self._push_sum, self._directory, self._optimizer, companions, self._memory, enough)
+                lambda: begin_again(self._push_sum, self._directory, self._optimizer, companions, self._memory, enough),
+                commit=lambda _: self._push_sum.member.ledger.all_opened(),
             )
         if found is None:
             return None

@@ -70,4 +70,6 @@ def raise_alike(push_sum: PushSum, doing: str, problems: dict[int, str], cause: 
         holders.setdefault(text, []).append(rank)
     lines = [f"{listed(ranks)}: {text}" for text, ranks in holders.items()]
     more = "" if len(lines) <= 3 else f"; and {len(lines) - 3} more"
-    raise CheckpointError(f"{doing} a checkpoint failed on {'; '.join(lines[:3])}{more}") from cause
+    error = CheckpointError(f"{doing} a checkpoint failed on {'; '.join(lines[:3])}{more}")
+    error.on_all_ranks = True
+    raise error from cause

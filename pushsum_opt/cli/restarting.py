@@ -96,8 +96,8 @@ def _try(start: Start, options: Sequence[str], environ: Mapping[str, str], notes
     begin = time.monotonic()
     ended = start(options, environ)
     seconds = time.monotonic() - begin
-    unfinished = len(list(notes.glob("*.begun"))) or progress.all_are_lost(notes)
-    return Attempt(ended, seconds, _saved(notes), int(unfinished))
+    unfinished = len(list(notes.glob("*.begun"))) or len(progress.without_end(notes, survivors=True))
+    return Attempt(ended, seconds, _saved(notes), unfinished)
 
 
 def _saved(notes: Path) -> int | None:

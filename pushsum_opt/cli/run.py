@@ -65,7 +65,7 @@ For MPICH, these options of Open MPI are put into its words: -H and --host, --ho
 -wd, --output tag. Others that it does not have are refused.
 
 --survive: when a rank dies, the others may go on: a script asks for it with PushSumOptimizer(on_loss="continue"). It is
---with-ft ulfm of Open MPI 5, which takes no GPU memory then. Where all ranks die it returns 0, and this command 1.
+--with-ft ulfm of Open MPI 5, which takes no GPU memory then.
 
 --restarts K: a job that ends with another code than 0, 75 or 130, and that no signal asked to end, is started again up
 to K times: on the hosts of --host or --hostfile that still answer, with as many ranks as they have slots for. Two
@@ -73,6 +73,8 @@ attempts in a row that save nothing new are the end. Ranks find PUSHSUM_RESTARTS
 
 The exact command is printed first; --dry-run prints it and stops. The exit code is the script's (the launcher's, when
 ranks differ), 130 after Ctrl-C and 128 + n after another signal n; 0 and 75 ("saved, to be requeued") stay as they are.
+It is 1, with a line that says so, where mpirun ends with 0 though ranks on this host did not come to their end, as
+after the loss of a host; with --survive, where none of them did.
 """
 
 _BINDINGS = tuple(
@@ -156,7 +158,7 @@ def main(args: argparse.Namespace) -> int:
     if not own.restarts:
         planned = prepare(options, environ)
         environ = {**environ, **planned.variables}
-        return _supervise_survivors(planned, environ) if own.survive else supervise(planned.command, environ)
+        return _supervise(planned, environ, survivors=own.survive)
 
     def start(options: Sequence[str], environ: Mapping[str, str]) -> Ended:
         planned = prepare(options, environ)
@@ -165,14 +167,26 @@ def main(args: argparse.Namespace) -> int:
     return keep_running(start, options, environ, own.restarts)
 
 
-def _supervise_survivors(planned: Plan, environ: Mapping[str, str]) -> int:
-    """Wait for a job that goes on without ranks that die; mpirun's exit code is 0 even where none is left."""
+def _supervise(planned: Plan, environ: Mapping[str, str], *, survivors: bool) -> int:
+    """Wait for a job; where mpirun ends with 0 though ranks have not come to their end, return 1.
+
+    Open MPI's mpirun does so when it has lost a host, and, where a job goes on without ranks that die, when all have.
+    """
     with tempfile.TemporaryDirectory(prefix="pushsum-run-") as notes:
-        code = supervise(planned.command, {**environ, "PUSHSUM_PROGRESS": notes})
-        if code == 0 and progress.all_are_lost(Path(notes)):
-            print("pushsum run: every rank has died, and none has come to its end: exit code 1", file=sys.stderr)
-            return 1
-        return code
+        code = supervise(planned.command, {"PUSHSUM_PROGRESS": notes, **environ})
+        left = progress.without_end(Path(notes), survivors=survivors) if code == 0 else []
+        if not left:
+            return code
+    names = ", ".join(map(str, left))
+    who = "no rank on this host has" if survivors else f"on this host rank {names} has not"
+    _say(
+        f"mpirun ended with exit code 0, but {who} come to its end: ranks were killed, or a host was lost. Exit code 1"
+    )
+    return 1
+
+
+def _say(line: str) -> None:
+    print(f"pushsum run: {line}", file=sys.stderr, flush=True)
 
 
 def _plan_here(

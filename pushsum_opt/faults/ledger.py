@@ -8,7 +8,7 @@ opened. A receiver *opens* a message when it begins to merge it: from then on th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 __all__ = ["Given", "Ledger"]
 
@@ -67,6 +67,7 @@ class Ledger:
         """Note that every message given so far was opened: all ranks have merged what was in flight, and all know."""
         for given in self._given.values():
             given.clear()
+        self.heard.clear()  # a checkpoint that was loaded may count its rounds from an earlier one
 
     def unopened(self, peer: int, opened: int) -> list[Given]:
         """Return the messages to a peer that it has not opened; ``opened`` is how many it has. They come in order."""
@@ -75,6 +76,10 @@ class Ledger:
         kept = list(self._given.get(peer, ()))
         assert 0 <= unopened <= len(kept), f"{count} messages to peer {peer}, {opened} opened, {len(kept)} kept"
         return kept[len(kept) - unopened :]
+
+    def oldest(self, peers: Collection[int]) -> int:
+        """Return the round of the oldest message to any of these peers that is kept; 0 where there is none."""
+        return min((given[0][0] for peer in peers if (given := self._given.get(peer))), default=0)
 
     def perhaps_unopened(self, peer: int, surely_opened: Callable[[int], bool]) -> list[Given]:
         """Return the messages to a peer that died, but for those that it surely opened.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Account", "Settlement", "last_heard", "settle"]
+__all__ = ["Account", "Settlement", "last_heard", "settle", "surely_sent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,4 +80,41 @@ def last_heard(reports: Sequence[Mapping[int, int]]) -> dict[int, int]:
     for report in reports:
         for sender, round in report.items():
             latest[sender] = max(round, latest.get(sender, -1))
+    return latest
+
+
+def surely_sent(
+    heard: Mapping[int, int],
+    dead: Collection[int],
+    in_peers: Callable[[int, int], Sequence[int]],
+    staleness: int,
+    first: int,
+) -> dict[int, int]:
+    """Return the latest round in which each dead rank has surely sent: -1 where that is not known.
+
+    A rank that has sent in round k has merged before all that was sent to it up to round k - 1 - tau: so its in-peers
+    had sent that. This tells of dead ranks that only other dead ranks have heard.
+
+    Args:
+        heard: the latest round of which a survivor has opened a message, by its sender.
+        in_peers: of a rank, in a round.
+        staleness: tau.
+        first: earlier rounds matter to nobody.
+
+    >>> ring = lambda rank, round: ((rank - 1) % 4,)  # 1 and 2 have died; 3 has opened a message of 2, of round 6
+    >>> surely_sent({2: 6}, {1, 2}, ring, staleness=0, first=0)
+    {1: 5, 2: 6}
+    """
+    latest = {rank: heard.get(rank, -1) for rank in sorted(dead)}
+    todo = [rank for rank in latest if latest[rank] >= 0]
+    while todo:
+        rank = todo.pop()
+        others = {other for other in latest if other != rank}
+        for round in range(latest[rank] - 1 - staleness, first - 1, -1):
+            others = {other for other in others if latest[other] < round}
+            if not others:
+                break
+            for other in others.intersection(in_peers(rank, round)):
+                latest[other] = round
+                todo.append(other)
     return latest

@@ -182,7 +182,7 @@ class Mode(ABC):
 
         Args:
             sent_in: the round of that message.
-            heard: the latest round of which any survivor has opened a message of the dead rank; -1: none.
+            heard: the latest round in which the dead rank has surely sent; -1: none.
         """
 
     def merge_restored(self) -> None:  # noqa: B027  (most modes hold none)

@@ -102,6 +102,13 @@ class Planned(Primitives):
         self._specs = [*(self._specs or ()), *added]
         self._rebuild()
 
+    def take_away(self, names: Collection[str]) -> None:
+        """Exchange the others only, as before :meth:`extend`, which has added these last."""
+        count = len(self._names) - len(names)
+        del self._tensors[count:], self._names[count:]
+        self._by_element -= set(names)
+        self._rebuild()
+
     def leave_out(self, names: Collection[str]) -> None:
         """Exchange the others only. Before the first round."""
         kept = [index for index, name in enumerate(self._names) if name not in names]
@@ -128,7 +135,7 @@ class Planned(Primitives):
 
     def _rebuild(self) -> None:
         specs = self._describe_all()
-        for name, old, new in zip(self._names, self._specs or specs, specs, strict=True):
+        for name, old, new in zip(self._names, (self._specs or specs)[: len(specs)], specs, strict=True):
             if (old.shape, old.dtype) != (new.shape, new.dtype):
                 raise LayoutError(
                     f"{self.whose}parameter {name} was {old.dtype}{list(old.shape)} at construction and is "
@@ -163,10 +170,11 @@ class Planned(Primitives):
 
         Residuals belong to elements, not to chunks: so they are carried from one plan to the next by tensor.
         """
-        residuals = self._by_tensor(self._residual, "float32")
-        for index, flat in residuals.items():
-            residuals[index] = self._reorder(flat, (self._specs or specs)[index], specs[index])
-        return residuals
+        return {
+            index: self._reorder(flat, (self._specs or specs)[index], specs[index])
+            for index, flat in self._by_tensor(self._residual, "float32").items()
+            if index < len(specs)
+        }
 
     def _cut_residual(self, chunk: Chunk, residuals: Mapping[int, Array]) -> Array:
         """Return the residuals of a chunk; 0 where there are none."""

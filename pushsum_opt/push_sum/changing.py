@@ -9,22 +9,32 @@ from . import rounds
 from .lifetime import JOINING
 from .member import Member
 
-__all__ = ["extend", "replace"]
+__all__ = ["extend", "replace", "retract"]
 
 
 def extend(member: Member, tensors: Mapping[str, Any], call: str, by_element: Collection[str] = ()) -> None:
     """Collective. Exchange more tensors from the next round on, beside those that are there.
 
+    What is in flight is merged first.
+
     Args:
         call: the name of the call that all ranks make together.
         by_element: names of those that are merged element by element.
     """
-    rounds.drain(member, call)
+    rounds.drain_within(member, call)
     with member.collective(call, JOINING):
         member.memory.extend(list(tensors.values()), list(tensors), by_element)
         member.held = [*member.held, *tensors.values()]
         member.agree()
         member.mode.reserve()
+
+
+def retract(member: Member, tensors: Mapping[str, Any]) -> None:
+    """Undo :func:`extend`, as far as it came. Local."""
+    added = [name for name in tensors if name in member.memory.tensors]
+    if added:
+        member.memory.take_away(added)
+        member.held = member.held[: len(member.held) - len(added)]
 
 
 def replace(member: Member, name: str, tensor: Any) -> None:

@@ -95,12 +95,15 @@ def _account(survival: Continue, member: Member, reports: Sequence[dict[str, Any
     me = survival.ranks[member.participant]
     opened = {report["rank"]: dict(report["members"][member.name]["opened"]) for report in reports}
     heard = last_heard([dict(report["members"][member.name]["heard"]) for report in reports])
+    places = {rank: place for place, rank in enumerate(survival.ranks)}
+    dead = [place for rank, place in places.items() if rank not in opened]
+    sent = member.surely_sent({places[rank]: round for rank, round in heard.items()}, dead)
     back = []
-    for place, rank in enumerate(survival.ranks):
+    for rank, place in places.items():
         if rank in opened:
             back += member.ledger.unopened(place, opened[rank].get(me, 0))
         else:
-            back += member.perhaps_unopened(place, heard.get(rank, -1))
+            back += member.perhaps_unopened(place, sent.get(place, -1))
     mass = sum(mass for _, mass in back)
     return Account(member.push_weight + mass, member.data_weight, member.round, len(back), mass)
 

@@ -19,7 +19,7 @@ from .lifetime import MERGING, WHOLE
 if TYPE_CHECKING:
     from .member import Member
 
-__all__ = ["await_in_flight", "drain", "exact_round", "meet", "merge_in_flight", "mix", "reassemble"]
+__all__ = ["await_in_flight", "drain", "drain_within", "exact_round", "meet", "merge_in_flight", "mix", "reassemble"]
 
 
 def mix(member: Member) -> None:
@@ -109,10 +109,11 @@ def _end_exact_round(member: Member, kept: _Kept) -> None:
 
 def drain(member: Member, call: str) -> None:
     """Collective. Wait for and merge every message in flight."""
-    member.survival.together(partial(_drain, member, call), commit=lambda _: member.ledger.all_opened())
+    member.survival.together(partial(drain_within, member, call), commit=lambda _: member.ledger.all_opened())
 
 
-def _drain(member: Member, call: str) -> None:
+def drain_within(member: Member, call: str) -> None:
+    """Collective. What :func:`drain` does, in the work of another call that all ranks make and commit."""
     member.lifetime.refuse_if_on_loan(call)
     member.lifetime.refuse_out_of_step(call)
     with member.collective(call, MERGING):

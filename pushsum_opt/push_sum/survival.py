@@ -3,7 +3,7 @@
 A call that all ranks make together is *committed* once all of them have passed a barrier at its end. When ranks die in
 such a call, some survivors may have passed that barrier and others not. Then all have done the call's work, and none
 repeats it. Otherwise nobody has passed it, and all repeat the call. They find out which by telling each other how many
-calls they have committed.
+calls they have committed. An error that all ranks raise in the call, and after which they may go on, is a result too.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .. import progress, transport, world
+from .. import transport, world
 from ..arguments import OnLoss
 from ..channel import Channel
-from ..errors import ConfigurationError, PeerTimeout, RanksLost
+from ..errors import ConfigurationError, PeerTimeout, PushSumError, RanksLost
 from ..faults import Loss
 from ..log import log
 from ..transport.calls import calling_only
@@ -33,6 +33,23 @@ T = TypeVar("T")
 
 
 def _nothing(result: Any) -> None: ...
+
+
+def _attempt(
+    work: Callable[[], T], commit: Callable[[T], None], undo: Callable[[T], None]
+) -> tuple[Callable[[], T], Callable[[], None], Callable[[], None]]:
+    """Do the work. Return what ends the call, by its result or by the error of all ranks; what commits; what undoes."""
+    try:
+        result = work()
+    except PushSumError as error:
+        if not error.on_all_ranks:
+            raise
+        return partial(_fail, error), partial(_nothing, error), partial(_nothing, error)
+    return lambda: result, partial(commit, result), partial(undo, result)
+
+
+def _fail(error: Exception) -> Any:
+    raise error
 
 
 COMMITTING = "every rank to end its call"
@@ -104,8 +121,6 @@ class Continue(Survival):
         self.channel: Channel | None = None
         """Over those that take part."""
         self._process = transport.process(comm)
-        self._started_as: int = comm.Get_rank()
-        progress.joins(self._started_as, comm.Get_size())
         self._timeout = timeout
         self._busy = False
         self._said = 0
@@ -147,8 +162,8 @@ class Continue(Survival):
             while True:
                 number, there = self.committed + 1, self.members
                 try:
-                    result = work()
-                    self._undecided = partial(commit, result), partial(undo, result)
+                    end, done, undone = _attempt(work, commit, undo)
+                    self._undecided = done, undone
                     self._all_have_done_it()
                     self.learn(number)
                 except RanksLost:
@@ -156,7 +171,7 @@ class Continue(Survival):
                     if self.committed < number:
                         self.give_up([one for one in self.members if one not in there])
                         continue
-                return result
+                return end()
 
     @contextmanager
     def _outermost(self) -> Iterator[None]:
@@ -196,11 +211,6 @@ class Continue(Survival):
         if not self.members and self.committed > self._said:
             self._said = self.committed
             self.crew.say_over(self.committed)
-
-    def end(self) -> None:
-        """The program of this rank is over."""
-        self.say_over()
-        progress.leaves(self._started_as)
 
     # ------------------------------------------------------------------ recovery
 

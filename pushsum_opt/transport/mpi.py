@@ -293,7 +293,15 @@ class MpiTransport(Transport):
 
 
 _sent_in_vain: list[Any] = []
-begun: list[Any] = []  # MPI cannot cancel a duplication, and writes its result when it is done
+begun: list[Any] = []
+"""(communicator, request) of what MPI does with a communicator now; it cancels neither a duplication nor a barrier."""
+
+
+def begin_barrier(comm: MPI.Comm) -> MPI.Request:
+    """Begin what ranks wait in for each other before they duplicate a communicator that outlives a rank."""
+    request = comm.Ibarrier()
+    begun.append((comm, request))
+    return request
 
 
 def revoke_all() -> None:
@@ -328,7 +336,9 @@ def _duplicate(comm: MPI.Comm, timeout: float, report: Report) -> tuple[MPI.Comm
         if FAULT_TOLERANT and comm.Get_size() > 1:
             # Where a rank dies while a communicator is made, Open MPI 5.0 crashes on all others that make it (in
             # ompi_comm_revoke_local). So they wait for each other before it, and take no nap in it.
-            until_all_come(Forming(comm.Get_rank(), set_ups, comm.Ibarrier().Test), timeout, report, number)
+            request = begin_barrier(comm)
+            until_all_come(Forming(comm.Get_rank(), set_ups, request.Test), timeout, report, number)
+            begun.pop()
         duplicate, request = comm.Idup()
         begun.append((duplicate, request))
         eager_s = EAGER_S if FAULT_TOLERANT else 0.0

@@ -1,7 +1,8 @@
 """Set-ups of channels over all ranks that some ranks have begun, and others have not.
 
 MPI cannot take back a duplication of a communicator that has begun, and pairs duplications by their order. So where
-some ranks have given one up, the others have to begin it too, before the next channel is made.
+some ranks have given one up, the others have to begin it too, before the next channel is made. Where a job outlives its
+ranks, these wait in a barrier before each duplication: then that barrier is what has begun, and no duplication has.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable
 
 from mpi4py import MPI
 
-from .mpi import begun
+from .mpi import FAULT_TOLERANT, begin_barrier, begun
 from .mpi_post import roll_of_the_job
 from .roll_call import group_name
 
@@ -32,7 +33,10 @@ def catch_up(number: int) -> Callable[[], bool]:
         Tells whether everything that this rank has begun is made.
     """
     for _ in range(set_ups(), number):
-        begun.append(MPI.COMM_WORLD.Idup())
+        if FAULT_TOLERANT:
+            begin_barrier(MPI.COMM_WORLD)
+        else:
+            begun.append(MPI.COMM_WORLD.Idup())
     roll_of_the_job().reached[_key()] = number
 
     def made() -> bool:

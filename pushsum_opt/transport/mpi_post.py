@@ -163,7 +163,7 @@ def leave() -> None:
     _left = True
     survival = ending.THIS.survival
     if survival is not None:
-        survival.end()
+        survival.say_over()
     roll.ended = True
     assert _post is not None
     if _post.office is not None:

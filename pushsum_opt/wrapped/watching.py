@@ -9,7 +9,8 @@ A parameter that has left the groups is still exchanged. Nothing trains it, so g
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from .. import tensor_kinds
 from ..channel import copying
 from ..channel.agreement import agree
-from ..errors import LayoutError, PushSumError
+from ..errors import LayoutError, PushSumError, RanksLost
 from ..log import log
 from ..push_sum import PushSum, changing
 from ..push_sum.lifetime import JOINING
@@ -66,9 +67,27 @@ class Watch:
     def add(self, call: str) -> None:
         """Collective. Exchange what is new from the next round on, with rank 0's values on every rank."""
         new = self._new()
+        self._exchange(new, partial(self._add, new, call))
+        self._taken()
+
+    def _add(self, new: Mapping[str, Tensor], call: str) -> None:
         self._extend(new, call)
         self._start_alike(new, call)
-        self._taken()
+
+    def _exchange(self, new: Mapping[str, Tensor], add: Callable[[], None]) -> None:
+        """Collective. Add tensors; where ranks die meanwhile, the others begin again with what they had before."""
+        member = self._push_sum.member
+
+        def attempt() -> None:
+            try:
+                add()
+            except RanksLost:
+                changing.retract(member, new)
+                raise
+
+        member.survival.together(
+            attempt, commit=lambda _: member.ledger.all_opened(), undo=lambda _: changing.retract(member, new)
+        )
 
     def _ids(self) -> list[int]:
         # Exchanged parameters are kept alive, so no other tensor can get the id of one.
@@ -85,14 +104,17 @@ class Watch:
         self._replace()
         new = self._new()
         if new:
-            with calling(f"{CALL}: {_listed(new)}"):
-                self._agree(new)
-                self._extend(new, CALL)
-                begun = {id(tensor) for tensor in self._begun}
-                self._start_alike({name: tensor for name, tensor in new.items() if id(tensor) not in begun}, CALL)
+            self._exchange(new, partial(self._add_where_all_agree, new))
             if push_sum.member.speaks:
                 log.info("exchanged from round %d on: new parameters %s", push_sum.round, _listed(new))
         self._taken()
+
+    def _add_where_all_agree(self, new: Mapping[str, Tensor]) -> None:
+        begun = {id(tensor) for tensor in self._begun}
+        with calling(f"{CALL}: {_listed(new)}"):
+            self._agree(new)
+            self._extend(new, CALL)
+            self._start_alike({name: tensor for name, tensor in new.items() if id(tensor) not in begun}, CALL)
 
     def _extend(self, new: Mapping[str, Tensor], call: str) -> None:
         buffers = {id(tensor) for tensor in self._tensors.exchanged_buffers.values()}
@@ -140,6 +162,8 @@ class Watch:
                 push_sum.member.mode.meet(push_sum.round, f"{CALL}: {_listed(new)}")
                 for channel in push_sum.member.channels:
                     agree(channel, form)
+            except RanksLost:
+                raise
             except PushSumError as error:
                 raise LayoutError(
                     f"rank {push_sum.rank}, round {push_sum.round}: parameters have come to the wrapped optimizer that "

@@ -544,3 +544,27 @@ def test_key_typed_at_the_terminal_reaches_the_command_exactly_once():
     os.waitpid(child, 0)
     os.close(terminal)
     assert seen.decode().replace("^C", "").split() == ["ready", "['SIGINT']", "130"]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "survive", "code"),
+    [
+        ({"0": "over", "1": "over"}, [], 0),
+        ({"0": "over", "1": "runs"}, [], 1),
+        ({}, [], 0),  # a script that does not use the library, or ranks on other hosts only
+        ({"0": "over", "1": "runs"}, ["--survive"], 0),
+        ({"0": "runs", "1": "runs"}, ["--survive"], 1),
+    ],
+)
+def test_exit_code_0_of_mpirun_is_1_where_ranks_have_not_come_to_their_end(
+    script, tmp_path, monkeypatch, capfd, ranks, survive, code
+):
+    """Open MPI's mpirun ends with 0 when it has lost a host, or all ranks of a job that survives their deaths."""
+    mpirun = tmp_path / "mpirun"
+    notes = "; ".join(f'touch "$PUSHSUM_PROGRESS/{rank}.{note}"' for rank, note in ranks.items())
+    mpirun.write_text(f"#!/bin/sh\n{notes or ':'}\n")
+    mpirun.chmod(0o755)
+    monkeypatch.setattr("pushsum_opt.cli.run.find_launcher", lambda _: Launcher(str(mpirun), OPEN_MPI, "5.0.11"))
+    assert main(["run", *survive, "-np", "2", "train.py"]) == code
+    said = capfd.readouterr().err
+    assert ("has come to its end" in said or "has not come to its end" in said) == (code == 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pushsum_opt.faults import Account, Ledger, settle
+from pushsum_opt.faults import Account, Ledger, settle, surely_sent
 
 
 def test_what_was_given_and_not_opened_is_known_by_its_order():
@@ -23,6 +23,18 @@ def test_more_unopened_messages_than_are_kept_are_an_error_and_not_a_wrong_mass(
         ledger.give(1, round, 0.1)
     with pytest.raises(AssertionError, match="3 messages to peer 1, 0 opened"):
         ledger.unopened(1, opened=0)
+
+
+def test_of_a_rank_that_only_a_dead_rank_has_heard_survivors_know_by_that_one():
+    """Ranks 1 and 2 of a ring have died. Only 2 has heard 1; 3 has opened what 2 sent in round 6."""
+
+    def ring(rank, round):
+        return ((rank - 1) % 4,)
+
+    assert surely_sent({2: 6}, [1, 2], ring, staleness=0, first=0) == {1: 5, 2: 6}
+    assert surely_sent({2: 6}, [1, 2], ring, staleness=2, first=0) == {1: 3, 2: 6}
+    assert surely_sent({2: 6}, [1, 2], ring, staleness=2, first=4) == {1: -1, 2: 6}
+    assert surely_sent({}, [1, 2], ring, staleness=0, first=0) == {1: -1, 2: -1}
 
 
 def test_a_dead_peer_has_opened_what_it_surely_opened():

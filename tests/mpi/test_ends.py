@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from mpi.launch import HERE, _run, succeeds
+from mpi.launch import HERE, _start, launcher, succeeds
+from mpi.needs import needs_fault_tolerance
 from warm.python import warm_python
 
 pytestmark = pytest.mark.mpi
@@ -33,11 +34,16 @@ def test_users_own_finalize_closes_what_is_open_first():
     succeeds(2, "ends.py", "finalizes")
 
 
-def test_test_that_fails_on_one_rank_fails_on_all_and_the_next_one_is_sound():
-    program = str(HERE / "programs" / "under_pytest.py")
-    options = ["-q", "--color=no", "-p", "no:cacheprovider", "-c", "/dev/null"]
+def under_pytest(*more, options=()):
+    words = ["-q", "--color=no", "-p", "no:cacheprovider", "-c", "/dev/null", *more]
     pytest_runs = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
-    done = _run(2, [*warm_python(), "-c", pytest_runs, *options, program], 150.0, {})
+    program = str(HERE / "programs" / "under_pytest.py")
+    command = [*options, "-np", "2", *warm_python(), "-c", pytest_runs, *words, program]
+    return _start([*launcher(), *command], 150.0, {}, None, 2)
+
+
+def test_test_that_fails_on_one_rank_fails_on_all_and_the_next_one_is_sound():
+    done = under_pytest()
     assert done.returncode == 1, done.stdout[-6000:]
     # On rank 1 four fail, and one that is skipped there is reported as an error, because it fails on rank 0. On rank 0
     # four fail, and one that has passed there is reported as an error.
@@ -48,3 +54,11 @@ def test_test_that_fails_on_one_rank_fails_on_all_and_the_next_one_is_sound():
     assert f"{waits}rank 1, in" in done.stdout
     assert f"{waits}it has come to the end of" in done.stdout
     assert "failed on another rank of this job" in done.stdout
+
+
+@needs_fault_tolerance
+def test_what_was_begun_to_be_set_up_in_a_test_is_made_where_a_job_outlives_its_ranks():
+    """Ranks wait for each other before MPI makes a communicator: one has come there, and the other one has not."""
+    done = under_pytest("-k", "skips or sound", options=["--with-ft", "ulfm"])
+    assert re.search(r"^1 failed, 1 passed, 5 deselected in", done.stdout, re.MULTILINE), done.stdout[-6000:]
+    assert re.search(r"^1 passed, 1 skipped, 5 deselected, 1 error in", done.stdout, re.MULTILINE), done.stdout[-6000:]

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 
 import pytest
-from mpi.launch import ROOT, each_rank, environment, fault_tolerant, launcher, script
+from mpi.launch import ROOT, each_rank, environment, fault_tolerant, script
+from mpi.needs import needs_fault_tolerance
 
 pytestmark = pytest.mark.mpi
-
-# The one launcher of these tests that takes --bind-to is Open MPI's.
-needs_fault_tolerance = pytest.mark.skipif("--bind-to" not in launcher(), reason="MPICH ends the job when a rank dies")
 
 
 @needs_fault_tolerance
@@ -23,7 +20,6 @@ needs_fault_tolerance = pytest.mark.skipif("--bind-to" not in launcher(), reason
         ("0", "killed", "2", (0, 1, 3)),
         ("1", "killed", "0,3", (1, 2)),
         ("unbounded", "killed", "1", (0, 2, 3)),
-        ("0", "raises", "0", (1, 2, 3)),
     ],
 )
 def test_survivors_go_on(staleness, how, dying, left):
@@ -31,8 +27,6 @@ def test_survivors_go_on(staleness, how, dying, left):
     assert done.returncode == 0, done.stdout[-5000:]
     lost = tuple(int(rank) for rank in dying.split(","))
     assert done.stdout.count(f"round 40, members {left}, lost {lost}") == len(left), done.stdout[-5000:]
-    if how == "raises":
-        assert "rank 0 failed with the error above; the others go on without it" in done.stdout
 
 
 def test_where_mpi_cannot_go_on_is_said_at_construction():
@@ -64,7 +58,7 @@ def test_pushsum_run_returns_1_where_every_rank_has_died():
         timeout=100,
     )
     assert done.returncode == 1
-    assert "every rank has died, and none has come to its end" in done.stderr
+    assert "exit code 0, but no rank on this host has come to its end" in done.stderr
 
 
 @needs_fault_tolerance
@@ -86,12 +80,3 @@ def test_survivors_of_twenty_faults_at_random_moments_agree_and_hold_all_the_mas
     )
     assert done.returncode == 0, done.stderr
     assert "20 faults survived in 2 jobs" in done.stdout
-
-
-@needs_fault_tolerance
-def test_a_rank_that_is_stopped_is_not_lost_and_after_the_timeout_all_end_with_its_name(tmp_path):
-    done = fault_tolerant(4, "stopped.py", str(tmp_path), limit=60)
-    assert done.stdout.count("slow is not dead, lost []") == 4, done.stdout[-5000:]
-    assert done.returncode != 0
-    assert re.search(r"PeerTimeout: rank \d: waited [\d.]+ s for rank 2: ", done.stdout), done.stdout[-5000:]
-    assert "is lost" not in done.stdout
