@@ -15,8 +15,8 @@ from warm.python import warm_python
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "language_model.py"
 SMALL = [
-    "--steps", "24", "--validate-every", "12", "--validate-on", "100", "--batch", "4", "--length", "16", "--width", "16",
-    "--layers", "1", "--heads", "2",
+    "--steps", "24", "--validate-every", "12", "--validate-on", "100", "--batch", "4", "--length", "16",
+    "--width", "16", "--layers", "1", "--heads", "2",
 ]  # fmt: skip
 PARAMETERS = (256 + 16) * 16 + 12 * 16 * 16 + 5 * 16 + 6 * 16
 
