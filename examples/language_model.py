@@ -170,20 +170,24 @@ def start_ddp(model: nn.Module) -> nn.Module:
     return nn.parallel.DistributedDataParallel(model)
 
 
+def every_of(arguments: argparse.Namespace) -> int:
+    """Return how many steps there are from one exchange to the next."""
+    return arguments.gossip_every or GOSSIP_EVERY[arguments.algorithm]
+
+
 def wrap(
     arguments: argparse.Namespace, model: nn.Module, optimizer: torch.optim.Optimizer, **more: Any
 ) -> ps.PushSumOptimizer:
     """Return the optimizer that exchanges what the arguments say."""
-    every = arguments.gossip_every or GOSSIP_EVERY[arguments.algorithm]
+    every = every_of(arguments)
     staleness = arguments.staleness if arguments.staleness == "unbounded" else int(arguments.staleness)
     options = {"graph": named_graph(arguments.graph) if arguments.graph else None, "staleness": staleness}
     options |= {"wire_dtype": arguments.wire, **more}
     if arguments.algorithm == "sgp":
         return ps.PushSumOptimizer(optimizer, model, gossip_every=every, **options)
-    given = {"outer_lr": arguments.outer_lr, "outer_momentum": arguments.outer_momentum}
-    given = {name: value for name, value in given.items() if value is not None}
     kind = {"noloco": ps.algorithms.NoLoCo, "diloco": ps.algorithms.DiLoCo}[arguments.algorithm]
-    return ps.PushSumOptimizer(optimizer, model, algorithm=kind(every, **given), **options)
+    algorithm = kind(every, arguments.outer_lr, arguments.outer_momentum)
+    return ps.PushSumOptimizer(optimizer, model, algorithm=algorithm, **options)
 
 
 def bytes_sent(
@@ -208,8 +212,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--staleness", default="0", help="of sgp: 0, 1, 2, ... or unbounded (default 0)")
     parser.add_argument("--graph", help="as `pushsum graphs` takes it, such as Ring (default: the library's own)")
-    parser.add_argument("--outer-lr", type=float, help="of noloco and diloco (default: theirs)")
-    parser.add_argument("--outer-momentum", type=float, help="of noloco and diloco (default: theirs)")
+    parser.add_argument("--outer-lr", type=float, default=1.0, help="of noloco and diloco (default 1)")
+    parser.add_argument("--outer-momentum", type=float, default=0.5, help="of noloco and diloco (default 0.5)")
     parser.add_argument("--text", type=Path, metavar="PATH", help="a file or a folder (default: Python's own source)")
     parser.add_argument("--steps", type=int, default=1000, help="(default 1000)")
     parser.add_argument("--batch", type=int, default=8, help="pieces per rank and step (default 8)")
@@ -223,9 +227,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--validate-every", type=int, default=200, metavar="STEPS", help="(default 200)")
     parser.add_argument("--validate-on", type=int, default=1024, metavar="N", help="pieces (default 1024)")
     parser.add_argument("--checkpoints", type=Path, metavar="DIR", help="save there, and go on from what is there")
-    parser.add_argument(
-        "--save-every", type=int, default=100, metavar="ROUNDS", help="rounds of exchange (default 100)"
-    )
+    parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="(default 200)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append the lines to a file instead of printing them")
     return parser.parse_args()
 
@@ -244,7 +246,8 @@ def main() -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_up_and_decay(arguments.steps, arguments.warm_up))
     saver, begin = None, {"step": 0, "sent": 0}
     if arguments.checkpoints and not ddp:
-        saver = ps.checkpoint.Saver(arguments.checkpoints, optimizer, every=arguments.save_every, scheduler=schedule)
+        rounds = max(1, arguments.save_every // every_of(arguments))  # a Saver counts rounds
+        saver = ps.checkpoint.Saver(arguments.checkpoints, optimizer, every=rounds, scheduler=schedule)
         begin = saver.resume() or begin
     already = begin["sent"] if arguments.algorithm != "diloco" else 0  # its rounds are counted through
 
