@@ -72,7 +72,7 @@ def main() -> None:
     if arguments.svg:
         from slow_links_picture import draw
 
-        arguments.svg.write_text(draw(lines(read(arguments.rows))))
+        arguments.svg.write_text(draw(best_outer(lines(read(arguments.rows)))))
 
 
 # ---------------------------------------------------------------------- which runs there are
@@ -187,11 +187,21 @@ def lines(rows: list[dict]) -> list[dict]:
         rates = {one: losses.get(0) for one, losses in sorted(by_rate.items())}
         line = dict(zip(names, series, strict=True)) | {"rate": rate, "losses": by_rate[rate], "rates": rates}
         found.append(line | {"bytes": group[0]["bytes"]})
+    setting = ("ranks", "steps", "batch", "width")
     for line in found:
-        setting = ("ranks", "steps", "batch", "width")
         same = (one for one in found if one["who"] == "ddp" and all(one[name] == line[name] for name in setting))
         line["ddp"] = next(same, None)
-    return sorted(found, key=lambda line: (line["ranks"], line["steps"], -line["bytes"], line["who"]))
+    return sorted(found, key=lambda line: (*(line[name] for name in setting), -line["bytes"], line["who"]))
+
+
+def best_outer(found: list[dict]) -> list[dict]:
+    """Return the lines with the best rates of the outer step only, one for each contender and type on the wire."""
+    best: dict[tuple, dict] = {}
+    for line in found:
+        key = tuple(line[name] for name in ("ranks", "steps", "batch", "width", "who", "wire"))
+        if key not in best or min(line["rates"].values()) < min(best[key]["rates"].values()):
+            best[key] = line
+    return list(best.values())
 
 
 def show(rows: list[dict]) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from types import ModuleType
 from xml.etree import ElementTree
 
 import pytest
@@ -23,6 +24,13 @@ def table(rows: Path, *options: str) -> str:
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return done.stdout
+
+
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("slow_links_table", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def read(rows: Path) -> list[dict]:
@@ -63,11 +71,24 @@ def test_the_best_rate_is_compared_with_that_of_ddp_over_the_same_seeds(tmp_path
         for who, rate, seed, loss, sent in runs:
             row = {**same, "who": who, "rate": rate, "seed": seed, "loss": loss, "bytes": sent}
             file.write(json.dumps(row) + "\n")
-    spec = importlib.util.spec_from_file_location("slow_links_table", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script()
     ddp, sgp, rarer = module.lines(read(rows))
     assert (ddp["who"], ddp["rate"], module.difference(ddp), module.share(ddp)) == ("ddp", 0.02, "+0.0 %", "100.00 %")
     assert (sgp["who"], sgp["rate"], module.difference(sgp), module.share(sgp)) == ("sgp", 0.02, "+10.0 %", "66.67 %")
     assert (rarer["who"], module.difference(rarer), module.share(rarer)) == ("sgp/8", "+3.0 %", "8.33 %")
     assert "2.2000 2.200..2.200" in module.described(sgp)
+
+
+def test_the_picture_has_the_best_outer_rates_of_each_contender():
+    module = script()
+    same = {"ranks": 4, "steps": 10, "batch": 8, "width": 32, "wire": "float32"}
+    found = [
+        {**same, "who": who, "outer": outer, "rates": dict(enumerate(losses))}
+        for who, outer, losses in [
+            ("noloco/50", "0.7,0.5", [2.5, 2.0]), ("noloco/50", "1.0,0.5", [2.1, 2.1]), ("sgp", "", [3.0])
+        ]
+    ]  # fmt: skip
+    assert [(line["who"], line["outer"]) for line in module.best_outer(found)] == [
+        ("noloco/50", "0.7,0.5"),
+        ("sgp", ""),
+    ]
