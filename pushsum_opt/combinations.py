@@ -62,6 +62,24 @@ RULES = (
         "Use staleness=0, 1, 2, ...",
     ),
     Rule(
+        "algorithm=NoLoCo(...) or DiLoCo(...)",
+        'staleness=1, 2, ... or "unbounded"',
+        lambda given: getattr(given.get("algorithm"), "synchronous", False) and given.get("staleness", 0) != 0,
+        _pair("algorithm", "staleness"),
+        "what an outer step merges would be of an earlier one, from which the slow weights have moved on",
+        "Use staleness=0: a rank waits for its peers only once in `every` steps",
+    ),
+    Rule(
+        "algorithm=NoLoCo(...) or DiLoCo(...)",
+        "gossip_every=2, 3, ...",
+        lambda given: (
+            getattr(given.get("algorithm"), "local_steps", None) is not None and given.get("gossip_every", 1) != 1
+        ),
+        _pair("algorithm", "gossip_every"),
+        "its `every` counts local steps already",
+        "Leave gossip_every out, and give the algorithm another `every`",
+    ),
+    Rule(
         "algorithm=PeriodicAverage(...) or SlowMomentum(...)",
         'staleness="unbounded"',
         lambda given: getattr(given.get("algorithm"), "in_step", False) and _asynchronous(given),
@@ -70,7 +88,7 @@ RULES = (
         "Use staleness=0, 1, 2, ... with it",
     ),
     Rule(
-        "algorithm=SlowMomentum(...)",
+        "algorithm=SlowMomentum(...), NoLoCo(...) or DiLoCo(...)",
         "gossip_state",
         lambda given: getattr(given.get("algorithm"), "moves_alone", False) and bool(given.get("gossip_state")),
         _pair("algorithm", "gossip_state"),

@@ -123,6 +123,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
             staleness=staleness,
             within_host=within_host,
             algorithm=algorithm,
+            gossip_every=gossip_every,
             buffers=buffers,
             on_loss=on_loss,
             gossip_state=points.check_names(gossip_state),
@@ -131,7 +132,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         self._parts = parts = Parts(optimizer, model, buffers, gossip_state, adaptive)
         _torch_compat.make_hook_tables(self)
         self._algorithm = Gossip() if algorithm is None else algorithm
-        self._gossip_every = gossip_every
+        self._gossip_every = gossip_every if self._algorithm.local_steps is None else self._algorithm.local_steps
         self._steps = 0
         self._within_host = within_host
         self._joining: Join | None = None
@@ -145,7 +146,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
                 host = None if within_host is None else beginning.make_hosts(within_host, comm, data_weight, timeout)
                 self.push_sum = PushSum(
                     parts.tensors.exchanged,
-                    graph=graph,
+                    graph=self._algorithm.default_graph() if graph is None else graph,
                     staleness=staleness,
                     data_weight=data_weight if host is None else host.data_weight,
                     wire_dtype=wire_dtype,
@@ -162,7 +163,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
                 )
             with self.push_sum.member.failing_together(), calling(construction):
                 beginning.start_alike(parts, self.push_sum, self._algorithm)
-                beginning.announce(parts, self.push_sum, within_host)
+                beginning.announce(parts, self.push_sum, within_host, self._gossip_every)
 
         beginning.survive(begin, comm, on_loss, timeout)
         if self.push_sum.member.speaks:

@@ -15,22 +15,29 @@ from pushsum_opt.errors import ConfigurationError
 ARGUMENTS = {
     "staleness": [0, 1, "unbounded"],
     "within_host": [None, "gradients"],
-    "algorithm": [None, "PeriodicAverage", "SlowMomentum"],
+    "algorithm": [None, "PeriodicAverage", "SlowMomentum", "NoLoCo", "DiLoCo"],
+    "gossip_every": [1, 2],
     "gossip_state": [(), ("momentum_buffer",)],
     "buffers": [None, "average"],
     "model": [True, False],
     "rate_correction": [False, True],
 }
+WITH_OUTER_STEPS = ("NoLoCo", "DiLoCo")
+MOVE_ALONE = ("SlowMomentum", *WITH_OUTER_STEPS)
 REFUSED = [  # what the page says, written down a second time
     lambda staleness, rate_correction, **_: rate_correction and staleness != "unbounded",
     lambda staleness, within_host, **_: within_host is not None and staleness == "unbounded",
     lambda staleness, algorithm, **_: algorithm is not None and staleness == "unbounded",
-    lambda algorithm, gossip_state, **_: algorithm == "SlowMomentum" and gossip_state != (),
+    lambda algorithm, gossip_state, **_: algorithm in MOVE_ALONE and gossip_state != (),
+    lambda staleness, algorithm, **_: algorithm in WITH_OUTER_STEPS and staleness != 0,
+    lambda gossip_every, algorithm, **_: algorithm in WITH_OUTER_STEPS and gossip_every != 1,
     lambda buffers, model, **_: buffers == "average" and not model,
 ]
 MADE = {
     "PeriodicAverage": lambda: ps.algorithms.PeriodicAverage(every=2),
     "SlowMomentum": lambda: ps.algorithms.SlowMomentum(every=2),
+    "NoLoCo": lambda: ps.algorithms.NoLoCo(every=2),
+    "DiLoCo": lambda: ps.algorithms.DiLoCo(every=2),
 }
 
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from ..errors import ConfigurationError
+from ..graphs import Graph
 from ..push_sum import PushSum
 
-__all__ = ["Algorithm", "count"]
+__all__ = ["Algorithm", "count", "number"]
 
 
 class Algorithm(ABC):
@@ -43,6 +44,16 @@ class Algorithm(ABC):
     moves_alone: ClassVar[bool] = False
     """Whether it moves the parameters by itself, without the points that ``gossip_state`` names."""
 
+    synchronous: ClassVar[bool] = False
+    """Whether it needs ``staleness=0``."""
+
+    local_steps: int | None = None
+    """After how many local steps a round follows. None: the optimizer's ``gossip_every`` says it."""
+
+    def default_graph(self) -> Graph | None:
+        """Return who sends to whom where the optimizer is given no graph; None: the default of its size."""
+        return None
+
     @abstractmethod
     def round(self, push_sum: PushSum, param_groups: list[dict[str, Any]]) -> None:
         """Do round ``push_sum.round``: call ``push_sum.mix()`` or ``push_sum.average()`` once.
@@ -67,3 +78,14 @@ def count(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigurationError(f"{name}={value!r}: expected a number of rounds, an int of at least {least}")
     return value
+
+
+def number(
+    name: str, value: Any, *, above: float = float("-inf"), least: float = float("-inf"), below: float = float("inf")
+) -> float:
+    """Return an argument that is a number within bounds, or raise ConfigurationError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (above < value < below and value >= least):
+        low = f"above {above:g}" if above > least else f"of at least {least:g}"
+        high = "a finite number" if below == float("inf") else f"a number below {below:g}"
+        raise ConfigurationError(f"{name}={value!r}: expected {high}, {low}")
+    return float(value)

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import ConfigurationError
 from ..interrupts import held_back
 from ..push_sum import PushSum
-from ..tensor_kinds import local_part
 from .base import Algorithm, count
+from .slow_weights import SlowWeights
 
 __all__ = ["SlowMomentum"]
 
@@ -52,15 +51,12 @@ class SlowMomentum(Algorithm):
             raise ConfigurationError(f"lr={lr!r}: expected a finite number above 0")
         self.momentum = float(momentum)
         self.lr = float(lr)
-        # By id of the parameter, because groups may change; each entry holds its parameter too. In the order of the
-        # groups.
-        self._held: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # parameter, y, u
-        self._loaded: list[tuple[Tensor, Tensor]] = []  # (y, u) from a file, until the next slow step
+        self._slow = SlowWeights()
 
     def bind(self, push_sum: PushSum, param_groups: list[dict[str, Any]]) -> None:
         if any("lr" not in group for group in param_groups):
             raise ConfigurationError(f"{self!r}: a parameter group has no 'lr', which the slow step divides by")
-        self._held = {id(p): (p, x.clone(), torch.zeros_like(x)) for p, x, _ in _parameters(param_groups)}
+        self._slow.begin(param_groups)
 
     def round(self, push_sum: PushSum, param_groups: list[dict[str, Any]]) -> None:
         if (push_sum.round + 1) % self.every:
@@ -73,15 +69,8 @@ class SlowMomentum(Algorithm):
     @torch.inference_mode(False)  # y and u are written to outside of it
     @torch.no_grad()
     def _slow_step(self, param_groups: list[dict[str, Any]]) -> None:
-        loaded, self._loaded = iter(self._loaded), []
-        before, self._held = self._held, {}
-        for parameter, x, gamma in _parameters(param_groups):
-            if id(parameter) in before:
-                y, u = before[id(parameter)][1:]
-            else:  # the parameter is new, or another file was loaded: it starts here
-                y, u = next(loaded, None) or (x.clone(), torch.zeros_like(x))
-            y, u = y.to(x.device), u.to(x.device)  # read from a file, or the model has moved
-            self._held[id(parameter)] = parameter, y, u
+        for one in self._slow.of(param_groups):
+            x, y, u, gamma = one.now, one.weights, one.momentum, float(one.group["lr"])
             if gamma:
                 u.mul_(self.momentum).add_(y - x, alpha=1.0 / gamma)
                 y.add_(u, alpha=-self.lr * gamma)
@@ -90,24 +79,10 @@ class SlowMomentum(Algorithm):
                 y.copy_(x)
 
     def state_dict(self) -> dict[str, Any]:
-        pairs = self._loaded or [(y, u) for _, y, u in self._held.values()]
-        return {"before": [y for y, _ in pairs], "slow": [u for _, u in pairs]}
+        return self._slow.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self._held = {}
-        # Without an entry, as in a file of another optimizer: begin at the next slow step.
-        pairs = zip(state_dict.get("before", ()), state_dict.get("slow", ()), strict=True)
-        self._loaded = [(y.clone(), u.clone()) for y, u in pairs]
+        self._slow.load_state_dict(state_dict)
 
     def __repr__(self) -> str:
         return f"SlowMomentum(every={self.every}, momentum={self.momentum}, lr={self.lr})"
-
-
-def _parameters(param_groups: list[dict[str, Any]]) -> list[tuple[Tensor, Tensor, float]]:
-    """Return every parameter, once, with this rank's part of it and the learning rate of its group."""
-    found: dict[int, tuple[Tensor, Tensor, float]] = {}
-    for group in param_groups:
-        for parameter in group["params"]:
-            local = local_part(parameter)
-            found[id(parameter)] = (parameter, local.detach(), float(group["lr"]))
-    return list(found.values())

@@ -247,16 +247,19 @@ class PushSum:
         """
         rounds.mix(self.member)
 
-    def average(self) -> None:
+    def average(self, *, narrow: bool = False) -> None:
         """Collective. In place of a round: give every rank the exact average sum_i x_i / n, and w = a_i; k <- k + 1.
 
         It costs an all-reduce of the tensors in float64, and waits for every rank. What is in flight is merged first.
         Meanwhile a copy of the tensors is kept. After an error or an interrupt they get their old values again.
 
+        Args:
+            narrow: sum in float32: half the bytes, and exact to its rounding. The same on every rank.
+
         Raises:
             As :meth:`mix` does.
         """
-        rounds.exact_round(self.member)
+        rounds.exact_round(self.member, narrow=narrow)
 
     def step_factor(self, scale: float = 1.0) -> float:
         """Return what a local step dz must be multiplied by so that x moves by a_i dz, as in the paper: a_i / w.

@@ -73,14 +73,14 @@ def _counting(member: Member) -> Iterator[None]:
         raise
 
 
-def exact_round(member: Member) -> None:
+def exact_round(member: Member, *, narrow: bool = False) -> None:
     """Collective. Average exactly in place of a round. See :meth:`PushSum.average`."""
     member.survival.together(
-        partial(_exact_round, member), commit=partial(_end_exact_round, member), undo=_Kept.put_back
+        partial(_exact_round, member, narrow), commit=partial(_end_exact_round, member), undo=_Kept.put_back
     )
 
 
-def _exact_round(member: Member) -> _Kept:
+def _exact_round(member: Member, narrow: bool) -> _Kept:
     call = "an exact average"
     _before_round(member, call)
     with member.collective(call), _all_or_nothing(member) as kept:
@@ -90,7 +90,8 @@ def _exact_round(member: Member) -> _Kept:
         if member.survival.continues:  # what was merged stays merged
             member.mass = member.mass.with_weight(weight)
             kept.keep_drained()
-        for chunk, mean in exact_average(member.channel, member.memory, weight, (), call, member.round):
+        average = exact_average(member.channel, member.memory, weight, (), call, member.round, narrow=narrow)
+        for chunk, mean in average:
             _take_average(member, chunk, mean)
         reassemble(member)
         member.channel.begin_round(member.round)  # only now: nothing was posted for those who wait for its messages

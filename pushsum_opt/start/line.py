@@ -63,13 +63,14 @@ def hosts(channel: Channel, threads: int, lanes: int = 1) -> list[Host]:
     return list(found.values())
 
 
-def compose(facts: RunFacts, hosts: list[Host], *, has_model: bool, moments: int | None = None) -> str:
+def compose(facts: RunFacts, hosts: list[Host], *, has_model: bool, moments: int | None = None, steps: int = 1) -> str:
     """Return the line for rank 0.
 
     Args:
         hosts: what :func:`hosts` returned.
         has_model: whether buffers and frozen parameters are known.
         moments: bytes of the optimizer's state that travels with the parameters; None where no such state does.
+        steps: local steps from one round to the next.
     """
     mode = {0: "synchronous", "unbounded": "asynchronous"}.get(facts.staleness, f"staleness {facts.staleness}")
     parts = [
@@ -77,7 +78,7 @@ def compose(facts: RunFacts, hosts: list[Host], *, has_model: bool, moments: int
         f"graph {facts.graph!r}",
         mode,
         f"{facts.memory.name} memory over {facts.transport.name}",
-        f"{_bytes(facts.bytes_per_round())} sent per rank and step",
+        f"{_bytes(facts.bytes_per_round())} sent per rank {'and step' if steps == 1 else f'every {steps} steps'}",
     ]
     if moments is not None and facts.size > 1:
         parts.append(

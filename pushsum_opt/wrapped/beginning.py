@@ -75,13 +75,14 @@ def start_alike(parts: Parts, push_sum: PushSum, algorithm: Algorithm) -> None:
     algorithm.belong_to(push_sum, parts.optimizer.param_groups)
 
 
-def announce(parts: Parts, push_sum: PushSum, within_host: str | None) -> None:
+def announce(parts: Parts, push_sum: PushSum, within_host: str | None, gossip_every: int) -> None:
     """Collective. Rank 0 logs one line that says what runs where and what it costs; then warnings and hints."""
     hosts = start_line.hosts(push_sum.member.channel, torch.get_num_threads(), push_sum.member.host.lanes)
     if not push_sum.member.speaks:
         return
     moments = None if parts.corrected is None else parts.corrected.nbytes()
-    log.info("%s", start_line.compose(push_sum, hosts, has_model=parts.model is not None, moments=moments))
+    has_model = parts.model is not None
+    log.info("%s", start_line.compose(push_sum, hosts, has_model=has_model, moments=moments, steps=gossip_every))
     if parts.adaptive_hint is not None and push_sum.participants > 1:
         log.info("%s", parts.adaptive_hint)
     crowd = start_line.crowded_links(push_sum, hosts) if within_host is None else None

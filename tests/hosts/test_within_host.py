@@ -12,7 +12,7 @@ from support.scenarios import shift
 from torch import nn
 
 import pushsum_opt as ps
-from pushsum_opt.algorithms import PeriodicAverage, SlowMomentum
+from pushsum_opt.algorithms import DiLoCo, NoLoCo, PeriodicAverage, SlowMomentum
 from pushsum_opt.errors import ConfigurationError
 from pushsum_opt.testing import RankErrors
 
@@ -99,6 +99,8 @@ OPTIONS = {
     "local steps": {"gossip_every": 3},
     "exact averages": {"algorithm": lambda: PeriodicAverage(3)},
     "slow momentum": {"algorithm": lambda: SlowMomentum(3), "staleness": 1},
+    "outer steps of pairs": {"algorithm": lambda: NoLoCo(3)},
+    "outer steps of all": {"algorithm": lambda: DiLoCo(3)},
     "rounded on the wire": {"wire_dtype": "float32"},
     "in eight bits": {"wire_dtype": "int8", "staleness": 1},
 }

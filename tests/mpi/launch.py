@@ -16,7 +16,8 @@ from warm.python import warm_python
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 NEED_TORCH = {
-    "buffers.py", "emulated.py", "ends.py", "forks.py", "like_ddp.py", "preempted.py", "surviving_loops.py",
+    "buffers.py", "emulated.py", "ends.py", "forks.py", "like_ddp.py", "outer_steps.py", "preempted.py",
+    "surviving_loops.py",
     "uneven.py", "within_host.py",
 }  # fmt: skip
 

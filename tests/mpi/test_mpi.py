@@ -22,7 +22,7 @@ TOGETHER = {
     5: ["contract.py", "same_bits.py", *OVERLAPPED.values()],
 }
 """What one start of mpirun runs, by its number of ranks."""
-UNEVEN = [*(f"uneven.py {staleness}" for staleness in ("0", "2", "unbounded")), "buffers.py"]
+UNEVEN = [*(f"uneven.py {staleness}" for staleness in ("0", "2", "unbounded")), "buffers.py", "outer_steps.py"]
 
 
 def among(size, program):
@@ -164,3 +164,7 @@ def test_ranks_with_different_numbers_of_batches_wait_for_nobody_and_every_batch
 def test_a_buffer_with_inf_on_one_rank_or_later_holds_nothing_up_and_other_arguments_on_one_rank_are_named():
     said = succeeds_among(UNEVEN, 3, "buffers.py")
     assert said.count("early holds inf or nan on rank 1") == 2
+
+
+def test_outer_steps_are_the_papers_also_after_a_break_and_with_a_narrow_wire():
+    succeeds_among(UNEVEN, 3, "outer_steps.py")

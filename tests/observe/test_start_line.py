@@ -32,6 +32,10 @@ def test_the_line_counts_ranks_and_hosts():
     )
 
 
+def test_the_line_says_how_many_local_steps_there_are_to_a_round():
+    assert "1.0 KiB sent per rank every 50 steps" in compose(exchange(16, 1024), hosts(8, 8), has_model=True, steps=50)
+
+
 def test_ranks_that_each_send_a_model_through_one_card_are_told_what_else_there_is():
     """8 models of 1 MiB per card, against 2 (4 - 1) / 4 = 1.5 of an all-reduce over 4 hosts."""
     warning = crowded_links(exchange(32, 2**20), hosts(8, 8, 8, 8))
