@@ -470,7 +470,9 @@ class PushSumOptimizer(torch.optim.Optimizer):
 
     @property
     def members(self) -> tuple[int, ...]:
-        """The ranks that take part, by their numbers when the job was started."""
+        """The ranks that take part, by their numbers when the job was started. A spare has that of the rank whose place
+        it has taken.
+        """
         return self.push_sum.members
 
     @property
@@ -479,7 +481,9 @@ class PushSumOptimizer(torch.optim.Optimizer):
         return self.push_sum.losses
 
     def on_change(self, callback: Callable[[], None]) -> None:
-        """Call a function whenever ranks were lost, once this rank can go on: to give a sampler its new shape, say."""
+        """Call a function whenever other ranks take part than before, once this rank can go on: to give a sampler its
+        new shape, say. Ranks were lost then, or spares have taken their places.
+        """
         self.push_sum.on_change(callback)
 
     def drain(self) -> None:

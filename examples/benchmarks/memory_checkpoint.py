@@ -89,7 +89,9 @@ def main() -> None:
         torch._foreach_copy_(copies, states)
         used["copy"].append(1e3 * (time.thread_time() - busy))
 
-    nothing = lambda: None
+    def nothing() -> None:
+        pass
+
     kinds: dict[str, Callable[[], None]] = {"plain": block(nothing, nothing), "memory": block(in_memory, nothing)}
     if not arguments.without_disk:
         kinds["disk"] = block(nothing, lambda: ps.checkpoint.save(folder / "disk", optimizer, keep=1))

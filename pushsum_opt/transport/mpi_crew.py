@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 from mpi4py import MPI
 
-from ..errors import ConfigurationError
+from .. import world
+from ..errors import ConfigurationError, RanksLost
 from .crew import CallsAreOver, Crew, Wait
 from .mpi import FAULT_TOLERANT, revoke_all
 
@@ -31,6 +33,20 @@ class MpiCrew(Crew):
     def __init__(self, comm: MPI.Comm, ranks: tuple[int, ...]) -> None:
         super().__init__(comm, ranks)
         self._awaited: dict[int, tuple[MPI.Request, bytearray]] | None = None  # once this rank has come
+        self.bench = world.bench()
+
+    @property
+    def processes(self) -> tuple[int, ...]:
+        mine, everyone = self.comm.Get_group(), MPI.COMM_WORLD.Get_group()
+        return tuple(mine.Translate_ranks(list(range(mine.Get_size())), everyone))
+
+    def grown(self, processes: Sequence[int], ranks: tuple[int, ...], name: str) -> MpiCrew:
+        from ..spares.team import form
+
+        try:
+            return MpiCrew(form(processes, name), ranks)
+        except MPI.Exception as error:
+            raise RanksLost(f"a process has died while {name} was made: {error}") from error
 
     def revoke(self) -> None:
         revoke_all()
@@ -109,7 +125,12 @@ def open_mpi_crew(comm: MPI.Comm) -> MpiCrew:
             f"rank {comm.Get_rank()}: on_loss='continue': {missing}. Start the job with `pushsum run --survive -np "
             f"{comm.Get_size()} python ...`, or with `mpirun --with-ft ulfm ...` of Open MPI 5"
         )
-    return MpiCrew(comm, tuple(range(comm.Get_size())))
+    spare = world.spare()
+    if spare is None:
+        return MpiCrew(comm, tuple(range(comm.Get_size())))
+    crew = MpiCrew(comm, (spare.place,))
+    crew.waits = True
+    return crew
 
 
 def why_not() -> str | None:

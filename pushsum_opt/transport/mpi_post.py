@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from .. import ending
+from .. import ending, world
 from .roll_call import Message, RollCall
 
 __all__ = ["MpiPost", "leave", "roll_of_the_job"]
@@ -155,6 +155,8 @@ def leave() -> None:
     run, or in a forked process. Idempotent.
     """
     global _left
+    if world.spare() is not None:  # nobody asks it, and it is not one of those that leave together
+        return
     if _left or not MPI.Is_initialized() or MPI.Is_finalized() or MPI.COMM_WORLD.Get_size() == 1:
         return
     roll = roll_of_the_job()
@@ -166,7 +168,10 @@ def leave() -> None:
         survival.say_over()
     roll.ended = True
     assert _post is not None
-    if _post.office is not None:
+    if world.has_spares():
+        _wait_for_those_that_train(roll)
+        world.dismiss_spares()
+    elif _post.office is not None:
         _wait_for_all(roll, _post)
     else:
         _leave_one_by_one(roll, _post)
@@ -193,6 +198,17 @@ def _wait_for_all(roll: RollCall, post: MpiPost) -> None:
         _listen_until(roll, post.office.Ibarrier().Test, float("inf"))
         deadline = time.monotonic() + LAST_LOOK_S
         post.take_what_is_left(post.office, lambda done: _nap_until(done, deadline))
+
+
+def _wait_for_those_that_train(roll: RollCall) -> None:
+    """Answer questions until all ranks that train have come here. A spare that was not taken in has none to wait for.
+
+    The roll call goes over ``MPI.COMM_WORLD`` in a job with spares, so that it reaches those that are taken in.
+    """
+    if world.bench() is None:  # this rank has not asked for the others
+        return
+    with contextlib.suppress(MPI.Exception):
+        _listen_until(roll, world.communicator().Ibarrier().Test, float("inf"))
 
 
 def _leave_one_by_one(roll: RollCall, post: MpiPost) -> None:
