@@ -14,7 +14,7 @@ from typing import Any
 
 from mpi4py import MPI
 
-from .. import world
+from .. import forked_end, world
 from ..errors import ConfigurationError, RanksLost
 from .crew import CallsAreOver, Crew, Wait
 from .mpi import FAULT_TOLERANT, revoke_all
@@ -34,6 +34,7 @@ class MpiCrew(Crew):
         super().__init__(comm, ranks)
         self._awaited: dict[int, tuple[MPI.Request, bytearray]] | None = None  # once this rank has come
         self.bench = world.bench()
+        forked_end.watch_exit_codes()  # the end of this rank may need to know its own
 
     @property
     def processes(self) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from .. import ending, world
+from .. import ending, forked_end, world
 from .roll_call import Message, RollCall
 
 __all__ = ["MpiPost", "leave", "roll_of_the_job"]
@@ -30,7 +31,7 @@ LINGER_S = 10.0
 LAST_LOOK_S = 1.0
 """Seconds for which a rank that ends receives what others had sent it; more would come only from a rank that died."""
 LONGEST_NAP_S = 10e-3
-FINALIZE_S = 20
+FINALIZE_S = 10
 """Seconds that MPI has to end after ranks were lost; whole ones, for alarm()."""
 
 
@@ -182,8 +183,14 @@ def leave() -> None:
 def _end_in_any_case() -> None:
     """Have the system end this process where MPI_Finalize does not return, as Open MPI's sometimes does after deaths.
 
-    Everything of this rank is done by then. mpirun takes it for one more death, of which it says nothing.
+    Everything of this rank is done by then. mpirun takes it for one more death, of which it says nothing. Another exit
+    code than 0 would be lost so: such a rank ends here and now, and mpirun ends the job with its code.
     """
+    if code := forked_end.exit_code():
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(code)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(FINALIZE_S)
 
