@@ -56,6 +56,8 @@ class Process:
 
     def __init__(self) -> None:
         self._members: list[Any] = []
+        self.parts: list[Any] = []
+        """Communicators of some of the ranks that were made: where ranks die, a rank of these may wait for this one."""
         self.survival: Any = None
         """What this rank does when others have died, where it is to go on; see :mod:`pushsum_opt.push_sum`."""
 

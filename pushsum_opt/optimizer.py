@@ -143,7 +143,9 @@ class PushSumOptimizer(torch.optim.Optimizer):
 
         def begin() -> None:
             with calling(construction):
-                host = None if within_host is None else beginning.make_hosts(within_host, comm, data_weight, timeout)
+                host = None
+                if within_host is not None:
+                    host = beginning.make_hosts(within_host, comm, data_weight, timeout, on_loss)
                 self.push_sum = PushSum(
                     parts.tensors.exchanged,
                     graph=self._algorithm.default_graph() if graph is None else graph,
@@ -197,7 +199,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         if self._steps % self._gossip_every == 0:
             self._gossip_round()  # give shares away, merge what arrived, z = x / w
         else:
-            rounds.reassemble(self.push_sum.member)
+            rounds.reassemble_between(self.push_sum.member)
         return loss
 
     def gossip(self) -> None:

@@ -47,7 +47,7 @@ class Surviving(Follower):
 
     def rejoin(self) -> None:
         for loss in self._push_sum.losses:
-            for rank in loss.ranks:
+            for rank in set(loss.ranks) - set(loss.replaced):
                 progress.is_lost(rank)
         if self.memory is not None:
             self.memory.remove_what_the_lost_left()

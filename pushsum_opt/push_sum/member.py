@@ -23,6 +23,7 @@ from ..start.first_step import NOTHING, FirstStep
 from ..transport.calls import calling
 from . import closing, opening, succession
 from .following import Follower
+from .host_calls import HostCalls
 from .lifetime import WHOLE, Lifetime
 from .mass import Mass
 from .opening import CALL, Options, WrapperOptions
@@ -69,7 +70,9 @@ class Member:
         self.process = transport.process(comm)
         self.held: list[Any] = values
         """The tensors that are exchanged; none once closed."""
-        self.followers: list[Follower] = []
+        self.host_calls = HostCalls(survival)
+        """What the ranks of a host do together between rounds."""
+        self.followers: list[Follower] = [self.host_calls]
         """What survivors of a loss have to take up again beside the rounds; the same on every rank."""
         self.before_close: list[Callable[[], None]] = []
         """Called first when this is closed: all ranks must close together what they made together."""
@@ -344,10 +347,11 @@ class Member:
 
     def rejoin(self, comm: Any) -> None:
         """Collective over the survivors. Exchange with them from now on."""
-        host = Participant(comm)
-        self.graph = opening.graph_of_survivors(self._graph, self.graph, comm.Get_size(), speaks=host.rank == 0)
+        host = self.host.among(comm)
+        size = host.gossip_comm.Get_size()
+        self.graph = opening.graph_of_survivors(self._graph, self.graph, size, speaks=host.rank == 0)
         try:
-            self._connect(comm, host)
+            self._connect(host.gossip_comm, host)
             self.lifetime.move(self.channel, self.graph.partners(self.participant, self.participants), host)
             self._begin_to_gossip()
         except BaseException:  # another rank has died: what was opened half-way is of no use

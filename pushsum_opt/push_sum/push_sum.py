@@ -98,7 +98,7 @@ class PushSum:
         transport.check(comm)
         options = Options(staleness, data_weight, wire_dtype, nonfinite, timeout, rate_correction)
         combinations.refuse(comm, staleness=staleness, rate_correction=rate_correction)
-        survival = survival_of(comm, on_loss, timeout)
+        survival = survival_of(comm if host is None else host.comm, on_loss, timeout)
 
         def make() -> Member:
             now = world.communicator(comm)

@@ -19,7 +19,17 @@ from .lifetime import MERGING, WHOLE
 if TYPE_CHECKING:
     from .member import Member
 
-__all__ = ["await_in_flight", "drain", "drain_within", "exact_round", "meet", "merge_in_flight", "mix", "reassemble"]
+__all__ = [
+    "await_in_flight",
+    "drain",
+    "drain_within",
+    "exact_round",
+    "meet",
+    "merge_in_flight",
+    "mix",
+    "reassemble",
+    "reassemble_between",
+]
 
 
 def mix(member: Member) -> None:
@@ -152,6 +162,11 @@ def reassemble(member: Member) -> None:
     """Collective over a host. Give its ranks the same parameters again; nothing to do for a rank alone."""
     member.host.reassemble(member.memory, member.round)
     member.events.release()
+
+
+def reassemble_between(member: Member) -> None:
+    """Collective over a host. Do so in a step that ends without a round."""
+    member.host_calls.run(partial(reassemble, member), lambda: None)
 
 
 def _before_round(member: Member, call: str) -> None:

@@ -9,13 +9,13 @@ calls they have committed. An error that all ranks raise in the call, and after 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .. import transport, world
+from .. import settings, transport, world
 from ..arguments import OnLoss
 from ..channel import Channel
 from ..errors import ConfigurationError, PeerTimeout, PushSumError, RanksLost
@@ -70,6 +70,10 @@ class Survival:
         self.ranks: tuple[int, ...] = tuple(range(size))
         """Those that take part, by their numbers when the job was started."""
         self.losses: list[Loss] = []
+        self.hosts: dict[int, int] = {}
+        """The host of each rank, where a host is one participant, and lost as a whole; empty: each rank for itself."""
+        self.label: int | None = None
+        """What this rank has in common with others of its host; None: not found out."""
         self.vacant: list[int] = []
         """Ranks that were lost and whose places no spare has taken, in the order in which they were lost."""
         self.on_change: list[Callable[[], None]] = []
@@ -79,6 +83,29 @@ class Survival:
     def waits(self) -> bool:
         """Whether this is a spare that the other ranks have not taken in."""
         return False
+
+    @property
+    def me(self) -> int:
+        """This rank, by its number when the job was started; where survivors go on."""
+        return -1
+
+    def host_of(self, rank: int) -> tuple[str, int]:
+        """Return what ranks of one host have in common, and no others."""
+        return ("host", self.hosts[rank]) if rank in self.hosts else ("rank", rank)
+
+    def lane_of(self, rank: int) -> int:
+        """Return the place of a rank among those of its host, of those that take part."""
+        return [one for one in self.ranks if self.host_of(one) == self.host_of(rank)].index(rank)
+
+    def learn_hosts(self, labels: Sequence[int]) -> None:
+        """Take note of which ranks share a host.
+
+        Args:
+            labels: one for each rank that takes part, equal on one host.
+
+        Raises:
+            RanksLost: hosts had lost ranks before; their other ranks end in this call, and are lost then.
+        """
 
     @property
     def members_of_the_job(self) -> tuple[int, ...]:
@@ -133,6 +160,7 @@ class Continue(Survival):
         self.channel: Channel | None = None
         """Over those that take part."""
         self._process = transport.process(comm)
+        self.label = transport.host_label(comm, settings.read().ranks_per_host)
         if self.crew.waits:
             self.ranks = self.crew.ranks
         self.timeout = timeout
@@ -147,6 +175,11 @@ class Continue(Survival):
     @property
     def waits(self) -> bool:
         return self.crew.waits
+
+    @property
+    def me(self) -> int:
+        place: int = self.crew.comm.Get_rank()
+        return self.crew.ranks[place]
 
     @property
     def members_of_the_job(self) -> tuple[int, ...]:
@@ -233,6 +266,24 @@ class Continue(Survival):
         if not self.members and self.committed > self._said:
             self._said = self.committed
             self.crew.say_over(self.committed)
+
+    def learn_hosts(self, labels: Sequence[int]) -> None:
+        self.hosts = dict(zip(self.ranks, labels, strict=True))
+        if not self.losses:
+            return
+        most = max(labels.count(label) for label in labels)
+        self.lose_hosts({self.host_of(rank) for rank in self.ranks if labels.count(self.hosts[rank]) < most})
+
+    def lose_hosts(self, hosts: Collection[tuple[str, int]]) -> None:
+        """End here where this rank belongs to one of these hosts; raise RanksLost where others do."""
+        leaving = [rank for rank in self.crew.ranks if self.host_of(rank) in hosts]
+        if self.me in leaving:
+            self.crew.leave(
+                f"rank {self.me} ends, as its host has lost a rank: with within_host a host is lost as a whole. The "
+                "other hosts go on"
+            )
+        if leaving:
+            raise RanksLost("the other ranks of hosts that have lost a rank are about to end")
 
     # ------------------------------------------------------------------ recovery
 

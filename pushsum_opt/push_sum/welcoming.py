@@ -53,7 +53,11 @@ def can_take_in(survival: Any) -> bool:
 def is_possible(survival: Continue) -> bool:
     """Tell whether newcomers would have the same as those that train: one optimizer with one Saver."""
     members = survival.members
-    return len(members) == 1 and sum(follower.has_newcomers for follower in members[0].followers) == 1
+    return (
+        len(members) == 1
+        and members[0].host.lanes == 1
+        and sum(follower.has_newcomers for follower in members[0].followers) == 1
+    )
 
 
 def take_in(member: Member, pack: Pack) -> None:
@@ -167,7 +171,7 @@ def _join(
         known = channel.gather_objects(_known(survival, member, load is None), "what newcomers must know")
         giver = next(place for place, one in enumerate(known) if one is not None)
         packed, problem = _send(channel, giver, pack)
-        if load is not None and problem is None:
+        if load is not None and packed:  # otherwise the giver says why not
             problem = _attempt(lambda: load(packed))
         row = {
             "account": astuple(Account(member.push_weight, member.data_weight, member.round)),

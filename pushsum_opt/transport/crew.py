@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 __all__ = ["CallsAreOver", "Crew", "Wait"]
 
@@ -74,6 +74,10 @@ class Crew(ABC):
 
         A rank that dies now may leave others in doubt whether the last call was committed: it was.
         """
+
+    @abstractmethod
+    def leave(self, why: str) -> NoReturn:
+        """End this rank well, after a line that says why; to the others it has died."""
 
     @abstractmethod
     def agree(self, flag: bool) -> bool:

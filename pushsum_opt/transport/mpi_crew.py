@@ -8,14 +8,18 @@ communicator of the survivors, the same on each of them.
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from mpi4py import MPI
 
 from .. import forked_end, world
+from ..ending import THIS
 from ..errors import ConfigurationError, RanksLost
+from ..log import log
 from .crew import CallsAreOver, Crew, Wait
 from .mpi import FAULT_TOLERANT, revoke_all
 
@@ -50,6 +54,11 @@ class MpiCrew(Crew):
             raise RanksLost(f"a process has died while {name} was made: {error}") from error
 
     def revoke(self) -> None:
+        for part in THIS.parts:
+            with contextlib.suppress(MPI.Exception):
+                if part != MPI.COMM_NULL:  # not freed
+                    part.Revoke()
+        THIS.parts.clear()
         revoke_all()
 
     def survivors(self, wait: Wait, committed: int) -> MpiCrew:
@@ -103,6 +112,13 @@ class MpiCrew(Crew):
         word = bytearray(WORD.size)
         with contextlib.suppress(MPI.Exception):
             self._awaited[rank] = self.comm.Irecv([word, MPI.BYTE], rank, COME_TAG), word
+
+    def leave(self, why: str) -> NoReturn:
+        log.warning("%s", why)
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(0)  # MPI_Finalize would wait for the others, which train
 
     def agree(self, flag: bool) -> bool:
         try:
