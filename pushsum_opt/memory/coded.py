@@ -35,6 +35,9 @@ DECAY = 0.9
 WHOLE_DECAY = 0.5
 """The same after one whole message: where ranks began far apart, what they learn at last counts."""
 
+FIRST_ROUNDS = 16
+"""Messages of at least so many first rounds are whole: with momentum, ranks move apart faster in each of these."""
+
 MANY = 1 / 8
 """If more of a chunk's blocks come out wrong, bounds that double are too slow."""
 
@@ -103,7 +106,7 @@ class Coded(Chunked):
             late: the rounds after which a message is merged.
         """
         self._reach, self._decay, self._late = (1 + late) * reach, DECAY ** (1 / window), late
-        self._whole_left = self._reach
+        self._whole_left = max(self._reach, FIRST_ROUNDS)
 
     def begin_round(self) -> None:
         """Decide the form of the messages of this round."""

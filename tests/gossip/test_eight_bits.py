@@ -72,10 +72,10 @@ def one(rank):
 
 @pytest.mark.parametrize("staleness", MODES)
 def test_no_block_is_missed_in_a_steady_run_and_messages_are_a_quarter_as_long(staleness):
-    results = run(4, one, 40, walk(1e-3), staleness=staleness)
+    results = run(4, one, 60, walk(1e-3), staleness=staleness)
     for _, _, stats, _ in results:
         assert stats["blocks_missed"] == 0
-        assert stats["bytes_sent"] < 40 * 4 * 3000 * 0.48, "whole in the first ten rounds at most, and then a quarter"
+        assert stats["bytes_sent"] < 60 * 4 * 3000 * 0.48, "whole in the first 16 rounds, and then a quarter"
     assert spread(results) < 0.05
 
 
@@ -95,7 +95,7 @@ def test_nothing_of_the_mean_is_lost_whatever_dtypes_and_scales_share_a_message(
         }
 
     before = sum(numerator_of(make(rank)) for rank in range(3))
-    results = run(3, make, 30, nothing, staleness=staleness, graph=Irregular(2))
+    results = run(3, make, 40, nothing, staleness=staleness, graph=Irregular(2))
     assert sum(w for _, w, *_ in results) == pytest.approx(3, rel=1e-13)
     after = sum(x for x, *_ in results)
     scale = before.abs().clamp_min(1.0)
@@ -152,24 +152,24 @@ def test_a_rank_that_was_put_far_away_comes_back_to_the_others(staleness, graph)
 @pytest.mark.parametrize("poison", [np.inf, np.nan])
 def test_skip_heals_a_poisoned_rank(poison):
     def between(k, rank, tensors, push_sum):
-        if k == 15 and rank == 1:
+        if k == 25 and rank == 1:
             tensors["z"][5:9] = poison
 
-    results = run(4, one, 50, between, nonfinite="skip", graph=ring)
+    results = run(4, one, 60, between, nonfinite="skip", graph=ring)
     assert sum(w for _, w, *_ in results) == pytest.approx(4, rel=1e-13)
     for x, *_, path in results:
         assert torch.isfinite(x).all()
-        assert all(torch.isfinite(z).all() for z in path[30:]), "healed once the news was round the ring"
+        assert all(torch.isfinite(z).all() for z in path[40:]), "healed once the news was round the ring"
     assert sum(stats["chunks_skipped"] for *_, stats, _ in results) > 0
 
 
 def test_raise_names_the_sender_of_a_message_that_is_not_finite():
     def between(k, rank, tensors, push_sum):
-        if k == 15 and rank == 1:
+        if k == 25 and rank == 1:
             tensors["z"][5] = np.nan
 
-    with pytest.raises(ps.testing.RankErrors, match=r"message of rank 1 in round 15 holds inf or nan in z"):
-        run(3, one, 20, between, graph=ring)
+    with pytest.raises(ps.testing.RankErrors, match=r"message of rank 1 in round 25 holds inf or nan in z"):
+        run(3, one, 30, between, graph=ring)
 
 
 def test_an_exact_average_in_between_and_a_graph_that_changes_disturb_nothing():

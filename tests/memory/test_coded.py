@@ -7,6 +7,7 @@ import pytest
 import torch
 from memory.test_contract import cases, receive, sent
 
+from pushsum_opt.memory.coded import FIRST_ROUNDS
 from pushsum_opt.memory.host import HostMemory
 from pushsum_opt.memory.modulo import BLOCK
 
@@ -25,8 +26,8 @@ def pair(kind, dtype, far):
         tensor = kind.make(values, dtype)
         memory = kind.bind([tensor], "int8", chunk_bytes=1 << 16)
         memory.follow_graph(1, 1, 0)
-        memory.begin_round()  # whole
-        memory.begin_round()
+        for _ in range(FIRST_ROUNDS + 1):
+            memory.begin_round()
         for bounds in memory._bounds.values():
             bounds[:] = 0.02
         made.append((memory, tensor))
