@@ -39,6 +39,7 @@ __all__ = [
     "on_state_dict",
     "own_tables",
     "own_tensor",
+    "plain_tables",
     "put_tables",
     "run_load_state_dict_post_hooks",
     "run_load_state_dict_pre_hooks",
@@ -123,6 +124,12 @@ def own_tensor(module: nn.Module, name: str) -> Tensor | None:
         if name in table and (found := table[name]) is not None:
             return found
     return None
+
+
+def plain_tables(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    """Return the tables of what a module itself holds, parameters and buffers; nothing for one that is scripted."""
+    tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+    return tables if all(isinstance(table, dict) for table in tables) else ()
 
 
 @dataclass(frozen=True)

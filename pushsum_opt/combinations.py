@@ -113,11 +113,11 @@ RULES = (
     ),
     Rule(
         'on_loss="continue"',
-        "within_host",
-        lambda given: given.get("on_loss") == "continue" and given.get("within_host") is not None,
+        'within_host="ddp" or "fsdp"',
+        lambda given: given.get("on_loss") == "continue" and given.get("within_host") in ("ddp", "fsdp"),
         _pair("on_loss", "within_host"),
-        "a host that loses a rank would have to end as a whole, which this version does not do",
-        'Use on_loss="stop", and start again from a checkpoint',
+        "torch.distributed does not return from what it does with a rank that has died, or is in a recovery",
+        'Use within_host="gradients"; or on_loss="stop", and start again from a checkpoint',
     ),
     Rule(
         "join(divide_by_active=True)",

@@ -56,6 +56,8 @@ class Process:
 
     def __init__(self) -> None:
         self._members: list[Any] = []
+        self.parts: list[Any] = []
+        """Communicators of some of the ranks that were made: where ranks die, a rank of these may wait for this one."""
         self.survival: Any = None
         """What this rank does when others have died, where it is to go on; see :mod:`pushsum_opt.push_sum`."""
 
@@ -179,8 +181,13 @@ def _leave_alone(mpi: Any, me: int) -> None:
         with contextlib.suppress(mpi.Exception):
             mpi.COMM_WORLD.Iprobe()  # MPI hears of deaths only while it is called
         time.sleep(SETTLE_S / 10)
-    if mpi.COMM_WORLD.Get_failed().Get_size() < mpi.COMM_WORLD.Get_size() - 1:
+    if world.others_live():
         os.kill(os.getpid(), signal.SIGKILL)  # an exit code other than 0 would end the whole job
+
+
+def _is_spare(error: BaseException) -> bool:
+    """Tell whether an error is of a spare that the others have not taken in: they can go on without it."""
+    return world.spare() is not None and isinstance(error, Exception)
 
 
 def _end_all(mpi: Any, code: int) -> NoReturn:
@@ -190,6 +197,7 @@ def _end_all(mpi: Any, code: int) -> NoReturn:
 
 
 _hooked = False
+world.when_called(lambda: stop_all_on_error())
 
 
 def stop_all_on_error() -> None:
@@ -219,7 +227,7 @@ def stop_all_on_error() -> None:
             _say_interrupted(mpi)
         previous(kind, error, trace)
         me = mpi.COMM_WORLD.Get_rank()
-        if THIS.survival is not None and is_of_one_rank(error):
+        if (THIS.survival is not None and is_of_one_rank(error)) or _is_spare(error):
             _leave_alone(mpi, me)
         print(f"pushsum_opt: rank {me} failed with the error above; ending all ranks", file=sys.stderr, flush=True)
         _end_all(mpi, 1)

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from . import world
 from .exit_codes import INTERRUPTED
 
-__all__ = ["watch"]
+__all__ = ["exit_code", "watch", "watch_exit_codes"]
 
 UNSIGNED_BYTE = 0xFF
 LAST = "pushsum_opt_leaves_before_mpi_ends"
@@ -45,7 +45,7 @@ def _begin() -> None:
     _error_before = _uncaught()
     if hasattr(sys, LAST):  # a child's child
         return
-    _watch_exit_codes()
+    watch_exit_codes()
     atexit.register(_note_the_error)
     setattr(sys, LAST, _Leaves())  # what sys holds goes last of all
 
@@ -65,8 +65,13 @@ class _Leaves:
 # ---------------------------------------------------------------------- which code
 
 
-def _watch_exit_codes() -> None:
-    """Notice when Python asks a SystemExit for its code, after all frames have ended.
+def exit_code() -> int:
+    """Return the code of the SystemExit by which this program ends; 0 where there is none. At its end, if watched."""
+    return _found.get("code", 0)
+
+
+def watch_exit_codes() -> None:
+    """Notice when Python asks a SystemExit for its code, after all frames have ended. Idempotent.
 
     Python has no hook for this. Watching calls of ``sys.exit()`` would not do: such an exit may be caught, and ``raise
     SystemExit`` makes no such call.

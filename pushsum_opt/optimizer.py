@@ -143,7 +143,9 @@ class PushSumOptimizer(torch.optim.Optimizer):
 
         def begin() -> None:
             with calling(construction):
-                host = None if within_host is None else beginning.make_hosts(within_host, comm, data_weight, timeout)
+                host = None
+                if within_host is not None:
+                    host = beginning.make_hosts(within_host, comm, data_weight, timeout, on_loss)
                 self.push_sum = PushSum(
                     parts.tensors.exchanged,
                     graph=self._algorithm.default_graph() if graph is None else graph,
@@ -197,7 +199,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         if self._steps % self._gossip_every == 0:
             self._gossip_round()  # give shares away, merge what arrived, z = x / w
         else:
-            rounds.reassemble(self.push_sum.member)
+            rounds.reassemble_between(self.push_sum.member)
         return loss
 
     def gossip(self) -> None:
@@ -470,7 +472,9 @@ class PushSumOptimizer(torch.optim.Optimizer):
 
     @property
     def members(self) -> tuple[int, ...]:
-        """The ranks that take part, by their numbers when the job was started."""
+        """The ranks that take part, by their numbers when the job was started. A spare has that of the rank whose place
+        it has taken.
+        """
         return self.push_sum.members
 
     @property
@@ -479,7 +483,9 @@ class PushSumOptimizer(torch.optim.Optimizer):
         return self.push_sum.losses
 
     def on_change(self, callback: Callable[[], None]) -> None:
-        """Call a function whenever ranks were lost, once this rank can go on: to give a sampler its new shape, say."""
+        """Call a function whenever other ranks take part than before, once this rank can go on: to give a sampler its
+        new shape, say. Ranks were lost then, or spares have taken their places.
+        """
         self.push_sum.on_change(callback)
 
     def drain(self) -> None:

@@ -39,6 +39,9 @@ class Settings:
     restarts: int = 0
     """How often ``pushsum run --restarts`` has started this job again; it sets this."""
 
+    spares: int = 0
+    """How many processes of this job wait until a rank is lost; ``pushsum run --spares`` sets it."""
+
     progress: str | None = None
     """A folder in which ranks note the round that they saved last; ``pushsum run --restarts`` sets it."""
 
@@ -57,6 +60,7 @@ def read(environ: dict[str, str] | None = None) -> Settings:
         ranks_per_host=_count(variables, "PUSHSUM_RANKS_PER_HOST", least=1),
         abort_on_error=_switch(variables, "PUSHSUM_ABORT_ON_ERROR", Settings.abort_on_error),
         restarts=_count(variables, "PUSHSUM_RESTARTS", least=0) or 0,
+        spares=_count(variables, "PUSHSUM_SPARES", least=0) or 0,
         progress=variables.get("PUSHSUM_PROGRESS") or None,
     )
 

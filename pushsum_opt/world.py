@@ -8,23 +8,31 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
+from . import settings
 from .environment import missing_variables
 from .errors import LaunchError
 from .installed import install_command
 
 __all__ = [
+    "bench",
     "changed_devices",
     "communicator",
+    "dismiss_spares",
     "finalize_if_nobody_does",
+    "has_spares",
     "is_forked",
     "launched_size",
     "mpi_runs",
+    "others_live",
     "rank",
     "size",
+    "spare",
+    "told_to_wait",
+    "when_called",
 ]
 
 SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -120,6 +128,9 @@ def communicator(comm: Any = None) -> Any:
     """Start MPI if needed and return ``comm``, or for None ``MPI.COMM_WORLD``; in a rank of
     :func:`pushsum_opt.testing.run`, its own.
 
+    In a job with spares, both None and ``MPI.COMM_WORLD`` stand for the ranks that train. A spare waits here until it
+    is called, and has a communicator of its own until it is taken in.
+
     Raises:
         LaunchError: mpi4py or its MPI library is missing; a launcher started several processes, but MPI sees one; MPI
             has ended; or this process is a forked child of a rank.
@@ -143,9 +154,18 @@ def communicator(comm: Any = None) -> Any:
         return comm
     refuse_fork()
     _start(MPI)
-    if comm is not None:
+    if comm is not None and not (_spares() and comm == MPI.COMM_WORLD):
         return comm
-    comm = MPI.COMM_WORLD
+    return _latest(_those_that_train(_whole_job(MPI)))
+
+
+def _whole_job(mpi: Any) -> Any:
+    """Return ``MPI.COMM_WORLD``.
+
+    Raises:
+        LaunchError: a launcher started several processes, but MPI sees one.
+    """
+    comm = mpi.COMM_WORLD
     promised = launched_size(os.environ)
     if comm.Get_size() == 1 and promised is not None and promised[1] > 1:
         name, count = promised
@@ -155,7 +175,99 @@ def communicator(comm: Any = None) -> Any:
             "Under Slurm, start with `srun --mpi=pmix`; otherwise, and in place of torchrun, use the mpirun that "
             "belongs to this Python (`pushsum run -np N script.py` finds it); `pushsum doctor` shows both"
         )
-    return _latest(comm)
+    return comm
+
+
+# ---------------------------------------------------------------------- spares
+
+_team: Any = None  # in a job with spares: the communicator of the ranks that train
+_spare: Any = None
+_bench: Any = None
+_when_called: list[Callable[[], None]] = []
+
+
+def _spares() -> int:
+    return settings.read().spares
+
+
+def _those_that_train(whole: Any) -> Any:
+    """Return the communicator of those of a job that train; a spare waits, and gets its own."""
+    global _team, _spare, _bench
+    count = _spares()
+    if not count:
+        return whole
+    if _team is not None:
+        return _team
+    size = whole.Get_size() - count
+    if size < 1:
+        raise LaunchError(
+            f"PUSHSUM_SPARES={count} and {whole.Get_size()} processes: expected more processes than spares. "
+            "`pushsum run -np N --spares K` starts N + K"
+        )
+    from .spares.bench import Bench
+
+    if whole.Get_rank() < size:
+        from .spares.team import form, meet
+
+        meet(range(size))
+        _team = form(range(size), "start")
+    else:
+        from .spares.waiting import Spare
+
+        _spare = Spare(size)
+        _spare.wait_until_called()
+        _team = _spare.comm
+        for callback in _when_called:
+            callback()
+    _bench = Bench(size)
+    return _team
+
+
+def spare() -> Any:
+    """Return this process as a spare that was not taken in; None where it is none."""
+    return None if _spare is None or _spare.taken_in else _spare
+
+
+def has_spares() -> bool:
+    """Tell whether this job has spares."""
+    return _spares() > 0
+
+
+def told_to_wait(call: str) -> str:
+    """Return why a call is refused on a spare that the others have not taken in."""
+    return (
+        f"rank {rank()}: {call} on a spare that the other ranks have not taken in yet: they do that in saver.resume(), "
+        "which brings model, optimizer and position. Make a checkpoint.Saver and call its resume() before anything "
+        "else that all ranks do together"
+    )
+
+
+def bench() -> Any:
+    """Return the spares of this job; None where it has none, or where this rank has not asked for the others yet."""
+    return _bench
+
+
+def when_called(callback: Callable[[], None]) -> None:
+    """Call a function in a spare when it is to take a rank's place."""
+    _when_called.append(callback)
+
+
+def others_live() -> bool:
+    """Tell whether MPI knows of another process that trains and has not died. MPI survives deaths."""
+    mpi = sys.modules["mpi4py.MPI"]
+    mine = _latest(_team) if _spares() and spare() is None else mpi.COMM_WORLD
+    mine, everyone, failed = mine.Get_group(), mpi.COMM_WORLD.Get_group(), mpi.COMM_WORLD.Get_failed()
+    processes = set(mine.Translate_ranks(list(range(mine.Get_size())), everyone))
+    dead = set(failed.Translate_ranks(list(range(failed.Get_size())), everyone))
+    return len(processes - dead) > 1
+
+
+def dismiss_spares() -> None:
+    """This rank has ended its work. When all ranks have, the spares end."""
+    from .spares.bench import Bench
+
+    found = Bench(sys.modules["mpi4py.MPI"].COMM_WORLD.Get_size() - _spares()) if _bench is None else _bench
+    found.dismiss()
 
 
 _succeeded: list[tuple[Any, Any]] = []  # communicators of MPI that have lost ranks, and those of the survivors
@@ -234,9 +346,14 @@ def _rank_and_size() -> tuple[int, int]:
     if (own := _rank_of_thread.get()) is not None:
         return own.rank, own.size
     if _place is None:
-        comm = communicator()
-        _place = int(comm.Get_rank()), int(comm.Get_size())
+        _place = _find_place()
     return _place
+
+
+def _find_place() -> tuple[int, int]:
+    comm = communicator()
+    waits = spare()
+    return (waits.place, waits.size) if waits is not None else (int(comm.Get_rank()), int(comm.Get_size()))
 
 
 def hostname() -> str:

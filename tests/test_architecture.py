@@ -48,6 +48,7 @@ ROOMS = (
     "ending",
     "forked_end",
     "world",
+    "spares",
     "progress",
     "settings",
     "_torch_compat",

@@ -306,6 +306,18 @@ def test_own_tensor_is_what_the_module_itself_holds():
     assert _torch_compat.own_tensor(model[1], "running_mean") is model[1].running_mean
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings(r"ignore:.torch\.jit\.(script|trace|trace_method). is deprecated")
+def test_plain_tables_are_what_a_module_holds_but_not_one_that_is_scripted():
+    model = nn.BatchNorm1d(3)
+    parameters, buffers = _torch_compat.plain_tables(model)
+    assert list(parameters.values()) == [model.weight, model.bias]
+    model.weight = nn.Parameter(torch.zeros(3))
+    assert parameters["weight"] is model.weight, "the module's own table, and not a copy"
+    assert set(buffers) == {"running_mean", "running_var", "num_batches_tracked"}
+    assert _torch_compat.plain_tables(torch.jit.script(nn.Linear(2, 3))) == ()
+
+
 def test_own_tensor_follows_assignment():
     model = nn.Linear(2, 3)
     old = model.weight

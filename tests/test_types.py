@@ -50,7 +50,7 @@ ps.barrier(comm="world")  # wrong
 ps.average("loss")  # wrong
 ps.sum(None)  # wrong
 ps.average(torch.ones(1)).no_such_method()  # wrong
-ps.consensus_distance(model)  # wrong
+ps.consensus_distance(0)  # wrong
 ps.broadcast_parameters(model, root="0")  # wrong
 """
 

@@ -3,18 +3,19 @@
     pushsum run -np 2 examples/benchmarks/memory_checkpoint.py
     pushsum run -np 4 examples/benchmarks/memory_checkpoint.py --every 20 --blocks 9
     pushsum run -np 2 examples/benchmarks/memory_checkpoint.py --compute 0
+    pushsum run -np 2 examples/benchmarks/memory_checkpoint.py --compute 0 --optimizer AdamW
 
 Interleaved blocks of ``--every`` steps, so that a busy machine disturbs all alike:
 
-    plain      steps of PushSumOptimizer around SGD with momentum, in ResNet-50's 161 shapes
+    plain      steps of PushSumOptimizer around SGD with momentum, or AdamW, in ResNet-50's 161 shapes
     memory     the same, with Saver(..., memory_every=EVERY): one checkpoint in memory per block
     disk       the same, with one checkpoint on disk per block
 
-Beside them: one plain copy of the state (parameters and momentum) in the memory of the process, which is the floor; and
-the seconds that one save takes. Each step has ``--compute`` seconds of waiting in it, in the place of a forward and a
-backward on a GPU: ResNet-50 with a batch of 256 takes about 0.25 s on one. With 0 there is nothing but the update and
-the exchange, the least favourable step. The figures are those of the slowest rank; quote the ratios. Those of processor
-time, of the thread that steps, also hold on a machine that does other work beside.
+Beside them: one plain copy of the state (parameters and optimizer state) in the memory of the process, which is the
+floor; and the seconds that one save takes. Each step has ``--compute`` seconds of waiting in it, in the place of a
+forward and a backward on a GPU: ResNet-50 with a batch of 256 takes about 0.25 s on one. With 0 there is nothing but
+the update and the exchange, the least favourable step. The figures are those of the slowest rank; quote the ratios.
+Those of processor time, of the thread that steps, also hold on a machine that does other work beside.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=5, help="timed blocks of each kind (default 5)")
     parser.add_argument("--compute", type=float, default=0.25, help="seconds of waiting in each step (default 0.25)")
     parser.add_argument("--staleness", type=int, default=0, help="default 0")
+    parser.add_argument("--optimizer", choices=["SGD", "AdamW"], default="SGD", help="SGD: with momentum (default)")
     parser.add_argument("--without-disk", action="store_true", help="leave out the checkpoints on disk")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -55,7 +57,11 @@ def main() -> None:
     parameters = [torch.nn.Parameter(torch.randn(shape) * 1e-2) for shape in resnet50_shapes()]
     for parameter in parameters:
         parameter.grad = torch.full_like(parameter, 1e-6)
-    inner = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+    inner: torch.optim.Optimizer = (
+        torch.optim.AdamW(parameters, lr=1e-3)
+        if arguments.optimizer == "AdamW"
+        else torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+    )
     optimizer = ps.PushSumOptimizer(inner, staleness=arguments.staleness)
     folder = Path(comm.bcast(tempfile.mkdtemp(prefix="memory-checkpoint-") if comm.rank == 0 else None))
     saver = ps.checkpoint.Saver(folder / "memory", optimizer, memory_every=arguments.every, signals=())
@@ -89,7 +95,9 @@ def main() -> None:
         torch._foreach_copy_(copies, states)
         used["copy"].append(1e3 * (time.thread_time() - busy))
 
-    nothing = lambda: None
+    def nothing() -> None:
+        pass
+
     kinds: dict[str, Callable[[], None]] = {"plain": block(nothing, nothing), "memory": block(in_memory, nothing)}
     if not arguments.without_disk:
         kinds["disk"] = block(nothing, lambda: ps.checkpoint.save(folder / "disk", optimizer, keep=1))
@@ -99,7 +107,8 @@ def main() -> None:
             milliseconds = slowest(comm, action)
             if turn >= 2:
                 times[name].append(milliseconds)
-    states = [*parameters, *(state["momentum_buffer"] for state in inner.state.values())]
+    held = [tensor for state in inner.state.values() for tensor in state.values()]
+    states = [*parameters, *(tensor for tensor in held if tensor.dim())]
     copies = [torch.empty_like(tensor) for tensor in states]
     copy = [slowest(comm, one_copy) for _ in range(9)]
     nbytes = sum(tensor.numel() * 4 for tensor in states)

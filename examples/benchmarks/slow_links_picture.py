@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 COLOURS = {"ddp": "#1c2b40", "sgp": "#3566a8", "noloco": "#4d8a43", "diloco": "#b0602a"}
 LEFT, TOP, WIDTH, HEIGHT, BETWEEN = 56, 44, 560, 250, 84  # of a panel, in pixels
@@ -58,18 +58,22 @@ def panel(lines: list[dict], top: float) -> Iterator[str]:
     for power in range(least, most + 1):
         yield f'<text x="{x(10.0**power):.1f}" y="{top + HEIGHT + 18}" text-anchor="middle">{size(power)}</text>'
     yield f'<text x="{LEFT + WIDTH}" y="{top + HEIGHT + 36}" text-anchor="end">bytes sent per rank</text>'
+    named: list[tuple[float, float]] = []
     for line in lines:
         if line["bytes"]:
-            yield from point(line, x, y)
+            place = x(line["bytes"]), y(statistics.fmean(line["losses"].values()))
+            beside = any(abs(place[0] - across) < 100 and abs(place[1] - down) < 12 for across, down in named)
+            named.append(place)
+            yield from point(line, *place, y, left=beside)
         else:
             across = y(statistics.fmean(line["losses"].values()))
             yield f'<path d="M{LEFT} {across:.1f}h{WIDTH}" stroke="#7a8290" stroke-width="2" stroke-dasharray="6 5"/>'
             yield f'<text x="{LEFT + WIDTH + 9}" y="{across + 4:.1f}" font-size="12">alone, 0 bytes</text>'
 
 
-def point(line: dict, x, y) -> Iterator[str]:
+def point(line: dict, across: float, down: float, y: Callable[[float], float], *, left: bool) -> Iterator[str]:
+    """Draw a point with its range, and its name: on the left where the right is taken."""
     values = list(line["losses"].values())
-    across, down = x(line["bytes"]), y(statistics.fmean(values))
     colour = COLOURS[line["who"].partition("/")[0]]
     hollow = line["wire"] != "float32"
     yield f'<path d="M{across:.1f} {y(max(values)):.1f}V{y(min(values)):.1f}" stroke="{colour}" stroke-width="2"/>'
@@ -77,7 +81,8 @@ def point(line: dict, x, y) -> Iterator[str]:
     yield f'<circle cx="{across:.1f}" cy="{down:.1f}" r="4.5" fill="{fill}" stroke="{colour}" stroke-width="2"/>'
     outer = f" ({line['outer'].replace(',', ', ')})" if line["outer"] else ""
     name = line["who"] + (f" {line['wire']}" if hollow else "") + outer
-    yield f'<text x="{across + 9:.1f}" y="{down + 4:.1f}" font-size="12">{name}</text>'
+    side = f'x="{across - 9:.1f}" text-anchor="end"' if left else f'x="{across + 9:.1f}"'
+    yield f'<text {side} y="{down + 4:.1f}" font-size="12">{name}</text>'
 
 
 def size(power: int) -> str:

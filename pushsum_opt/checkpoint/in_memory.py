@@ -46,7 +46,7 @@ class InMemory:
         self._push_sum = push_sum
         self._every = every
         self._limit = limit
-        speaks = push_sum.member.speaks
+        speaks = push_sum.member.speaks or push_sum.member.survival.waits  # for a spare the name is there already
         where = usable_memory(memory)
         name = try_together(push_sum, "saving", lambda: name_of_run(directory) if speaks else None)[0]
         self._directory = directory

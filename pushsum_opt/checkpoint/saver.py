@@ -15,12 +15,14 @@ from .. import progress
 from ..errors import CheckpointError, ConfigurationError
 from ..exit_codes import REQUEUE
 from ..log import log
-from ..push_sum import push_sum_of
+from ..push_sum import push_sum_of, rounds
+from ..push_sum.welcoming import be_taken_in, can_take_in, take_in
 from ..tensor_kinds import lasting
 from ..transport import calling
 from .batches import Batches, Places
 from .in_memory import InMemory
 from .part import Companions
+from .position import Position, load_position, pack_position
 from .resuming import begin_again
 from .saving import save
 from .signals import Signals
@@ -126,7 +128,8 @@ class Saver:
         member = self._push_sum.member
         made = member.survival.together(begin, commit=member.followers.append, undo=Surviving.close)
         self._votes, self._memory = made.votes, made.memory
-        progress.begins(member.started_as)
+        if not member.survival.waits:
+            progress.begins(member.started_as)
         self._signals = Signals(signals)
         self._asked = False
         self._steps = 0
@@ -164,6 +167,8 @@ class Saver:
             CheckpointError: see :func:`~pushsum_opt.checkpoint.load`; or too little is left.
         """
         companions = Companions(**self._beside)
+        if self._push_sum.member.survival.waits:
+            return self._be_taken_in(companions)
         with self._push_sum.member.ending_together(), lasting():
             found = self._push_sum.member.survival.together(
                 lambda: begin_again(self._push_sum, self._directory, self._optimizer, companions, self._memory, enough),
@@ -183,6 +188,37 @@ class Saver:
         ratio = found.size / self._push_sum.size
         self._places.resume(extra.pop(PLACES, ()), exact=found.exact, ratio=ratio)
         return extra
+
+    # ------------------------------------------------------------------ spares
+
+    def _be_taken_in(self, companions: Companions) -> dict[str, Any]:
+        """Take part from now on, with the state and the position of another rank."""
+        taken = Position()
+
+        def load(packed: bytes) -> None:
+            nonlocal taken
+            with lasting():
+                taken = load_position(packed, self._optimizer, companions)
+
+        member = self._push_sum.member
+        be_taken_in(member, load, self._position)
+        progress.begins(member.started_as)
+        self._steps, self._saved_round = taken.steps, taken.saved_round
+        extra = dict(taken.extra)
+        self._places.resume(extra.pop(PLACES, ()), exact=False, ratio=1.0)
+        self._extra = extra
+        return dict(extra)
+
+    def _position(self) -> bytes:
+        """Return what a spare needs to go on where this rank is."""
+        here = Position(self._steps, self._saved_round, self._with_places(self._extra))
+        return pack_position(self._optimizer, Companions(**self._beside), here)
+
+    def _take_in(self) -> None:
+        """Collective. Take in the spares that are ready."""
+        member = self._push_sum.member
+        rounds.drain(member, "Saver.after_step()")
+        take_in(member, self._position)
 
     def batches(self, loader: Iterable[Any]) -> Batches:
         """Return the batches of one epoch; after :meth:`resume`, those behind the last one before the checkpoint.
@@ -226,6 +262,8 @@ class Saver:
             self.save(**extra)
         elif self._keep_is_due() if self._votes.in_step else tally is not None and tally.keep:
             self._keep_in_memory()
+        if tally is not None and tally.take_in and not tally.finished:
+            self._take_in()
 
     def save(self, **extra: Any) -> Path:
         """Collective. Save now."""
@@ -266,7 +304,8 @@ class Saver:
             alone = not self._votes.in_step
             wish = alone and due and not (tally and tally.save)
             keep = alone and self._keep_is_due() and not (tally and (tally.keep or tally.save))
-            self._cast(stop=self._wants_stop, save=wish, keep=keep)
+            take = can_take_in(self._push_sum.member.survival)
+            self._cast(stop=self._wants_stop, save=wish, keep=keep, take_in=take)
         return tally
 
     def _cast(self, **wishes: bool) -> None:

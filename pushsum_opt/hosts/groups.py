@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -42,6 +43,8 @@ class Hosts(Participant):
         sharded: the ranks of a host hold different parts of the model already (FSDP2), so each lane carries all that
             its ranks hold, and nothing is put together.
         timeout: seconds without progress after which waiting for a rank of this host is an error.
+        label: what ranks of one host have in common; None: found out here.
+        seen: called with the labels of all ranks, before hosts with different numbers of ranks are refused.
 
     Raises:
         ConfigurationError: on every rank, where hosts have different numbers of ranks, or a data weight is bad.
@@ -49,10 +52,22 @@ class Hosts(Participant):
 
     kind = "host"
 
-    def __init__(self, comm: Any, *, data_weight: float, sharded: bool, timeout: float) -> None:
+    def __init__(
+        self,
+        comm: Any,
+        *,
+        data_weight: float,
+        sharded: bool,
+        timeout: float,
+        label: int | None = None,
+        seen: Callable[[Sequence[int]], None] = lambda labels: None,
+    ) -> None:
         super().__init__(comm)
-        label = host_label(comm, settings.read().ranks_per_host)
+        self._own_weight, self._timeout = data_weight, timeout
+        label = host_label(comm, settings.read().ranks_per_host) if label is None else label
         labels, weights = _everyone(comm, label, data_weight, timeout)
+        seen(labels)
+        self._label = label
         members = [rank for rank, its in enumerate(labels) if its == label]
         _refuse_unequal(self.rank, labels)
         self.members = members
@@ -69,11 +84,16 @@ class Hosts(Participant):
         self.gossip_comm = split(comm, self.lane)
         self.gossip_ranks = [r for r in range(self.size) if labels[:r].count(labels[r]) == self.lane]
         self._host_comm = split(comm, labels.index(label))
+        # Once a rank of the host waits for another one on these, that one has them too, and can revoke them.
+        gather_once(comm, b"\0", "making communicators of hosts", timeout)
         self._events = Events()
         self._events.subscribe(StallInspector(self.rank))
         self.channel = Channel.open(self._host_comm, self._events, timeout=timeout, ranks=members)
         """Over the ranks of this host."""
         self.channels = (self.channel,)
+
+    def among(self, comm: Any) -> Hosts:
+        return Hosts(comm, data_weight=self._own_weight, sharded=self.sharded, timeout=self._timeout, label=self._label)
 
     def subscribe(self, listener: Listener) -> None:
         self._events.subscribe(listener)
@@ -133,7 +153,7 @@ class Hosts(Participant):
     def close(self, *, cleanly: bool) -> None:
         self.channel.close()
         for comm in (self._host_comm, self.gossip_comm):  # after an error, freeing could wait for a rank that is gone
-            if cleanly and hasattr(comm, "Free") and not _finalized():
+            if cleanly and hasattr(comm, "Free") and _can_be_freed(comm):
                 comm.Free()
 
     def __repr__(self) -> str:
@@ -158,7 +178,7 @@ def _refuse_unequal(rank: int, labels: list[int]) -> None:
         )
 
 
-def _finalized() -> bool:
-    from mpi4py import MPI
+def _can_be_freed(comm: Any) -> bool:
+    from ..transport.mpi import can_be_freed
 
-    return bool(MPI.Is_finalized())
+    return can_be_freed(comm)

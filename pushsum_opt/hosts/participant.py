@@ -45,6 +45,10 @@ class Participant:
         self.lanes = 1
         """How many ranks the participant has."""
 
+    def among(self, comm: Any) -> Participant:
+        """Collective. Return the participant of this rank among others, such as the survivors of a loss."""
+        return Participant(comm)
+
     @property
     def shard(self) -> tuple[int, int]:
         """(l, L): this rank exchanges part l of L of what it holds with other participants."""

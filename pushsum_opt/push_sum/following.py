@@ -16,6 +16,9 @@ class Follower(ABC):
     followers, in the same order. One that is over on this rank still reports: others may not know yet how it ended.
     """
 
+    has_newcomers = False
+    """Whether spares that are taken in have made one too. If not, they are taken in only when it has ended."""
+
     @abstractmethod
     def report(self) -> Any:
         """Return what the other survivors need of this rank: anything that JSON can hold. Local; may be repeated."""

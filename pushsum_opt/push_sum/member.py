@@ -7,10 +7,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from .. import faults, graphs, transport
+from .. import faults, graphs, transport, world
 from ..arguments import GraphLike
 from ..channel import Channel
 from ..channel.agreement import agree, normalised_data_weight
+from ..errors import CallOrderError
 from ..faults import Account, Given, Ledger, Settlement
 from ..gossip.merging import Merger
 from ..gossip.protocol import Exchange
@@ -22,6 +23,7 @@ from ..start.first_step import NOTHING, FirstStep
 from ..transport.calls import calling
 from . import closing, opening, succession
 from .following import Follower
+from .host_calls import HostCalls
 from .lifetime import WHOLE, Lifetime
 from .mass import Mass
 from .opening import CALL, Options, WrapperOptions
@@ -56,7 +58,10 @@ class Member:
         """What is done when ranks have died."""
         self._graph = graph
         self.memory = opening.bind_memory(comm, values, names, options, host, wrapper.by_element)
-        self.graph: graphs.Graph = graphs.resolve(graph, comm.Get_size(), warn=host.rank == 0)
+        # A spare is alone until the others take it in; no graph of the user's needs to be one for a single rank.
+        self.graph: graphs.Graph = graphs.resolve(
+            None if survival.waits else graph, comm.Get_size(), warn=host.rank == 0
+        )
         self.statistics = Statistics()
         self.listeners = Events()
         """Who follows what this rank does; other channels of this rank report their waits here too."""
@@ -65,7 +70,9 @@ class Member:
         self.process = transport.process(comm)
         self.held: list[Any] = values
         """The tensors that are exchanged; none once closed."""
-        self.followers: list[Follower] = []
+        self.host_calls = HostCalls(survival)
+        """What the ranks of a host do together between rounds."""
+        self.followers: list[Follower] = [self.host_calls]
         """What survivors of a loss have to take up again beside the rounds; the same on every rank."""
         self.before_close: list[Callable[[], None]] = []
         """Called first when this is closed: all ranks must close together what they made together."""
@@ -82,6 +89,8 @@ class Member:
         """What may be called now, and who is told when this rank fails."""
         self.mass = Mass.begin(1.0)
         """w, a and k of this rank."""
+        self.initial_of_all: tuple[float, ...] = ()
+        """a of every participant, once others than at the start take part."""
         self._resumes_at = 0
         self.stands_still = False
         """Whether it takes no part in the exchange, as ranks have died and the others have not settled that."""
@@ -110,7 +119,7 @@ class Member:
         """This rank, among all of the job."""
         self.size: int = host.size
         """The number of ranks of the job."""
-        self.speaks = self.rank == 0
+        self.speaks = self.rank == 0 and not self.survival.waits
         """Whether this is the one rank of the job that speaks for all."""
         host.subscribe(self.listeners)
         self.events = opening.events(host, self.listeners, self.options.staleness, self.memory)
@@ -264,6 +273,11 @@ class Member:
         """Return a context as :meth:`failing_together`, for interrupts only: all ranks have the same errors."""
         return self.lifetime.failing_together(only_interrupts=True)
 
+    def refuse_while_waiting(self, call: str) -> None:
+        """Raise CallOrderError for a call of all ranks, on a spare that the others have not taken in."""
+        if self.survival.waits:
+            raise CallOrderError(world.told_to_wait(call))
+
     def around_late_merges(self, context: Callable[[int], AbstractContextManager[None]]) -> None:
         """Have messages that outlive their round merged inside a context, made from the round in which they were sent.
 
@@ -323,6 +337,7 @@ class Member:
             account: that of this rank.
             place: the number of this rank among them.
         """
+        self.initial_of_all = settlement.initial
         initial = settlement.initial[place]
         self.mass = Mass(account.weight * settlement.factor, initial, self.round)
         self.memory.scale_residuals(settlement.factor)
@@ -332,10 +347,11 @@ class Member:
 
     def rejoin(self, comm: Any) -> None:
         """Collective over the survivors. Exchange with them from now on."""
-        host = Participant(comm)
-        self.graph = opening.graph_of_survivors(self._graph, self.graph, comm.Get_size(), speaks=host.rank == 0)
+        host = self.host.among(comm)
+        size = host.gossip_comm.Get_size()
+        self.graph = opening.graph_of_survivors(self._graph, self.graph, size, speaks=host.rank == 0)
         try:
-            self._connect(comm, host)
+            self._connect(host.gossip_comm, host)
             self.lifetime.move(self.channel, self.graph.partners(self.participant, self.participants), host)
             self._begin_to_gossip()
         except BaseException:  # another rank has died: what was opened half-way is of no use

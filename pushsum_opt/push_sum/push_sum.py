@@ -98,7 +98,7 @@ class PushSum:
         transport.check(comm)
         options = Options(staleness, data_weight, wire_dtype, nonfinite, timeout, rate_correction)
         combinations.refuse(comm, staleness=staleness, rate_correction=rate_correction)
-        survival = survival_of(comm, on_loss, timeout)
+        survival = survival_of(comm if host is None else host.comm, on_loss, timeout)
 
         def make() -> Member:
             now = world.communicator(comm)
@@ -112,12 +112,12 @@ class PushSum:
     @property
     def rank(self) -> int:
         """This rank, among all of the job."""
-        return self.member.rank
+        return self.member.rank if not self.member.survival.waits else self.member.started_as
 
     @property
     def size(self) -> int:
         """The number of ranks of the job."""
-        return self.member.size
+        return self.member.size if not self.member.survival.waits else len(self.members)
 
     @property
     def participant(self) -> int:
@@ -176,8 +176,11 @@ class PushSum:
 
     @property
     def members(self) -> tuple[int, ...]:
-        """The ranks that take part, by their numbers when the job was started; :attr:`rank` is a place in it."""
-        return self.member.survival.ranks
+        """The ranks that take part, by their numbers when the job was started; :attr:`rank` is a place in it.
+
+        A spare has the number of the rank whose place it has taken.
+        """
+        return self.member.survival.members_of_the_job
 
     @property
     def on_loss(self) -> str:
@@ -190,7 +193,9 @@ class PushSum:
         return list(self.member.survival.losses)
 
     def on_change(self, callback: Callable[[], None]) -> None:
-        """Call a function whenever ranks were lost, once this rank can go on; rank, size and members are new then."""
+        """Call a function whenever ranks were lost, or spares have taken their places, once this rank can go on; rank,
+        size and members are new then.
+        """
         self.member.survival.on_change.append(callback)
 
     @property

@@ -36,19 +36,20 @@ def attempt(survival: Continue) -> None:
     before = survival.crew.comm
     survival.crew = crew = survival.crew.survivors(survival.wait_for, survival.committed)
     world.succeed(before, crew.comm)
-    agreed: list[Settlement] | None = None
+    agreed: list[list[Settlement]] | None = None
     try:
         channel = survival.open_channel()
         reports = channel.gather_objects(_report(survival), "the accounts of all survivors")
+        # Some have perhaps not heard yet which ranks share a host; all must find the same here.
+        survival.hosts = {rank: label for report in reports for rank, label in report["hosts"]}
+        survival.lose_hosts({survival.host_of(rank) for rank in survival.hosts if rank not in crew.ranks})
         survival.learn(max(report["committed"] for report in reports))
         members = _common(survival, reports)
         mine = [_account(survival, member, reports) for member in members]
         rows = channel.gather_objects(
             [_told_to_all(*one) for one in zip(members, mine, strict=True)], "what was taken back"
         )
-        agreed = [
-            settle([Account(*row[k]["account"]) for row in rows], one.participants) for k, one in enumerate(members)
-        ]
+        agreed = [_settle_lanes(survival, one, [row[k] for row in rows]) for k, one in enumerate(members)]
     except RanksLost:
         pass
     if not crew.agree(agreed is not None):
@@ -56,14 +57,32 @@ def attempt(survival: Continue) -> None:
     assert agreed is not None
     survival.give_up([one for one in survival.members if one not in members])
     survival.settle(channel, _loss(survival, agreed))
-    for k, (member, settlement, account) in enumerate(zip(members, agreed, mine, strict=True)):
-        member.settle(settlement, account, crew.comm.Get_rank())
+    lane = survival.lane_of(survival.me)
+    place = [rank for rank in survival.ranks if survival.lane_of(rank) == lane].index(survival.me)
+    for k, (member, settlements, account) in enumerate(zip(members, agreed, mine, strict=True)):
+        lanes = len(settlements)
+        member.settle(settlements[lane if lanes > 1 else 0], account, place if lanes > 1 else crew.comm.Get_rank())
         for place, follower in enumerate(member.followers):
             follower.settle([row[k]["followers"][place] for row in rows])
     for member in members:
         member.rejoin(crew.comm)
         for follower in member.followers:
             follower.rejoin()
+
+
+def _settle_lanes(survival: Continue, member: Member, rows: Sequence[dict[str, Any]]) -> list[Settlement]:
+    """Return what holds from now on for each lane of a host; there is one where each rank takes part by itself.
+
+    The lanes carry different parts of the model, and each has its own mass.
+    """
+    accounts = [Account(*row["account"]) for row in rows]
+    if member.host.lanes == 1:
+        return [settle(accounts, member.participants)]
+    ranks = survival.crew.ranks
+    by_host: dict[Any, list[Account]] = {}
+    for rank, account in zip(ranks, accounts, strict=True):
+        by_host.setdefault(survival.host_of(rank), []).append(account)
+    return [settle(lane, member.participants) for lane in zip(*by_host.values(), strict=True)]
 
 
 def _told_to_all(member: Member, account: Account) -> dict[str, Any]:
@@ -75,10 +94,11 @@ def _report(survival: Continue) -> dict[str, Any]:
     return {
         "rank": survival.crew.ranks[survival.crew.comm.Get_rank()],
         "committed": survival.committed,
+        "hosts": list(survival.hosts.items()),
         "members": {
             member.name: {
-                "opened": [[survival.ranks[peer], count] for peer, count in member.ledger.opened.items()],
-                "heard": [[survival.ranks[peer], round] for peer, round in member.ledger.heard.items()],
+                "opened": [[_number(survival, member, peer), count] for peer, count in member.ledger.opened.items()],
+                "heard": [[_number(survival, member, peer), round] for peer, round in member.ledger.heard.items()],
             }
             for member in survival.members
         },
@@ -92,12 +112,12 @@ def _common(survival: Continue, reports: Sequence[dict[str, Any]]) -> list[Membe
 
 def _account(survival: Continue, member: Member, reports: Sequence[dict[str, Any]]) -> Account:
     """Return what this rank holds with what it takes back."""
-    me = survival.ranks[member.participant]
+    me = _number(survival, member, member.participant)
     opened = {report["rank"]: dict(report["members"][member.name]["opened"]) for report in reports}
     heard = last_heard([dict(report["members"][member.name]["heard"]) for report in reports])
-    places = {rank: place for place, rank in enumerate(survival.ranks)}
+    places = {_number(survival, member, place): place for place in range(member.participants)}
     dead = [place for rank, place in places.items() if rank not in opened]
-    sent = member.surely_sent({places[rank]: round for rank, round in heard.items()}, dead)
+    sent = member.surely_sent({places[rank]: round for rank, round in heard.items() if rank in places}, dead)
     back = []
     for rank, place in places.items():
         if rank in opened:
@@ -108,14 +128,24 @@ def _account(survival: Continue, member: Member, reports: Sequence[dict[str, Any
     return Account(member.push_weight + mass, member.data_weight, member.round, len(back), mass)
 
 
-def _loss(survival: Continue, agreed: Sequence[Settlement]) -> Loss:
+def _number(survival: Continue, member: Member, participant: int) -> int:
+    """Return a rank of the gossip by its number when the job was started; of a host, that with this rank's lane."""
+    if member.host.lanes == 1:
+        return survival.ranks[participant]
+    return [rank for rank in survival.ranks if survival.lane_of(rank) == member.host.lane][participant]
+
+
+def _loss(survival: Continue, lanes: Sequence[Sequence[Settlement]]) -> Loss:
+    """Return what was lost; where the lanes of a host have different masses, their mean."""
+    agreed = [one for settlements in lanes for one in settlements]
+    count = len(agreed) / max(1, len(lanes))
     lost = tuple(rank for rank in survival.ranks if rank not in survival.crew.ranks)
     return Loss(
         ranks=lost,
         round=max((one.round for one in agreed), default=0),
-        mass=sum(one.lost for one in agreed),
+        mass=sum(one.lost for one in agreed) / count if agreed else 0.0,
         taken_back=sum(one.taken_back for one in agreed),
-        mass_taken_back=sum(one.mass_taken_back for one in agreed),
+        mass_taken_back=sum(one.mass_taken_back for one in agreed) / count if agreed else 0.0,
         seconds=0.0,
     )
 

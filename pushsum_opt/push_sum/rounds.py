@@ -19,7 +19,17 @@ from .lifetime import MERGING, WHOLE
 if TYPE_CHECKING:
     from .member import Member
 
-__all__ = ["await_in_flight", "drain", "drain_within", "exact_round", "meet", "merge_in_flight", "mix", "reassemble"]
+__all__ = [
+    "await_in_flight",
+    "drain",
+    "drain_within",
+    "exact_round",
+    "meet",
+    "merge_in_flight",
+    "mix",
+    "reassemble",
+    "reassemble_between",
+]
 
 
 def mix(member: Member) -> None:
@@ -115,6 +125,7 @@ def drain(member: Member, call: str) -> None:
 
 def drain_within(member: Member, call: str) -> None:
     """Collective. What :func:`drain` does, in the work of another call that all ranks make and commit."""
+    member.refuse_while_waiting(call)
     member.lifetime.refuse_if_on_loan(call)
     member.lifetime.refuse_out_of_step(call)
     with member.collective(call, MERGING):
@@ -131,6 +142,7 @@ def merge_in_flight(member: Member, call: str) -> None:
 
 def await_in_flight(member: Member, call: str) -> None:
     """Collective. Wait until every message in flight has come, so that it can be counted without merging it."""
+    member.refuse_while_waiting(call)
     member.lifetime.refuse_out_of_step(call)
     with member.collective(call, MERGING if member.options.staleness == "unbounded" else WHOLE):
         with _counting(member):
@@ -140,6 +152,7 @@ def await_in_flight(member: Member, call: str) -> None:
 
 def meet(member: Member, call: str) -> None:
     """Collective. Make sure that every rank makes this call now, and no other."""
+    member.refuse_while_waiting(call)
     member.lifetime.refuse_out_of_step(call)
     with member.collective(call):
         member.mode.meet(member.round, call)
@@ -151,7 +164,13 @@ def reassemble(member: Member) -> None:
     member.events.release()
 
 
+def reassemble_between(member: Member) -> None:
+    """Collective over a host. Do so in a step that ends without a round."""
+    member.host_calls.run(partial(reassemble, member), lambda: None)
+
+
 def _before_round(member: Member, call: str) -> None:
+    member.refuse_while_waiting(call)
     member.lifetime.refuse_if_on_loan(call)
     member.first_step_is_over()
 

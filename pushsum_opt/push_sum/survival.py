@@ -9,20 +9,20 @@ calls they have committed. An error that all ranks raise in the call, and after 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .. import transport, world
+from .. import settings, transport, world
 from ..arguments import OnLoss
 from ..channel import Channel
 from ..errors import ConfigurationError, PeerTimeout, PushSumError, RanksLost
 from ..faults import Loss
 from ..log import log
 from ..transport.calls import calling_only
-from . import recovery
+from . import recovery, welcoming
 
 if TYPE_CHECKING:
     from .member import Member
@@ -70,8 +70,47 @@ class Survival:
         self.ranks: tuple[int, ...] = tuple(range(size))
         """Those that take part, by their numbers when the job was started."""
         self.losses: list[Loss] = []
+        self.hosts: dict[int, int] = {}
+        """The host of each rank, where a host is one participant, and lost as a whole; empty: each rank for itself."""
+        self.label: int | None = None
+        """What this rank has in common with others of its host; None: not found out."""
+        self.vacant: list[int] = []
+        """Ranks that were lost and whose places no spare has taken, in the order in which they were lost."""
         self.on_change: list[Callable[[], None]] = []
         """Called, after a loss, once this rank can go on."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether this is a spare that the other ranks have not taken in."""
+        return False
+
+    @property
+    def me(self) -> int:
+        """This rank, by its number when the job was started; where survivors go on."""
+        return -1
+
+    def host_of(self, rank: int) -> tuple[str, int]:
+        """Return what ranks of one host have in common, and no others."""
+        return ("host", self.hosts[rank]) if rank in self.hosts else ("rank", rank)
+
+    def lane_of(self, rank: int) -> int:
+        """Return the place of a rank among those of its host, of those that take part."""
+        return [one for one in self.ranks if self.host_of(one) == self.host_of(rank)].index(rank)
+
+    def learn_hosts(self, labels: Sequence[int]) -> None:
+        """Take note of which ranks share a host.
+
+        Args:
+            labels: one for each rank that takes part, equal on one host.
+
+        Raises:
+            RanksLost: hosts had lost ranks before; their other ranks end in this call, and are lost then.
+        """
+
+    @property
+    def members_of_the_job(self) -> tuple[int, ...]:
+        """Those that take part, and this one. A spare that waits does not know who does; it takes them for all."""
+        return self.ranks
 
     def once(self, work: Callable[[], None]) -> None:
         """Do something that a loss ends, and that is not repeated afterwards: a round of gossip."""
@@ -121,7 +160,10 @@ class Continue(Survival):
         self.channel: Channel | None = None
         """Over those that take part."""
         self._process = transport.process(comm)
-        self._timeout = timeout
+        self.label = transport.host_label(comm, settings.read().ranks_per_host)
+        if self.crew.waits:
+            self.ranks = self.crew.ranks
+        self.timeout = timeout
         self._busy = False
         self._said = 0
         self._undecided: tuple[Callable[[], None], Callable[[], None]] | None = None
@@ -129,6 +171,19 @@ class Continue(Survival):
             self.channel = Channel.open(comm, timeout=timeout)
         except RanksLost:
             self._recover()
+
+    @property
+    def waits(self) -> bool:
+        return self.crew.waits
+
+    @property
+    def me(self) -> int:
+        place: int = self.crew.comm.Get_rank()
+        return self.crew.ranks[place]
+
+    @property
+    def members_of_the_job(self) -> tuple[int, ...]:
+        return tuple(range(world.size())) if self.waits else self.ranks
 
     @property
     def members(self) -> list[Member]:
@@ -212,11 +267,29 @@ class Continue(Survival):
             self._said = self.committed
             self.crew.say_over(self.committed)
 
+    def learn_hosts(self, labels: Sequence[int]) -> None:
+        self.hosts = dict(zip(self.ranks, labels, strict=True))
+        if not self.losses:
+            return
+        most = max(labels.count(label) for label in labels)
+        self.lose_hosts({self.host_of(rank) for rank in self.ranks if labels.count(self.hosts[rank]) < most})
+
+    def lose_hosts(self, hosts: Collection[tuple[str, int]]) -> None:
+        """End here where this rank belongs to one of these hosts; raise RanksLost where others do."""
+        leaving = [rank for rank in self.crew.ranks if self.host_of(rank) in hosts]
+        if self.me in leaving:
+            self.crew.leave(
+                f"rank {self.me} ends, as its host has lost a rank: with within_host a host is lost as a whole. The "
+                "other hosts go on"
+            )
+        if leaving:
+            raise RanksLost("the other ranks of hosts that have lost a rank are about to end")
+
     # ------------------------------------------------------------------ recovery
 
     def _recover(self) -> None:
         """Collective over the survivors. Find out who is lost, settle the mass, and go on without them."""
-        begin, known = time.monotonic(), len(self.losses)
+        begin, known, before = time.monotonic(), len(self.losses), self.ranks
         with calling_only("the recovery after a loss"):
             while True:
                 try:
@@ -232,8 +305,20 @@ class Continue(Survival):
         if self.crew.comm.Get_rank() == 0:
             for loss in self.losses[known:]:
                 log.warning("%s", recovery.told(loss, self.ranks))
-        for callback in tuple(self.on_change):
+            self._say_that_no_spare_can_come(known)
+        for callback in tuple(self.on_change) if self.ranks != before else ():
             callback()
+
+    def _say_that_no_spare_can_come(self, known: int) -> None:
+        bench = self.crew.bench
+        if bench is None or len(self.losses) == known:
+            return
+        if not bench.left(self.crew.processes):
+            log.warning("no spare is left to take the place")
+        elif not welcoming.is_possible(self):
+            log.warning(
+                "no spare can take the place: that needs exactly one optimizer that is open, with one checkpoint.Saver"
+            )
 
     def wait_for(self, left: Callable[[], list[int]]) -> None:
         """Wait until no survivor is awaited any more.
@@ -244,7 +329,7 @@ class Continue(Survival):
         begin = time.monotonic()
         while awaited := left():
             waited = time.monotonic() - begin
-            if waited >= self._timeout:
+            if waited >= self.timeout:
                 raise PeerTimeout(
                     f"rank {self.crew.comm.Get_rank()}: ranks have died, and rank {', '.join(map(str, awaited))} (of "
                     f"those that live) did not come within {waited:.1f} s to settle it. That rank computes for longer "
@@ -253,15 +338,23 @@ class Continue(Survival):
             time.sleep(recovery.LOOK_S)
 
     def settle(self, channel: Channel, loss: Loss) -> None:
-        """Take note of a loss that all survivors have agreed on."""
+        """Take note of a loss that all survivors have agreed on; of nobody, where only a spare was lost."""
         self.channel = channel
         self.epoch += 1
         self.ranks = self.crew.ranks
-        self.losses.append(loss)
+        self.vacant += loss.ranks
+        if loss.ranks:
+            self.losses.append(loss)
+
+    def grow(self, crew: transport.Crew, channel: Channel, epoch: int, losses: list[Loss]) -> None:
+        """Take note of newcomers that all have agreed on."""
+        self.crew, self.channel, self.epoch = crew, channel, epoch
+        self.ranks = crew.ranks
+        self.losses[:] = losses
 
     def open_channel(self) -> Channel:
         """Collective over the survivors. Open a channel over them."""
-        return Channel.open(self.crew.comm, timeout=self._timeout)
+        return Channel.open(self.crew.comm, timeout=self.timeout)
 
 
 def survival_of(comm: Any, on_loss: OnLoss, timeout: float) -> Survival:

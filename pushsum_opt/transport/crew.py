@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 __all__ = ["CallsAreOver", "Crew", "Wait"]
 
@@ -35,6 +35,23 @@ class Crew(ABC):
     def __init__(self, comm: Any, ranks: tuple[int, ...]) -> None:
         self.comm = comm
         self.ranks = ranks
+        self.bench: Any = None
+        """The spares of the job, as those that train see them; None: it has none."""
+        self.waits = False
+        """Whether this is a spare that the others have not taken in."""
+
+    @property
+    def processes(self) -> tuple[int, ...]:
+        """The members by their numbers among all processes of the job, spares included."""
+        return self.ranks
+
+    def grown(self, processes: Sequence[int], ranks: tuple[int, ...], name: str) -> Crew:
+        """Collective over some processes, all of which are here. Return them as a crew.
+
+        Args:
+            name: of its communicator, not used before.
+        """
+        raise NotImplementedError(f"{type(self).__name__} takes in nobody")
 
     @abstractmethod
     def revoke(self) -> None:
@@ -57,6 +74,10 @@ class Crew(ABC):
 
         A rank that dies now may leave others in doubt whether the last call was committed: it was.
         """
+
+    @abstractmethod
+    def leave(self, why: str) -> NoReturn:
+        """End this rank well, after a line that says why; to the others it has died."""
 
     @abstractmethod
     def agree(self, flag: bool) -> bool:

@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from ..ending import THIS
 from .loopback import LoopbackComm, LoopbackTransport
 
 __all__ = ["host_label", "split"]
@@ -39,11 +40,28 @@ def _boot() -> str:
 def split(comm: Any, color: int) -> Any:
     """Collective. Return a communicator of the ranks that passed the same number, in the order of their ranks.
 
+    When ranks have died, those that live revoke it: some may wait on it for others that have gone to a recovery.
+    """
+    part = _split(comm, color)
+    process = comm.process if isinstance(comm, LoopbackComm) else THIS
+    if process.survival is not None:
+        process.parts.append(part)
+    return part
+
+
+def _split(comm: Any, color: int) -> Any:
+    """Collective. See :func:`split`.
+
     MPI waits here without a deadline: all ranks have just met, in :func:`pushsum_opt.channel.gather_once`.
     """
     if isinstance(comm, LoopbackComm):
         return _split_loopback(comm, color)
-    return comm.Split(color, comm.Get_rank())
+    try:
+        return comm.Split(color, comm.Get_rank())
+    except Exception as error:
+        from .mpi import lost_by
+
+        raise (lost_by(comm, error) or error) from error
 
 
 def _split_loopback(comm: LoopbackComm, color: int) -> LoopbackComm:

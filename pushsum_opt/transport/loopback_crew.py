@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NoReturn
 
+from ..log import log
 from .crew import CallsAreOver, Crew, Wait
-from .injection import Rendezvous, inject
+from .injection import Killed, Rendezvous, inject
 from .loopback import LoopbackComm
 
 __all__ = ["LoopbackCrew"]
@@ -26,6 +27,9 @@ class LoopbackCrew(Crew):
         self._agreements = 0
 
     def revoke(self) -> None:
+        for part in self.comm.process.parts:
+            part.world.revoke_all()
+        self.comm.process.parts.clear()
         for transport in list(self.comm.all_transports()):
             transport.revoke()
 
@@ -42,6 +46,11 @@ class LoopbackCrew(Crew):
     def say_over(self, committed: int) -> None:
         with self._root.lock:
             self._root.over[self._me] = committed
+
+    def leave(self, why: str) -> NoReturn:
+        log.warning("%s", why)
+        self._root.kill(self._me)
+        raise Killed(self._me)
 
     def agree(self, flag: bool) -> bool:
         self._agreements += 1

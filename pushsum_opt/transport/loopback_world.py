@@ -23,6 +23,8 @@ EAGER_BYTES = 128
 EAGER_SLOTS = 8
 """At most this many such messages wait for their receive between two ranks with one tag."""
 
+EVERY_CONTEXT = -1
+
 Delays = Callable[[int, int, int], float]
 """Seconds by which a message is late: (sender, receiver, how many it sent before) -> seconds."""
 
@@ -153,6 +155,11 @@ class LoopbackWorld:
             if its in root.dead and now >= root.dead[its] + root.faults.latency(ranks[rank], its)
         ]
 
+    def revoke_all(self) -> None:
+        """Revoke this communicator itself, with all that is or will be made of it."""
+        with self.lock:
+            self.revoke(EVERY_CONTEXT)
+
     def revoke(self, context: int) -> None:
         self.revoked.setdefault(context, time.monotonic())
         for awake in self.awake:
@@ -172,7 +179,10 @@ class LoopbackWorld:
         lost = self.lost(rank)
         if lost and (peer is None or peer in lost):
             raise RanksLost(f"rank {rank}: rank {', '.join(map(str, lost))} has died")
-        if context in self.revoked and time.monotonic() >= self.revoked[context] + root.faults.latency(rank, context):
+        if any(
+            one in self.revoked and time.monotonic() >= self.revoked[one] + root.faults.latency(rank, one)
+            for one in (context, EVERY_CONTEXT)
+        ):
             raise RanksLost(f"rank {rank}: another rank says that ranks have died")
 
     def post(self, route: Route, transfer: Transfer) -> None:

@@ -22,7 +22,7 @@ from .roll_call import Progress
 from .set_up import TIMEOUT, Forming, LogStalls, until_all_come
 from .waiting import Report
 
-__all__ = ["MpiTransport"]
+__all__ = ["MpiTransport", "can_be_freed", "lost_by"]
 
 NOTICE_TAG = 1000
 NOTICE_BYTES = 1024
@@ -292,6 +292,11 @@ class MpiTransport(Transport):
         return self._comm
 
 
+def can_be_freed(comm: MPI.Comm) -> bool:
+    """Tell whether MPI runs, and no rank of a communicator has died: all of them have to come to free it."""
+    return not MPI.Is_finalized() and not (FAULT_TOLERANT and (comm.Is_revoked() or comm.Get_failed().Get_size()))
+
+
 _sent_in_vain: list[Any] = []
 begun: list[Any] = []
 """(communicator, request) of what MPI does with a communicator now; it cancels neither a duplication nor a barrier."""
@@ -354,6 +359,12 @@ def _duplicate(comm: MPI.Comm, timeout: float, report: Report) -> tuple[MPI.Comm
             raise RanksLost(f"rank {comm.Get_rank()}: {lost}") from error
         raise
     return duplicate, progress
+
+
+def lost_by(comm: MPI.Comm, error: Exception) -> RanksLost | None:
+    """Return an error of MPI as RanksLost, where it says that ranks have died."""
+    lost = _lost(comm, error) if isinstance(error, MPI.Exception) else None
+    return None if lost is None else RanksLost(f"rank {comm.Get_rank()}: {lost}")
 
 
 def _hear_who_is_lost(comm: MPI.Comm) -> None:

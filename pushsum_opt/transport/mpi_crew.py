@@ -8,12 +8,18 @@ communicator of the survivors, the same on each of them.
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
-from typing import Any
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from mpi4py import MPI
 
-from ..errors import ConfigurationError
+from .. import forked_end, world
+from ..ending import THIS
+from ..errors import ConfigurationError, RanksLost
+from ..log import log
 from .crew import CallsAreOver, Crew, Wait
 from .mpi import FAULT_TOLERANT, revoke_all
 
@@ -31,8 +37,28 @@ class MpiCrew(Crew):
     def __init__(self, comm: MPI.Comm, ranks: tuple[int, ...]) -> None:
         super().__init__(comm, ranks)
         self._awaited: dict[int, tuple[MPI.Request, bytearray]] | None = None  # once this rank has come
+        self.bench = world.bench()
+        forked_end.watch_exit_codes()  # the end of this rank may need to know its own
+
+    @property
+    def processes(self) -> tuple[int, ...]:
+        mine, everyone = self.comm.Get_group(), MPI.COMM_WORLD.Get_group()
+        return tuple(mine.Translate_ranks(list(range(mine.Get_size())), everyone))
+
+    def grown(self, processes: Sequence[int], ranks: tuple[int, ...], name: str) -> MpiCrew:
+        from ..spares.team import form
+
+        try:
+            return MpiCrew(form(processes, name), ranks)
+        except MPI.Exception as error:
+            raise RanksLost(f"a process has died while {name} was made: {error}") from error
 
     def revoke(self) -> None:
+        for part in THIS.parts:
+            with contextlib.suppress(MPI.Exception):
+                if part != MPI.COMM_NULL:  # not freed
+                    part.Revoke()
+        THIS.parts.clear()
         revoke_all()
 
     def survivors(self, wait: Wait, committed: int) -> MpiCrew:
@@ -87,6 +113,13 @@ class MpiCrew(Crew):
         with contextlib.suppress(MPI.Exception):
             self._awaited[rank] = self.comm.Irecv([word, MPI.BYTE], rank, COME_TAG), word
 
+    def leave(self, why: str) -> NoReturn:
+        log.warning("%s", why)
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(0)  # MPI_Finalize would wait for the others, which train
+
     def agree(self, flag: bool) -> bool:
         try:
             return bool(self.comm.Agree(int(flag)))
@@ -109,7 +142,12 @@ def open_mpi_crew(comm: MPI.Comm) -> MpiCrew:
             f"rank {comm.Get_rank()}: on_loss='continue': {missing}. Start the job with `pushsum run --survive -np "
             f"{comm.Get_size()} python ...`, or with `mpirun --with-ft ulfm ...` of Open MPI 5"
         )
-    return MpiCrew(comm, tuple(range(comm.Get_size())))
+    spare = world.spare()
+    if spare is None:
+        return MpiCrew(comm, tuple(range(comm.Get_size())))
+    crew = MpiCrew(comm, (spare.place,))
+    crew.waits = True
+    return crew
 
 
 def why_not() -> str | None:

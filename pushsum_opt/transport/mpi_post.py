@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from .. import ending
+from .. import ending, forked_end, world
 from .roll_call import Message, RollCall
 
 __all__ = ["MpiPost", "leave", "roll_of_the_job"]
@@ -30,7 +31,7 @@ LINGER_S = 10.0
 LAST_LOOK_S = 1.0
 """Seconds for which a rank that ends receives what others had sent it; more would come only from a rank that died."""
 LONGEST_NAP_S = 10e-3
-FINALIZE_S = 20
+FINALIZE_S = 10
 """Seconds that MPI has to end after ranks were lost; whole ones, for alarm()."""
 
 
@@ -155,6 +156,8 @@ def leave() -> None:
     run, or in a forked process. Idempotent.
     """
     global _left
+    if world.spare() is not None:  # nobody asks it, and it is not one of those that leave together
+        return
     if _left or not MPI.Is_initialized() or MPI.Is_finalized() or MPI.COMM_WORLD.Get_size() == 1:
         return
     roll = roll_of_the_job()
@@ -166,7 +169,10 @@ def leave() -> None:
         survival.say_over()
     roll.ended = True
     assert _post is not None
-    if _post.office is not None:
+    if world.has_spares():
+        _wait_for_those_that_train(roll)
+        world.dismiss_spares()
+    elif _post.office is not None:
         _wait_for_all(roll, _post)
     else:
         _leave_one_by_one(roll, _post)
@@ -177,8 +183,14 @@ def leave() -> None:
 def _end_in_any_case() -> None:
     """Have the system end this process where MPI_Finalize does not return, as Open MPI's sometimes does after deaths.
 
-    Everything of this rank is done by then. mpirun takes it for one more death, of which it says nothing.
+    Everything of this rank is done by then. mpirun takes it for one more death, of which it says nothing. Another exit
+    code than 0 would be lost so: such a rank ends here and now, and mpirun ends the job with its code.
     """
+    if code := forked_end.exit_code():
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(code)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(FINALIZE_S)
 
@@ -193,6 +205,17 @@ def _wait_for_all(roll: RollCall, post: MpiPost) -> None:
         _listen_until(roll, post.office.Ibarrier().Test, float("inf"))
         deadline = time.monotonic() + LAST_LOOK_S
         post.take_what_is_left(post.office, lambda done: _nap_until(done, deadline))
+
+
+def _wait_for_those_that_train(roll: RollCall) -> None:
+    """Answer questions until all ranks that train have come here. A spare that was not taken in has none to wait for.
+
+    The roll call goes over ``MPI.COMM_WORLD`` in a job with spares, so that it reaches those that are taken in.
+    """
+    if world.bench() is None:  # this rank has not asked for the others
+        return
+    with contextlib.suppress(MPI.Exception):
+        _listen_until(roll, world.communicator().Ibarrier().Test, float("inf"))
 
 
 def _leave_one_by_one(roll: RollCall, post: MpiPost) -> None:

@@ -126,6 +126,7 @@ class Corrected:
         self._optimizer = optimizer
         self._points = points
         self._theta = 1.0
+        self._member: Callable[[], Any] = lambda: None
         self._begins: list[tuple[Tensor, float]] = []  # parameters whose state this step makes, with beta1
         self.ageing = Ageing(optimizer, points, FIRST)
 
@@ -142,6 +143,7 @@ class Corrected:
         squares = np.array([(push_sum.initial_weight / push_sum.participants) ** 2])
         push_sum.member.channel.sum(squares, "adaptive='corrected'", round=push_sum.round)
         self._theta = float(squares[0])
+        self._member = weakref.ref(push_sum.member)
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Make the steps of another optimizer from now on, over the same parameters."""
@@ -150,7 +152,14 @@ class Corrected:
     @property
     def active(self) -> bool:
         """Whether there is anything to correct: with one rank there is not."""
-        return self._theta < 1.0
+        return self._theta_now < 1.0
+
+    @property
+    def _theta_now(self) -> float:
+        """theta of the ranks that take part now: after a loss, or after spares were taken in, that is another one."""
+        member = self._member()
+        initial = () if member is None else member.initial_of_all
+        return sum((a / len(initial)) ** 2 for a in initial) if initial else self._theta
 
     def nbytes(self) -> int:
         """Bytes of the first moments."""
@@ -199,7 +208,7 @@ class Corrected:
         for number, group in enumerate(self._optimizer.param_groups):
             beta1, beta2 = _check_betas(group, number)
             decay = 0.0 if self._decouples(group) else float(group["weight_decay"])
-            rule = Rule(beta1, beta2, decay, bool(group["maximize"]), self._theta, fresh)
+            rule = Rule(beta1, beta2, decay, bool(group["maximize"]), self._theta_now, fresh)
             correct(rule, self._moments(group, beta1))
 
     def _decouples(self, group: dict[str, Any]) -> bool:

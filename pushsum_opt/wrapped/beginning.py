@@ -25,11 +25,19 @@ from .start import copy_start
 __all__ = ["announce", "make_hosts", "start_alike", "warn_about_set_up", "watch_first_step", "wrapper_options"]
 
 
-def make_hosts(within_host: str, comm: Any, data_weight: float, timeout: float) -> Hosts:
+def make_hosts(within_host: str, comm: Any, data_weight: float, timeout: float, on_loss: OnLoss) -> Hosts:
     """Collective. Return this rank's host and lane."""
     comm = world.communicator(comm)
     ending.stop_all_on_error()
-    return Hosts(comm, data_weight=data_weight, sharded=within_host == "fsdp", timeout=timeout)
+    sharded, survival = within_host == "fsdp", survival_of(comm, on_loss, timeout)
+    return Hosts(
+        comm,
+        data_weight=data_weight,
+        sharded=sharded,
+        timeout=timeout,
+        label=survival.label,
+        seen=survival.learn_hosts,
+    )
 
 
 def survive(begin: Callable[[], None], comm: Any, on_loss: OnLoss, timeout: float) -> None:

@@ -46,9 +46,8 @@ class HostGradients:
     def __init__(self, push_sum: PushSum, tensors: Tensors) -> None:
         assert isinstance(push_sum.member.host, Hosts)
         self._push_sum = push_sum
-        self._hosts = push_sum.member.host
         self._tensors = tensors
-        self._average = GradientAverage(self._hosts)
+        self._average = GradientAverage(push_sum.member.host)
         self._number = next(_numbers)
         self._hooked: dict[int, Any] = {}
         self._touched: set[int] = set()  # ids of parameters to whose gradients backward() has added since the average
@@ -60,6 +59,14 @@ class HostGradients:
         self.look_again()
         _open.add(self)
         push_sum.member.before_close.append(self.close)
+
+    @property
+    def _hosts(self) -> Hosts:
+        """This rank's host: another object once other hosts were lost."""
+        host = self._push_sum.member.host
+        assert isinstance(host, Hosts)
+        self._average.hosts = host
+        return host
 
     # ------------------------------------------------------------------ in backward()
 
@@ -172,25 +179,48 @@ class HostGradients:
             while True:
                 parameters = self._tensors.parameters
                 needed = self._needed(parameters, call)
-                mine = Standing(
-                    call,
-                    averagings=0 if self._joined else self._averagings or int(bool(self._touched) and call != BACKWARD),
-                    parameters=len(parameters),
-                    needed=sum(needed),
-                    digest=hashlib.blake2b(needed, digest_size=16).digest(),
-                    skips=skips,
-                    joined=self._joined,
-                    sparse=not all(is_plain(p.grad) for p in parameters),
-                    reduces=reduces(self._hosts, parameters),
-                    scale=scale,
-                    loss=loss,
-                )
-                standings = meet(self._hosts, mine, self._push_sum.round)
-                refuse_apart(self._hosts, standings, self._push_sum.round)
-                self._refuse_sparse(standings)
-                self._average_needed(parameters, needed, standings)
+
+                def average(parameters: Any = parameters, needed: bytearray = needed) -> list[Standing]:
+                    return self._meet_once(
+                        self._standing(call, parameters, needed, skips, scale, loss), parameters, needed
+                    )
+
+                def leave_out(parameters: Any = parameters, needed: bytearray = needed) -> list[Standing]:
+                    self._note([p for p, count in zip(parameters, needed, strict=True) if count])
+                    return [Standing(call, skips=skips, loss=loss)] * self._hosts.lanes
+
+                standings = self._push_sum.member.host_calls.run(average, leave_out)
                 if call == BACKWARD or all(one.call == call for one in standings):
                     return standings  # otherwise it joined in a backward() of others, and meets them again
+
+    def _standing(
+        self, call: str, parameters: Sequence[Tensor], needed: bytearray, skips: bool, scale: float, loss: float | None
+    ) -> Standing:
+        return Standing(
+            call,
+            averagings=0 if self._joined else self._averagings or int(bool(self._touched) and call != BACKWARD),
+            parameters=len(parameters),
+            needed=sum(needed),
+            digest=hashlib.blake2b(needed, digest_size=16).digest(),
+            skips=skips,
+            joined=self._joined,
+            sparse=not all(is_plain(p.grad) for p in parameters),
+            reduces=reduces(self._hosts, parameters),
+            scale=scale,
+            loss=loss,
+        )
+
+    def _meet_once(self, mine: Standing, parameters: Sequence[Tensor], needed: bytearray) -> list[Standing]:
+        standings = meet(self._hosts, mine, self._push_sum.round)
+        refuse_apart(self._hosts, standings, self._push_sum.round)
+        self._refuse_sparse(standings)
+        self._average_needed(parameters, needed, standings)
+        return standings
+
+    def _note(self, members: Sequence[Tensor]) -> None:
+        """Take note that gradients are averaged."""
+        self._averaged |= {id(parameter) for parameter in members}
+        self._touched -= {id(parameter) for parameter in members}
 
     def _needed(self, parameters: Sequence[Tensor], call: str) -> bytearray:
         """Mark the parameters whose gradients are to be averaged now."""
@@ -217,8 +247,7 @@ class HostGradients:
         members = [parameter for parameter, count in zip(parameters, counts, strict=True) if count]
         on_device = all(one.reduces for one in standings)
         self._average(members, self._push_sum.round, share, on_device)
-        self._averaged |= {id(parameter) for parameter in members}
-        self._touched -= {id(parameter) for parameter in members}
+        self._note(members)
         if mixed or in_backward:
             self._averagings += 1
         else:

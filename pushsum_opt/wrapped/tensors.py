@@ -71,7 +71,28 @@ class Tensors:
 
     def look_again(self) -> None:
         """Take the model as it is now."""
-        self._homes = self._find_homes()
+        self._settle(self._find_homes())
+
+    def _settle(self, homes: dict[Tensor, tuple[nn.Module, str, str]]) -> None:
+        """Remember where tensors are, and what their modules hold."""
+        self._homes = homes
+        modules = {id(module): module for module, _, _ in homes.values()}
+        # Without buffers that travel, a program may bind buffers anew in every step: that is no news.
+        count = 2 if self._with_buffers else 1
+        tables = [table for module in modules.values() for table in _torch_compat.plain_tables(module)[:count]]
+        self._held = [(table, list(map(id, table.values()))) for table in tables]
+        self._elsewhere = [
+            (tensor, module, short)
+            for tensor, (module, short, _) in homes.items()
+            if not _torch_compat.plain_tables(module)
+        ]
+
+    def _unmoved(self) -> bool:
+        """Tell whether all modules hold what they held; some nanoseconds per tensor, as it is asked in every step."""
+        # What is exchanged is kept alive, so no other tensor can get its id.
+        return all(list(map(id, table.values())) == ids for table, ids in self._held) and all(
+            _torch_compat.own_tensor(module, short) is tensor for tensor, module, short in self._elsewhere
+        )
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -126,16 +147,13 @@ class Tensors:
 
     def lost(self) -> list[str]:
         """Return the names of exchanged tensors that the model no longer holds; nearly free when there are none."""
-        for tensor, (module, short, _) in self._homes.items():
-            if _torch_compat.own_tensor(module, short) is not tensor:
-                break
-        else:
+        if self._unmoved():
             return []
         now = self._find_homes()
         exchanged = {id(tensor) for tensor in self.exchanged.values()}
         lost = [name for t, (_, _, name) in self._homes.items() if id(t) in exchanged and t not in now]
         if not lost:
-            self._homes = now  # they have moved within the model
+            self._settle(now)  # they have moved within the model
         return lost
 
     @property

@@ -427,6 +427,22 @@ def test_survive_asks_open_mpi_for_its_fault_tolerance(script, monkeypatch, caps
     assert "--with-ft ulfm -np 2 " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["--spares", "2", "-np", "8"], ["-n8", "--spares=2"]])
+def test_spares_are_more_processes_and_survive_deaths(words, script, monkeypatch, capsys):
+    monkeypatch.setattr("pushsum_opt.cli.run.find_launcher", lambda environ: OPEN)
+    assert main(["run", "--dry-run", *words, script]) == 0
+    said = capsys.readouterr().err
+    assert "--with-ft ulfm " in said
+    assert " 10 " in said
+    assert "PUSHSUM_SPARES=2 " in said
+
+
+def test_spares_need_the_number_of_ranks_that_train(script, monkeypatch, capsys):
+    monkeypatch.setattr("pushsum_opt.cli.run.find_launcher", lambda environ: OPEN)
+    assert main(["run", "--spares", "2", "--host", "a:5,b:5", script]) == 1
+    assert "--spares 2: expected `-np N` with it" in capsys.readouterr().err
+
+
 def test_survive_is_refused_where_a_death_ends_the_job(script, monkeypatch, capsys):
     monkeypatch.setattr("pushsum_opt.cli.run.find_launcher", lambda environ: HYDRA)
     assert main(["run", "--survive", "-np", "2", script]) == 1

@@ -16,9 +16,9 @@ from warm.python import warm_python
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 NEED_TORCH = {
-    "buffers.py", "emulated.py", "ends.py", "forks.py", "like_ddp.py", "outer_steps.py", "preempted.py",
-    "surviving_loops.py",
-    "uneven.py", "within_host.py",
+    "buffers.py", "emulated.py", "ends.py", "forks.py", "host_loss.py", "like_ddp.py", "outer_steps.py", "preempted.py",
+    "spares.py",
+    "surviving_loops.py", "uneven.py", "within_host.py",
 }  # fmt: skip
 
 
@@ -112,12 +112,18 @@ def succeeds_among(programs: list[str], size: int, program: str) -> str:
     return said
 
 
-def fault_tolerant(size: int, program: str, *arguments: str, limit: float = 120.0):
-    """Run as :func:`each_rank` does, with an Open MPI that outlives a rank."""
+def fault_tolerant(size: int, program: str, *arguments: str, limit: float = 120.0, spares: int = 0, **variables: str):
+    """Run as :func:`each_rank` does, with an Open MPI that outlives a rank.
+
+    Args:
+        spares: how many more processes wait until a rank is lost.
+    """
     with tempfile.TemporaryDirectory() as folder:
         to_file = f'exec "$0" "$@" >"{folder}/$OMPI_COMM_WORLD_RANK" 2>&1'
-        command = ["--with-ft", "ulfm", "-np", str(size), "sh", "-c", to_file, *script(program, *arguments)]
-        done = _start([*launcher(), *command], limit, {}, Path(folder), size)
+        count = str(size + spares)
+        variables |= {"PUSHSUM_SPARES": str(spares)} if spares else {}
+        command = ["--with-ft", "ulfm", "-np", count, "sh", "-c", to_file, *script(program, *arguments)]
+        done = _start([*launcher(), *command], limit, variables, Path(folder), size)
         done.stdout += _collect(Path(folder))
         return done
 

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from mpi.launch import succeeds
+from mpi.launch import fault_tolerant, launcher, succeeds
 from torch import nn
 
 import pushsum_opt as ps
@@ -56,3 +56,12 @@ def test_hosts_train_as_participants_on_the_mean_gradient(how, tmp_path):
 
 def test_scripts_find_the_hosts_gradients_after_backward_as_under_ddp(tmp_path):
     succeeds(2, "like_ddp.py", str(tmp_path))
+
+
+@pytest.mark.skipif("--bind-to" not in launcher(), reason="MPICH ends the job when a rank dies")
+@pytest.mark.parametrize(("staleness", "where"), [("0", "backward"), ("1", "step")])
+def test_a_host_that_loses_a_rank_is_lost_as_a_whole(staleness, where):
+    done = fault_tolerant(6, "host_loss.py", staleness, where, limit=100, PUSHSUM_RANKS_PER_HOST=str(LANES))
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert done.stdout.count("members (0, 1, 4, 5), (2, 3) lost, round 40") == 4, done.stdout[-5000:]
+    assert "rank 3 ends, as its host has lost a rank: with within_host a host is lost as a whole" in done.stdout

@@ -1,0 +1,297 @@
+"""How a spare takes the place of a rank that was lost: the ranks that train make a communicator with it in it.
+
+A newcomer begins with w = 0, and with the first message that it merges: half of what the lowest of the others holds,
+with that rank's z. As z <- z + (m / (0 + m)) (z_j - z), the newcomer has z_j exactly. So neither the mass nor the mean
+changes. That rank also gives it all else that it needs to go on.
+
+As in a recovery, nothing is changed before all have agreed that everybody has everybody's account.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, astuple, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import world
+from ..channel import Channel
+from ..errors import RanksLost
+from ..faults import Account, Loss, Settlement, settle, shared
+from ..log import log
+
+if TYPE_CHECKING:
+    from .member import Member
+    from .survival import Continue
+
+__all__ = ["be_taken_in", "can_take_in", "is_possible", "take_in"]
+
+Pack = Callable[[], bytes]
+Load = Callable[[bytes], None]
+
+_numbers = itertools.count(1)
+
+
+def can_take_in(survival: Any) -> bool:
+    """Call spares for the places that are vacant; tell whether one of them can be taken in now. Local, never waits."""
+    if not survival.vacant:
+        return False
+    crew = survival.crew
+    if crew.bench is None or crew.comm.Get_rank() != 0 or not is_possible(survival):
+        return False
+    for place, spare in crew.bench.call(survival.vacant, crew.processes).items():
+        log.info(
+            "spare %d begins to take the place of rank %d; it takes part once its script has come to saver.resume()",
+            spare,
+            place,
+        )
+    return bool(crew.bench.ready(survival.vacant, crew.processes))
+
+
+def is_possible(survival: Continue) -> bool:
+    """Tell whether newcomers would have the same as those that train: one optimizer with one Saver."""
+    members = survival.members
+    return (
+        len(members) == 1
+        and members[0].host.lanes == 1
+        and sum(follower.has_newcomers for follower in members[0].followers) == 1
+    )
+
+
+def take_in(member: Member, pack: Pack) -> None:
+    """Collective over the ranks that train, in the same round. Take in the spares that are ready, if any.
+
+    Nothing is in flight.
+
+    Args:
+        pack: what a newcomer loads; called on the lowest rank.
+    """
+    survival: Any = member.survival
+    survival.together(lambda: _take_in(survival, member, pack))
+
+
+def be_taken_in(member: Member, load: Load, pack: Pack) -> None:
+    """Wait until the ranks that train take in this spare.
+
+    Args:
+        load: takes over what another rank has packed.
+        pack: as in :func:`take_in`, for spares that come after this one.
+
+    Raises:
+        SystemExit: this spare is not needed: the ranks that train have ended.
+    """
+    survival: Any = member.survival
+    spare = world.spare()
+    while survival.waits:
+        invitation = spare.wait_until_invited()
+        if not spare.accept():
+            continue
+        try:
+            _join(survival, member, invitation.processes, invitation.ranks, invitation.name, load=load)
+        except RanksLost:
+            continue
+    calls = itertools.count()
+
+    def again() -> None:
+        if next(calls):  # the first time all have just done it
+            _take_in(survival, member, pack)
+
+    survival.together(again)
+
+
+# ---------------------------------------------------------------------- the ranks that train
+
+
+def _take_in(survival: Continue, member: Member, pack: Pack) -> None:
+    assert survival.channel is not None
+    crew = survival.crew
+    invited, name = _invite(survival) if crew.comm.Get_rank() == 0 else ({}, "")
+    plan = {"spares": [[place, process] for place, process in invited.items()], "name": name}
+    plan = survival.channel.gather_objects(plan, "the spares that are taken in")[0]
+    if not plan["spares"]:
+        return
+    if crew.comm.Get_rank() == 0:
+        for process in invited.values():
+            crew.bench.go(process, name)
+    member.stand_still()
+    processes, ranks = _with_spares(crew, dict(plan["spares"]))
+    _join(survival, member, processes, ranks, plan["name"], pack=pack)
+
+
+def _invite(survival: Continue) -> tuple[dict[int, int], str]:
+    """Return the spares that come, by the places that they take."""
+    crew = survival.crew
+    ready = crew.bench.ready(survival.vacant, crew.processes)
+    while ready:
+        name = f"{crew.processes[0]}.{next(_numbers)}"
+        processes, ranks = _with_spares(crew, ready)
+        come = {place: one for place, one in ready.items() if crew.bench.invite(one, processes, ranks, name)}
+        if come == ready:
+            return ready, name
+        ready = come  # one has died, and the others are told of the smaller group
+    return {}, ""
+
+
+def _with_spares(crew: Any, spares: Mapping[int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return processes and ranks of those that train and of some spares, in the order of ranks."""
+    both = sorted([*zip(crew.ranks, crew.processes, strict=True), *spares.items()])
+    return tuple(process for _, process in both), tuple(rank for rank, _ in both)
+
+
+# ---------------------------------------------------------------------- both sides
+
+
+def _join(
+    survival: Continue,
+    member: Member,
+    processes: Sequence[int],
+    ranks: tuple[int, ...],
+    name: str,
+    *,
+    pack: Pack | None = None,
+    load: Load | None = None,
+) -> None:
+    """Collective over those that train and the newcomers. Make them one job again.
+
+    Args:
+        pack: given on those that train.
+        load: given on newcomers.
+
+    Raises:
+        RanksLost: somebody has died meanwhile, or a newcomer could not load; nothing has changed for the others.
+    """
+    crew = survival.crew.grown(processes, ranks, name)
+    agreed: Settlement | None = None
+    problem: Exception | None = None
+    problems: list[str] = []
+    try:
+        channel = Channel.open(crew.comm, timeout=survival.timeout)
+        known = channel.gather_objects(_known(survival, member, load is None), "what newcomers must know")
+        giver = next(place for place, one in enumerate(known) if one is not None)
+        packed, problem = _send(channel, giver, pack)
+        if load is not None and packed:  # otherwise the giver says why not
+            problem = _attempt(lambda: load(packed))
+        row = {
+            "account": astuple(Account(member.push_weight, member.data_weight, member.round)),
+            "follower": [follower.report() for follower in member.followers if follower.has_newcomers],
+            "problem": None if problem is None else f"{type(problem).__name__}: {problem}",
+        }
+        rows = channel.gather_objects(row, "the accounts of all")
+        problems = [f"rank {rank}: {one['problem']}" for rank, one in zip(ranks, rows, strict=True) if one["problem"]]
+        if not problems:
+            new = [place for place, one in enumerate(known) if one is None]
+            accounts = shared([Account(*one["account"]) for one in rows], giver, new)
+            agreed = settle(accounts, len(ranks) - len(new))
+    except RanksLost:
+        pass
+    if not crew.agree(agreed is not None):
+        if problem is not None and load is not None:
+            raise problem
+        if problems and pack is not None and survival.crew.comm.Get_rank() == 0:
+            log.warning("a spare could not take its place: %s", "; ".join(problems))
+            crew.bench.leave_out(one for one in processes if one not in survival.crew.processes)
+        raise RanksLost("a spare could not be taken in")
+    assert agreed is not None
+    _settle(survival, member, crew, channel, known[giver], agreed, accounts)
+    follower_reports = [one["follower"] for one in rows]
+    member.followers[:] = [follower for follower in member.followers if follower.has_newcomers]
+    for place, follower in enumerate(member.followers):
+        follower.settle([reports[place] for reports in follower_reports])
+    member.rejoin(crew.comm)
+    for follower in member.followers:
+        follower.rejoin()
+    if pack is not None and crew.ranks[crew.comm.Get_rank()] == ranks[giver]:
+        _say(survival, member, [ranks[place] for place in new])
+    for callback in tuple(survival.on_change):
+        callback()
+
+
+def _known(survival: Continue, member: Member, trains: bool) -> dict[str, Any] | None:
+    """Return what a newcomer must know of one that trains; None on a newcomer."""
+    if not trains:
+        return None
+    return {
+        "committed": survival.committed,
+        "epoch": survival.epoch,
+        "losses": [asdict(loss) for loss in survival.losses],
+        "vacant": survival.vacant,
+        "run": member.run,
+        "name": member.name,
+    }
+
+
+def _attempt(function: Callable[[], object]) -> Exception | None:
+    """Call a function and return its error, if any. It talks to no other rank."""
+    try:
+        function()
+    except Exception as error:
+        return error
+    return None
+
+
+def _send(channel: Channel, giver: int, pack: Pack | None) -> tuple[bytes, Exception | None]:
+    """Collective. Return what the giver has packed, and on the giver why it could not."""
+    packed, problem = b"", None
+    if pack is not None and channel.rank == giver:
+        made: list[bytes] = []
+        problem = _attempt(lambda: made.append(pack()))
+        packed = made[0] if made else b""
+    size = channel.gather_objects(len(packed), "the size of what newcomers get")[giver]
+    data = np.frombuffer(packed, np.uint8).copy() if packed else np.empty(size, np.uint8)
+    channel.broadcast(data, giver, "model, optimizer and position for newcomers")
+    return data.tobytes(), problem
+
+
+def _settle(
+    survival: Continue,
+    member: Member,
+    crew: Any,
+    channel: Channel,
+    known: Mapping[str, Any],
+    agreed: Settlement,
+    accounts: Sequence[Account],
+) -> None:
+    """Take over what all have agreed on."""
+    before, taken = survival.crew, set(crew.ranks)
+    if not before.waits:
+        losses, taken = survival.losses, taken - set(survival.ranks)
+    else:
+        lists = ("ranks", "replaced")
+        losses = [Loss(**{**one, **{name: tuple(one[name]) for name in lists}}) for one in known["losses"]]
+        member.run, member.name = known["run"], known["name"]
+        survival.committed = known["committed"]
+        taken &= set(known["vacant"])
+        world.spare().is_in()
+        member.stand_still()
+    survival.grow(crew, channel, int(known["epoch"]) + 1, _replaced(losses, taken))
+    survival.vacant = [place for place in known["vacant"] if place not in taken]
+    world.succeed(before.comm, crew.comm)
+    place = crew.comm.Get_rank()
+    member.settle(agreed, accounts[place], place)
+
+
+def _replaced(losses: Sequence[Loss], places: set[int]) -> list[Loss]:
+    """Return the losses, with a note at the last one of each of these ranks that a spare has taken its place."""
+    left, found = set(places), []
+    for loss in reversed(losses):
+        here = tuple(sorted(rank for rank in left if rank in loss.ranks))
+        found.append(replace(loss, replaced=(*loss.replaced, *here)) if here else loss)
+        left -= set(here)
+    return found[::-1]
+
+
+def _say(survival: Continue, member: Member, places: Sequence[int]) -> None:
+    crew = survival.crew
+    crew.bench.tell_crew(crew.processes)
+    who = f"rank {places[0]}" if len(places) == 1 else f"ranks {', '.join(map(str, places))}"
+    took = "a spare has taken the place of" if len(places) == 1 else "spares have taken the places of"
+    log.info(
+        "%s %s, from round %d: %d ranks train now (%s)",
+        took,
+        who,
+        member.round,
+        len(crew.ranks),
+        ", ".join(map(str, crew.ranks)),
+    )
