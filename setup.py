@@ -25,10 +25,13 @@ extras = {
     "docs": ["furo", "myst-parser>=4", "sphinx>=8"],
     # What docs/frameworks.md is about.
     "frameworks": ["accelerate>=1", "lightning>=2", "scikit-learn", "transformers>=5"],
+    # What the recipes in examples/ need; imagenet.py runs without torchvision, with small models only.
+    "recipes": ["pillow", "torchvision", "tqdm"],
     "test": [
         "expecttest",  # torch's own table of all its optimizers imports it
         "hypothesis",
         "networkx",
+        "pillow",
         "pytest>=8",
         "pytest-cov",
         "pytest-xdist",
