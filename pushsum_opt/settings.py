@@ -42,6 +42,9 @@ class Settings:
     progress: str | None = None
     """A folder in which ranks note the round that they saved last; ``pushsum run --restarts`` sets it."""
 
+    timeline: str | None = None
+    """A folder in which every rank writes its timeline, for ``pushsum timeline``; set on all ranks, or on none."""
+
 
 def read(environ: dict[str, str] | None = None) -> Settings:
     """Read every variable from ``environ`` (default: ``os.environ``).
@@ -58,6 +61,7 @@ def read(environ: dict[str, str] | None = None) -> Settings:
         abort_on_error=_switch(variables, "PUSHSUM_ABORT_ON_ERROR", Settings.abort_on_error),
         restarts=_count(variables, "PUSHSUM_RESTARTS", least=0) or 0,
         progress=variables.get("PUSHSUM_PROGRESS") or None,
+        timeline=variables.get("PUSHSUM_TIMELINE") or None,
     )
 
 

@@ -3,5 +3,7 @@
 from __future__ import annotations
 
 from .events import Listener
+from .spans import span
+from .timeline import Timeline
 
-__all__ = ["Listener"]
+__all__ = ["Listener", "Timeline", "span"]

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from .. import ending, transport, world
-from ..channel import Channel, by_communicator
+from . import by_communicator
+from .channel import Channel
 
 __all__ = ["together"]
 
