@@ -12,8 +12,8 @@ from observe.trace_reader import Trace
 
 import pushsum_opt as ps
 from pushsum_opt.cli import main
+from pushsum_opt.observe.bounded_file import BoundedFile
 from pushsum_opt.observe.timeline.clocks import compare_clocks
-from pushsum_opt.observe.timeline.files import BoundedFile
 from pushsum_opt.observe.timeline.reading import Recording, newest_run
 
 

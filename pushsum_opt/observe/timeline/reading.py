@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigurationError
-from .files import OLDER, PATTERN
+from ..bounded_file import OLDER
 from .writing import FORMAT
 
 __all__ = ["Recording", "newest_run"]
+
+PATTERN = "timeline-*.jsonl"
 
 
 @dataclass

@@ -12,8 +12,8 @@ from typing import Any
 from ... import world
 from ...clock import Clock, monotonic
 from ...errors import ConfigurationError
+from ..bounded_file import BoundedFile, file_name
 from ..events import Listener
-from .files import BoundedFile, file_name
 
 __all__ = ["FORMAT", "Timeline"]
 
@@ -67,7 +67,10 @@ class Timeline(Listener):
         self._closed = False
         self._on = False
         self._file = BoundedFile(
-            Path(directory) / file_name(push_sum.member.name, self._rank), limit, self._rank, lambda: self._head
+            Path(directory) / file_name("timeline", push_sum.member.name, self._rank),
+            limit,
+            self._rank,
+            lambda: self._head,
         )
         self._compare_clocks("ps.observe.Timeline()")
         self._round_may_begin(push_sum.round)

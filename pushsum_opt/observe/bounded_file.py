@@ -1,4 +1,4 @@
-"""The file into which one rank writes its timeline: lines of JSON, never more than so many bytes."""
+"""A file into which one rank writes lines as it goes, never more than so many bytes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from ...log import log
+from ..log import log
 
-__all__ = ["OLDER", "PATTERN", "BoundedFile", "file_name"]
+__all__ = ["OLDER", "BoundedFile", "file_name"]
 
-PATTERN = "timeline-*.jsonl"
 OLDER = ".older.jsonl"
 """The ending of the file that holds the lines before those of the other one."""
 
@@ -19,13 +18,14 @@ LINES_HELD = 512
 """So many lines stay in memory at most."""
 
 
-def file_name(run: str, rank: int) -> str:
+def file_name(what: str, run: str, rank: int) -> str:
     """Return the name of a rank's file.
 
     Args:
+        what: it holds.
         run: a name that no other run has.
     """
-    return f"timeline-{run}-{rank:05d}.jsonl"
+    return f"{what}-{run}-{rank:05d}.jsonl"
 
 
 class BoundedFile:
@@ -36,12 +36,13 @@ class BoundedFile:
     full, or the folder is gone, a warning is logged, and nothing more is written: training goes on.
 
     Args:
-        rank: for the warning.
+        rank, what: for the warning.
         head: returns the lines with which each of the two files begins.
     """
 
-    def __init__(self, path: Path, limit: int, rank: int, head: Callable[[], str]) -> None:
+    def __init__(self, path: Path, limit: int, rank: int, head: Callable[[], str], what: str = "timeline") -> None:
         self._path, self._limit, self._rank, self._head = path, limit // 2, rank, head
+        self._what = what
         self._lines: list[str] = []
         self._lock = threading.RLock()
         self._size = 0
@@ -110,8 +111,9 @@ class BoundedFile:
         self._file = None
         self._lines.clear()
         log.warning(
-            "rank %d: its timeline ends here, because %s cannot be written: %s. Is the disk full?",
+            "rank %d: its %s ends here, because %s cannot be written: %s. Is the disk full?",
             self._rank,
+            self._what,
             self._path,
             error,
         )
