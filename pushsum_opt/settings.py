@@ -45,6 +45,9 @@ class Settings:
     progress: str | None = None
     """A folder in which ranks note the round that they saved last; ``pushsum run --restarts`` sets it."""
 
+    timeline: str | None = None
+    """A folder in which every rank writes its timeline, for ``pushsum timeline``; set on all ranks, or on none."""
+
 
 def read(environ: dict[str, str] | None = None) -> Settings:
     """Read every variable from ``environ`` (default: ``os.environ``).
@@ -62,6 +65,7 @@ def read(environ: dict[str, str] | None = None) -> Settings:
         restarts=_count(variables, "PUSHSUM_RESTARTS", least=0) or 0,
         spares=_count(variables, "PUSHSUM_SPARES", least=0) or 0,
         progress=variables.get("PUSHSUM_PROGRESS") or None,
+        timeline=variables.get("PUSHSUM_TIMELINE") or None,
     )
 
 

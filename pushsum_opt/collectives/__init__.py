@@ -5,8 +5,8 @@ Every public function here is collective: all ranks call it, in the same order.
 
 from __future__ import annotations
 
+from ..channel.together import together
 from .over_communicator import average, broadcast_object, broadcast_parameters
 from .over_push_sum import averaged, consensus_distance
-from .shared_channel import together
 
 __all__ = ["average", "averaged", "broadcast_object", "broadcast_parameters", "consensus_distance", "together"]

@@ -13,9 +13,9 @@ from ..arguments import Communicator
 from ..channel import Channel
 from ..channel.agreement import agree
 from ..channel.copying import broadcast_bytes, broadcast_tensors
+from ..channel.together import together
 from ..errors import ConfigurationError
 from ..push_sum.member import newest
-from .shared_channel import together
 from .values import ONE_KIND, describe_value, pickled, unpickled
 
 if TYPE_CHECKING:

@@ -170,7 +170,7 @@ class AsynchronousMode(Mode):
         exchange, header = self._exchange, arrival.header
         exchange.merger.greet(header, header.sender)
         exchange.ledger.accept(header.sender, header.round, arrival.mass)
-        age = max(0, round - header.round)
+        age = round - header.round
         exchange.events.message_arrived(round, header.sender, age)
         with exchange.merger.around(header.round):
             for chunk in exchange.memory.exchanged:

@@ -3,5 +3,8 @@
 from __future__ import annotations
 
 from .events import Listener
+from .metrics import Metrics
+from .spans import span
+from .timeline import Timeline
 
-__all__ = ["Listener"]
+__all__ = ["Listener", "Metrics", "Timeline", "span"]

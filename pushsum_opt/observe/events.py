@@ -33,11 +33,15 @@ class Listener:
     def message_arrived(self, round: int, peer: int, age: int) -> None:
         """All of a message that was sent ``age`` rounds ago is here. It is not merged yet.
 
+        Without a bound of staleness, ``age`` is below 0 where the sender is ahead: ``round - age`` is its round.
         Synchronous messages are merged in parts: the first parts may be merged when the last one arrives.
         """
 
     def message_merged(self, round: int, peer: int, age: int) -> None:
-        """A message that is ``age`` rounds old has been folded in: the parameters hold it."""
+        """A message that is ``age`` rounds old has been folded in: the parameters hold it.
+
+        ``age`` is that of :meth:`message_arrived`.
+        """
 
     def chunk_skipped(self, round: int, peer: int, what: str) -> None:
         """A non-finite part of a message was not merged, so the mean changed."""
@@ -55,6 +59,14 @@ class Listener:
 
     def call_ends(self, call: str, round: int) -> None:
         """That call has ended on this rank, perhaps by an error."""
+
+    # ------------------------------------------------------------------ what the user marks
+
+    def span_begins(self, name: str) -> None:
+        """The user's program enters ``with ps.observe.span(name):``, on any thread."""
+
+    def span_ends(self, name: str) -> None:
+        """It has left that block, perhaps by an error."""
 
     # ------------------------------------------------------------------ waits
 
@@ -144,6 +156,14 @@ class Events(Listener):
     def call_ends(self, call: str, round: int) -> None:
         for listener in self._listeners:
             listener.call_ends(call, round)
+
+    def span_begins(self, name: str) -> None:
+        for listener in self._listeners:
+            listener.span_begins(name)
+
+    def span_ends(self, name: str) -> None:
+        for listener in self._listeners:
+            listener.span_ends(name)
 
     def wait_begins(self, call: str, peer: int | None, round: int) -> None:
         for listener in self._listeners:

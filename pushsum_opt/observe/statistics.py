@@ -38,7 +38,7 @@ class Statistics(Listener):
         return {
             "seconds_waited": self._seconds_waited,
             "bytes_sent": float(self._bytes_sent),
-            "worst_age": float(rounds - 1 - oldest),
+            "worst_age": float(max(0, rounds - 1 - oldest)),
             "chunks_skipped": float(self._chunks_skipped),
             "blocks_missed": float(self._blocks_missed),
         }

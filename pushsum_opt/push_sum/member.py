@@ -11,6 +11,8 @@ from .. import faults, graphs, transport, world
 from ..arguments import GraphLike
 from ..channel import Channel
 from ..channel.agreement import agree, normalised_data_weight
+from ..channel.together import together
+from ..clock import Clock
 from ..errors import CallOrderError
 from ..faults import Account, Given, Ledger, Settlement
 from ..gossip.merging import Merger
@@ -228,6 +230,19 @@ class Member:
     def job_rank(self, rank: int | None = None) -> int:
         """Return a participant of the gossip, or this one, by its number in the job."""
         return self.transport.job_rank(rank)
+
+    def meetings(self, call: str, count: int, clock: Clock) -> list[tuple[float, float]]:
+        """Collective over the job. Let all ranks meet so often; return when this one came and left each time."""
+
+        def meet(channel: Channel) -> list[tuple[float, float]]:
+            moments = []
+            for _ in range(count):
+                came = clock()
+                channel.barrier(call)
+                moments.append((came, clock()))
+            return moments
+
+        return together(self.comm, call, meet)
 
     # ------------------------------------------------------------------ calls, as contexts
 

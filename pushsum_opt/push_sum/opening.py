@@ -228,6 +228,7 @@ def fingerprint(memory: Memory, graph: Graph, size: int, options: Options) -> di
         "the size of chunks (PUSHSUM_CHUNK_BYTES)": str(memory.chunk_bytes),
         "the layout of messages": memory.layout_digest.hex(),
         "the version of the wire": str(VERSION),
+        "PUSHSUM_TIMELINE": "not set" if settings.read().timeline is None else "set",
     }
 
 

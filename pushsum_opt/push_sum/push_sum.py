@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-from .. import combinations, ending, transport, world
+from .. import combinations, ending, settings, transport, world
 from ..arguments import Communicator, DType, GraphLike, Nonfinite, OnLoss, Staleness
 from ..errors import ConfigurationError
 from ..faults import Loss
@@ -20,6 +20,7 @@ from ..graphs import Graph
 from ..hosts import Participant
 from ..memory import Memory
 from ..observe.events import Listener
+from ..observe.timeline import Timeline
 from ..transport import Transport
 from . import rounds, saving
 from .member import Member
@@ -106,6 +107,8 @@ class PushSum:
 
         self.member = survival.together(make)
         """What other rooms of the library ask of it; no part of the public interface."""
+        if (folder := settings.read().timeline) is not None:
+            Timeline(self, folder)
 
     # ------------------------------------------------------------------ state
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from .. import ending, transport, world
-from ..channel import Channel, by_communicator
 from ..errors import CallOrderError
+from . import by_communicator
+from .channel import Channel
 
 __all__ = ["together"]
 

@@ -1,0 +1,95 @@
+"""Metrics: a listener that hands the numbers of its rank on, every so many rounds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ...clock import Clock
+from ...errors import ConfigurationError
+from .collected import Collected
+from .sinks import JsonLines, Prometheus, Sink, TensorBoard
+
+__all__ = ["Metrics"]
+
+
+class Metrics(Collected):
+    """Writes numbers of this rank every so many rounds. Local: each rank writes its own.
+
+    Step time (quantiles, mean, max), time waited by the rank waited for, ages of messages, push weight, bytes, skipped
+    chunks, missed blocks, the seconds of each :func:`span`, and what :meth:`log` adds.
+
+    Args:
+        optimizer: a :class:`~pushsum_opt.PushSumOptimizer` or a :class:`~pushsum_opt.PushSum`.
+        jsonl: a folder; each rank writes a file of JSON lines there.
+        tensorboard: a folder; each rank writes a run for TensorBoard there. It needs the extra ``observe``.
+        prometheus: a port; rank r answers Prometheus on port ``prometheus + r``. It needs the extra ``observe``.
+        address: on which network address these ports are opened; the default is reached from this host alone.
+        every: rounds from one row to the next.
+        clock: returns this rank's seconds; None: the clock of the machine that only grows.
+
+    Raises:
+        ConfigurationError: an argument cannot be used, a package is missing, or a port is taken.
+    """
+
+    def __init__(
+        self,
+        optimizer: Any,
+        *,
+        jsonl: str | os.PathLike[str] | None = None,
+        tensorboard: str | os.PathLike[str] | None = None,
+        prometheus: int | None = None,
+        address: str = "127.0.0.1",
+        every: int = 10,
+        clock: Clock | None = None,
+    ) -> None:
+        push_sum = getattr(optimizer, "push_sum", optimizer)
+        rank = push_sum.members[push_sum.rank]
+        if every < 1:
+            raise ConfigurationError(f"rank {rank}: every={every!r}: expected a number of rounds, at least 1")
+        if jsonl is None and tensorboard is None and prometheus is None:
+            raise ConfigurationError(f"rank {rank}: Metrics(): expected jsonl=, tensorboard= or prometheus=")
+        super().__init__(rank, lambda: push_sum.members, push_sum.transport.clock if clock is None else clock)
+        self._push_sum = push_sum
+        self._every = every
+        self._rows_from = push_sum.round
+        self._closed = False
+        self._sinks: list[Sink] = []
+        if tensorboard is not None:
+            self._sinks.append(TensorBoard(Path(tensorboard), rank))
+        if prometheus is not None:
+            self._sinks.append(Prometheus(prometheus, address, rank))
+        if jsonl is not None:
+            self._sinks.append(JsonLines(Path(jsonl), push_sum.member.name, rank))
+        push_sum.subscribe(self)
+        push_sum.member.before_close.append(self.close)
+
+    def log(self, **values: Any) -> None:
+        """Add numbers of your own, such as ``log(loss=loss)``; a row has the mean of what was logged since the last.
+
+        Args:
+            values: by names; numbers, or tensors of one element.
+        """
+        self._add({name: float(value) for name, value in values.items()})
+
+    def round_ends(self, round: int, push_weight: float) -> None:
+        """A row is due after every so many rounds."""
+        super().round_ends(round, push_weight)
+        if (round + 1 - self._rows_from) % self._every == 0:
+            self._write()
+
+    def close(self) -> None:
+        """Write what is left and end. Closing the optimizer does it too. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._push_sum.unsubscribe(self)
+        self._write()
+        for sink in self._sinks:
+            sink.close()
+
+    def _write(self) -> None:
+        numbers = self._row()
+        for sink in self._sinks:
+            sink.take(numbers)

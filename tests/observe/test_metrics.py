@@ -1,0 +1,159 @@
+"""Metrics say what a run does: in a file, to TensorBoard and to Prometheus, which need packages only where used."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import urllib.request
+
+import numpy as np
+import pytest
+
+import pushsum_opt as ps
+
+
+def run(size=2, rounds=20, then=lambda comm, metrics: None, **options):
+    """Run a push-sum with metrics on loopback; each rank's clock moves by 1 s per round."""
+
+    def rank(comm):
+        seconds = [0.0]
+        with ps.PushSum([np.full(50, float(comm.rank))], graph=ps.graphs.Ring(), comm=comm) as push_sum:
+            metrics = ps.observe.Metrics(push_sum, clock=lambda: seconds[0], **options)
+            for step in range(rounds):
+                with ps.observe.span("forward"):
+                    seconds[0] += 0.25
+                seconds[0] += 0.75
+                metrics.log(loss=float(step))
+                push_sum.mix()
+            return then(comm, metrics)
+
+    return ps.testing.run(size, rank)
+
+
+def rows(folder, rank):
+    [file] = folder.glob(f"metrics-*-{rank:05d}.jsonl")
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_file_of_each_rank_holds_a_row_for_every_so_many_rounds(tmp_path):
+    run(jsonl=tmp_path, every=5)
+    for rank in range(2):
+        first, *_, last = found = rows(tmp_path, rank)
+        assert [row["round"] for row in found] == [4, 9, 14, 19, 19]  # the last one is what is left at the end
+        assert first["step_seconds"] == {"mean": 1.0, "p50": 1.0, "p90": 1.0, "p99": 1.0, "max": 1.0}
+        assert found[3]["span_seconds_total"] == {"forward": 5.0}
+        assert [row["logged"].get("loss") for row in found] == [2.0, 7.0, 12.0, 17.0, None]
+        assert (last["rank"], last["push_weight"], last["steps_total"]) == (rank, 1.0, 20)
+        assert (last["chunks_skipped_total"], last["blocks_missed_total"]) == (0, 0)
+        assert found[3]["sent_bytes_total"] == 4 * first["sent_bytes_total"] > 0
+        assert set(found[3]["wait_seconds_total"]) <= {"all", str(1 - rank)}
+        assert str(1 - rank) in found[3]["wait_seconds_total"]
+        assert first["message_age"] == {"mean": 0.0, "max": 0.0}
+
+
+def test_after_close_nothing_is_heard_any_more(tmp_path):
+    def rank(comm):
+        with ps.PushSum([np.zeros(2)], comm=comm) as push_sum:
+            metrics = ps.observe.Metrics(push_sum, jsonl=tmp_path, every=1)
+            push_sum.mix()
+            metrics.close()
+            push_sum.mix()
+
+    ps.testing.run(2, rank)
+    assert {row["round"] for row in rows(tmp_path, 0)} == {0}
+
+
+@pytest.mark.parametrize("options", [{}, {"jsonl": "here", "every": 0}])
+def test_arguments_that_cannot_be_used_are_refused(options):
+    def rank(comm):
+        with ps.PushSum([np.zeros(2)], comm=comm) as push_sum, pytest.raises(ps.errors.ConfigurationError):
+            ps.observe.Metrics(push_sum, **options)
+
+    ps.testing.run(1, rank)
+
+
+def test_prometheus_reads_every_number_from_a_port_of_this_host_alone():
+    client = pytest.importorskip("prometheus_client.parser")
+    base = free_ports(2)
+
+    def read(comm, metrics):
+        with urllib.request.urlopen(f"http://127.0.0.1:{base + comm.rank}/metrics", timeout=30) as answer:
+            text = answer.read().decode()
+        samples = [sample for family in client.text_string_to_metric_families(text) for sample in family.samples]
+        return {(one.name, frozenset(one.labels.values())): one.value for one in samples}
+
+    for rank, found in enumerate(run(then=read, prometheus=base, every=5)):
+        me = str(rank)
+        assert found["pushsum_steps_total", frozenset({me})] == 20
+        assert found["pushsum_step_seconds", frozenset({me, "p50"})] == 1.0
+        assert found["pushsum_span_seconds_total", frozenset({me, "forward"})] == 5.0
+        assert found["pushsum_logged", frozenset({me, "loss"})] == 17.0
+        assert found["pushsum_push_weight", frozenset({me})] == 1.0
+        assert ("pushsum_wait_seconds_total", frozenset({"0", "1"})) in found
+    with socket.socket() as probe:  # closed with the optimizer
+        assert probe.connect_ex(("127.0.0.1", base)) != 0
+
+
+def test_the_port_is_not_open_on_other_addresses_unless_asked_for():
+    pytest.importorskip("prometheus_client")
+    base = free_ports(1)
+
+    def look(comm, metrics):
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.2", base))
+
+    assert run(1, 1, look, prometheus=base) != [0]
+    assert run(1, 1, look, prometheus=base, address="0.0.0.0") == [0]
+
+
+def test_a_port_that_is_taken_is_an_error_that_names_it():
+    pytest.importorskip("prometheus_client")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ps.testing.RankErrors, match=f"port {taken.getsockname()[1]} of 127.0.0.1"):
+            run(1, 1, prometheus=taken.getsockname()[1])
+
+
+def test_tensorboard_reads_a_run_for_each_rank(tmp_path):
+    reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run(tensorboard=tmp_path, every=5)
+    for rank in range(2):
+        found = reading.EventAccumulator(str(tmp_path / f"rank-{rank:05d}"))
+        found.Reload()
+        assert [(one.step, one.value) for one in found.Scalars("loss")] == [(4, 2.0), (9, 7.0), (14, 12.0), (19, 17.0)]
+        assert found.Scalars("pushsum/step_seconds/p50")[-1].value == 1.0
+        assert found.Scalars("pushsum/push_weight")[-1].value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("argument", "module"), [("tensorboard='here'", "tensorboard"), ("prometheus=9000", "prometheus_client")]
+)
+def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(argument, module):
+    program = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        "import numpy as np, pushsum_opt as ps\n"
+        "def rank(comm):\n"
+        "    push_sum = ps.PushSum([np.zeros(1)], comm=comm)\n"
+        f"    ps.observe.Metrics(push_sum, {argument})\n"
+        "ps.testing.run(1, rank)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
+    assert "ConfigurationError: rank 0: Metrics(" in done.stderr
+    assert "pip install" in done.stderr
+    assert "observe" in done.stderr
+
+
+def free_ports(count):
+    """Return a port from which on so many are free."""
+    for base in range(21000, 30000, 7):
+        if not any(is_open(base + one) for one in range(count)):
+            return base
+    raise AssertionError("no ports are free")
+
+
+def is_open(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
