@@ -65,6 +65,19 @@ def test_after_close_nothing_is_heard_any_more(tmp_path):
     assert {row["round"] for row in rows(tmp_path, 0)} == {0}
 
 
+def test_a_loss_that_still_has_its_graph_is_logged_without_a_warning(tmp_path):
+    torch = pytest.importorskip("torch")
+
+    def rank(comm):
+        with ps.PushSum([np.zeros(2)], comm=comm) as push_sum:
+            metrics = ps.observe.Metrics(push_sum, jsonl=tmp_path, every=1)
+            metrics.log(loss=torch.ones(1, requires_grad=True).sum())
+            push_sum.mix()
+
+    ps.testing.run(1, rank)
+    assert rows(tmp_path, 0)[0]["logged"] == {"loss": 1.0}
+
+
 @pytest.mark.parametrize("options", [{}, {"jsonl": "here", "every": 0}])
 def test_arguments_that_cannot_be_used_are_refused(options):
     def rank(comm):

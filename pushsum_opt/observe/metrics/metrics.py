@@ -71,7 +71,7 @@ class Metrics(Collected):
         Args:
             values: by names; numbers, or tensors of one element.
         """
-        self._add({name: float(value) for name, value in values.items()})
+        self._add({name: _number(value) for name, value in values.items()})
 
     def round_ends(self, round: int, push_weight: float) -> None:
         """A row is due after every so many rounds."""
@@ -93,3 +93,7 @@ class Metrics(Collected):
         numbers = self._row()
         for sink in self._sinks:
             sink.take(numbers)
+
+
+def _number(value: Any) -> float:
+    return float(value.detach() if hasattr(value, "detach") else value)  # a loss may still have its graph
