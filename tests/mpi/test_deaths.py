@@ -73,7 +73,8 @@ def test_survivors_of_each_of_these_deaths_go_on(key, one_after_the_other):
     [
         ("library", Others.END, r"NonFiniteError: rank 1: on purpose"),
         ("sys.exit", Others.END, r"PeerFinished: rank [02]: rank 1 "),
-        ("os._exit", Others.WAIT, r"PeerTimeout: rank [02]: waited [\d.]+ s for rank 1: "),
+        # Rank 0 waits for rank 1 and rank 2 for rank 0: on a busy machine either is the first to give up.
+        ("os._exit", Others.WAIT, r"PeerTimeout: rank [02]: waited [\d.]+ s for rank [01]: "),
     ],
 )
 def test_the_others_end_after_each_of_these(key, others, error, tmp_path):

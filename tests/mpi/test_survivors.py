@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -32,7 +33,7 @@ def test_survivors_go_on(staleness, how, dying, left):
 def test_where_mpi_cannot_go_on_is_said_at_construction():
     done = each_rank(2, "survivors.py", "0", "killed", "1", limit=60)
     assert done.returncode != 0
-    assert "ConfigurationError: rank 0: on_loss='continue': " in done.stdout
+    assert re.search(r"ConfigurationError: rank [01]: on_loss='continue': ", done.stdout)  # whoever ends the job first
     assert "pushsum run --survive -np 2" in done.stdout
 
 
