@@ -42,7 +42,7 @@ import numpy as np
 
 PROGRAMS = ["compute", "bare", "tau 1", "tau 2", "async", "sync", "sync int8", "within host", "ddp", "all-reduce"]
 LAYERS = 10
-WARM_UP = 12  # steps: weights settle, messages are in flight, and messages in eight bits are no longer whole
+WARM_UP = 17  # steps: weights settle, messages are in flight, and messages in eight bits are no longer whole
 PASSED_ON = ("parameters", "compute", "steps", "blocks", "jitter", "straggler", "hiccup", "within_host")
 
 
