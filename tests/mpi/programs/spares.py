@@ -69,18 +69,31 @@ def is_whole() -> bool:
     return sum(len(one.replaced) for one in optimizer.losses) == needed > 0
 
 
-def compare(*, is_new: bool) -> None:
-    """A newcomer has what another rank has: z, the optimizer's state and the scheduler's."""
+def mass() -> tuple[float, float]:
+    """w, and w times the sum of z."""
+    total = sum(parameter.detach().double().sum().item() for parameter in model.parameters())
+    return optimizer.push_weight, optimizer.push_weight * total
+
+
+def compare(before: tuple[float, float], *, is_new: bool) -> None:
+    """A newcomer has what another rank has: z, the optimizer's state and the scheduler's. The mean has not moved.
+
+    Args:
+        before: :func:`mass` before the newcomer was taken in; a newcomer had none.
+    """
     mine = (digest(model.state_dict()), digest(wrapped.state_dict()["state"]), scheduler.last_epoch, optimizer.round)
-    everyone = ps.allgather((is_new, mine))
-    assert {its for new, its in everyone if new} <= {its for new, its in everyone if not new}, everyone
+    everyone = ps.allgather((is_new, mine, before, mass()))
+    assert {its for new, its, *_ in everyone if new} <= {its for new, its, *_ in everyone if not new}, everyone
+    if mode == "0":  # otherwise some mass is in messages
+        (w, x), (held, numerator) = (map(sum, zip(*(one[at] for one in everyone), strict=True)) for at in (2, 3))
+        assert abs(x / w - numerator / held) < 1e-10, everyone
 
 
 step = begin
 end = 40 if needed == 0 else None
 if is_spare and is_whole():
     end = step + 10
-    compare(is_new=True)
+    compare((0.0, 0.0), is_new=True)
 while end is None or step < end:
     if step in kills:
         die()
@@ -89,11 +102,12 @@ while end is None or step < end:
     optimizer.step()
     scheduler.step()
     step += 1
+    before = mass()
     if saver is not None:
         saver.after_step(step=step)
     if end is None and is_whole():
         end = step + 10
-        compare(is_new=False)
+        compare(before, is_new=False)
 assert scheduler.last_epoch == step
 optimizer.drain()
 held, weights = ps.sum(optimizer.push_weight), ps.sum(optimizer.push_sum.initial_weight)
