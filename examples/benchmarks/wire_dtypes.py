@@ -3,8 +3,9 @@
     python examples/benchmarks/wire_dtypes.py                     # 8 ranks in threads, some minutes
     python examples/benchmarks/wire_dtypes.py --seeds 3 --epochs 5 --json wires.json
 
-Trains the network of examples/digits.py on 8 ranks, each on its own shard, with the same batches for every dtype. The
-spread is the largest distance over ranks of a model from the average of all, as a part of that average's norm.
+Trains the network of examples/digits.py on 8 ranks, each on its own shard. Every dtype begins with the same weights and
+sees the same batches. The spread is the largest distance over ranks of a model from the average of all, as a part of
+that average's norm.
 """
 
 from __future__ import annotations
@@ -27,11 +28,17 @@ from digits import accuracy, datasets, network
 WIRES = [None, "bfloat16", "int8"]
 
 
-def train(comm, seed: int, epochs: int, staleness: int, wire: str | None) -> dict[str, float]:
-    """Return what one rank has found."""
-    torch.manual_seed(seed)
+def train(
+    comm, weights: dict[str, torch.Tensor], seed: int, epochs: int, staleness: int, wire: str | None
+) -> dict[str, float]:
+    """Return what one rank has found.
+
+    Args:
+        weights: of the network at the start. Ranks in threads share torch's generator, so none of them draws its own.
+    """
     images, labels = datasets()[0].tensors
     model = network()
+    model.load_state_dict(weights)
     inner = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     optimizer = ps.PushSumOptimizer(inner, model, staleness=staleness, wire_dtype=wire, comm=comm)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
@@ -74,9 +81,11 @@ def main() -> None:
         for wire in WIRES:
             found = []
             for seed in range(arguments.seeds):
+                torch.manual_seed(seed)
+                weights = network().state_dict()
 
-                def rank(comm, seed=seed, staleness=staleness, wire=wire):
-                    return train(comm, seed, arguments.epochs, staleness, wire)
+                def rank(comm, weights=weights, seed=seed, staleness=staleness, wire=wire):
+                    return train(comm, weights, seed, arguments.epochs, staleness, wire)
 
                 ranks = ps.testing.run(arguments.ranks, rank)
                 one = {**ranks[0], "missed": sum(r["missed"] for r in ranks)}

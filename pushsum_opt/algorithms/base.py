@@ -74,9 +74,9 @@ class Algorithm(ABC):
 
 
 def count(name: str, value: Any, least: int) -> int:
-    """Return an argument that counts rounds, or raise ConfigurationError."""
+    """Return an argument that counts rounds or steps, or raise ConfigurationError."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigurationError(f"{name}={value!r}: expected a number of rounds, an int of at least {least}")
+        raise ConfigurationError(f"{name}={value!r}: expected an int of at least {least}")
     return value
 
 

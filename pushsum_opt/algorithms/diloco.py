@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ..interrupts import held_back
 from ..push_sum import PushSum
-from .base import Algorithm, count, number
-from .slow_weights import SlowWeights
+from .base import count, number
+from .slow_weights import OuterStep
 
 __all__ = ["DiLoCo"]
 
 
-class DiLoCo(Algorithm):
+class DiLoCo(OuterStep):
     """Every H steps, all ranks average exactly and take an outer step with Nesterov momentum.
 
     DiLoCo (Douillard et al. 2023, arXiv 2311.08105, Algorithm 1, with Nesterov SGD as the outer optimizer, as torch
@@ -44,16 +43,12 @@ class DiLoCo(Algorithm):
     """
 
     synchronous = True
-    moves_alone = True
 
     def __init__(self, every: int = 500, outer_lr: float = 0.7, outer_momentum: float = 0.9) -> None:
+        super().__init__()
         self.local_steps = count("every", every, 1)
         self.outer_lr = number("outer_lr", outer_lr, above=0.0)
         self.outer_momentum = number("outer_momentum", outer_momentum, least=0.0, below=1.0)
-        self._slow = SlowWeights()
-
-    def bind(self, push_sum: PushSum, param_groups: list[dict[str, Any]]) -> None:
-        self._slow.begin(param_groups)
 
     @torch.inference_mode(False)  # what is made here is written to outside of it
     @torch.no_grad()
@@ -65,12 +60,6 @@ class DiLoCo(Algorithm):
                 one.momentum.mul_(self.outer_momentum).add_(g)
                 one.weights.sub_(g.add_(one.momentum, alpha=self.outer_momentum), alpha=self.outer_lr)
                 one.now.copy_(one.weights)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._slow.state_dict()
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self._slow.load_state_dict(state_dict)
 
     def __repr__(self) -> str:
         return f"DiLoCo(every={self.local_steps}, outer_lr={self.outer_lr}, outer_momentum={self.outer_momentum})"

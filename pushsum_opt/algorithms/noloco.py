@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,13 +12,13 @@ from ..errors import ConfigurationError
 from ..graphs import Graph, RandomMatching
 from ..interrupts import held_back
 from ..push_sum import PushSum
-from .base import Algorithm, count, number
-from .slow_weights import Slow, SlowWeights
+from .base import count, number
+from .slow_weights import OuterStep, Slow
 
 __all__ = ["NoLoCo"]
 
 
-class NoLoCo(Algorithm):
+class NoLoCo(OuterStep):
     """Every H steps, ranks meet in random pairs and take an outer step with momentum. No rank waits for all others.
 
     NoLoCo (Kolehmainen, Blagoev, Donaghy, Ersoy and Nies 2025, arXiv 2506.10911). Between outer steps a rank trains
@@ -36,7 +36,7 @@ class NoLoCo(Algorithm):
 
     Args:
         every: H, local steps between outer steps.
-        outer_lr: beta, > 0; 0.7 in the paper.
+        outer_lr: beta, > 0; 0.7 in the paper, as far as we know.
         outer_momentum: alpha, 0 <= alpha < 1. 0.9 needs hundreds of outer steps; less suits shorter runs.
         pull: gamma, > 0, how strongly the slow weights of a pair are drawn together. None: 1 - alpha^2, which keeps the
             ranks about as close as any value does. From about twice that on, momentum drives them apart.
@@ -56,7 +56,6 @@ class NoLoCo(Algorithm):
     """
 
     synchronous = True
-    moves_alone = True
 
     def __init__(
         self,
@@ -67,6 +66,7 @@ class NoLoCo(Algorithm):
         *,
         seed: int = 0,
     ) -> None:
+        super().__init__()
         self.local_steps = count("every", every, 1)
         self.outer_lr = number("outer_lr", outer_lr, above=0.0)
         self.outer_momentum = number("outer_momentum", outer_momentum, least=0.0, below=1.0)
@@ -74,13 +74,9 @@ class NoLoCo(Algorithm):
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise ConfigurationError(f"seed={seed!r}: expected an int")
         self.seed = seed
-        self._slow = SlowWeights()
 
     def default_graph(self) -> Graph:
         return RandomMatching(self.seed)
-
-    def bind(self, push_sum: PushSum, param_groups: list[dict[str, Any]]) -> None:
-        self._slow.begin(param_groups)
 
     @torch.inference_mode(False)  # what is made here is written to outside of it
     @torch.no_grad()
@@ -93,12 +89,6 @@ class NoLoCo(Algorithm):
                 one.momentum.mul_(self.outer_momentum).add_(one.now - one.weights, alpha=self.pull)
                 one.weights.add_(one.momentum)
                 one.now.copy_(one.weights)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._slow.state_dict()
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self._slow.load_state_dict(state_dict)
 
     def __repr__(self) -> str:
         return (

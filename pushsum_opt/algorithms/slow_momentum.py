@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,13 +9,13 @@ import torch
 from ..errors import ConfigurationError
 from ..interrupts import held_back
 from ..push_sum import PushSum
-from .base import Algorithm, count
-from .slow_weights import SlowWeights
+from .base import count, number
+from .slow_weights import OuterStep
 
 __all__ = ["SlowMomentum"]
 
 
-class SlowMomentum(Algorithm):
+class SlowMomentum(OuterStep):
     """Every H rounds: average exactly, then take one step of heavy-ball momentum on what H rounds have moved.
 
     SlowMo (Wang, Tantia, Ballas and Rabbat 2020, Algorithm 1). With y the parameters after the last slow step, x the
@@ -41,22 +40,17 @@ class SlowMomentum(Algorithm):
     """
 
     in_step = True
-    moves_alone = True
 
     def __init__(self, every: int, momentum: float = 0.5, lr: float = 1.0) -> None:
+        super().__init__()
         self.every = count("every", every, 1)
-        if not 0.0 <= momentum < 1.0:
-            raise ConfigurationError(f"momentum={momentum!r}: expected a number from 0 on, below 1")
-        if not 0.0 < lr < float("inf"):
-            raise ConfigurationError(f"lr={lr!r}: expected a finite number above 0")
-        self.momentum = float(momentum)
-        self.lr = float(lr)
-        self._slow = SlowWeights()
+        self.momentum = number("momentum", momentum, least=0.0, below=1.0)
+        self.lr = number("lr", lr, above=0.0)
 
     def bind(self, push_sum: PushSum, param_groups: list[dict[str, Any]]) -> None:
         if any("lr" not in group for group in param_groups):
             raise ConfigurationError(f"{self!r}: a parameter group has no 'lr', which the slow step divides by")
-        self._slow.begin(param_groups)
+        super().bind(push_sum, param_groups)
 
     def round(self, push_sum: PushSum, param_groups: list[dict[str, Any]]) -> None:
         if (push_sum.round + 1) % self.every:
@@ -77,12 +71,6 @@ class SlowMomentum(Algorithm):
                 x.copy_(y)
             else:
                 y.copy_(x)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._slow.state_dict()
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self._slow.load_state_dict(state_dict)
 
     def __repr__(self) -> str:
         return f"SlowMomentum(every={self.every}, momentum={self.momentum}, lr={self.lr})"

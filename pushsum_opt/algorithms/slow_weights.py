@@ -9,18 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..push_sum import PushSum
 from ..tensor_kinds import local_part
+from .base import Algorithm
 
-__all__ = ["Slow", "SlowWeights"]
+__all__ = ["OuterStep", "Slow", "SlowWeights"]
 
 
 @dataclass(frozen=True)
 class Slow:
-    """One parameter, and what is kept beside it."""
+    """This rank's part of one parameter, and what is kept beside it."""
 
-    parameter: Tensor
     now: Tensor
-    """This rank's part of the parameter, as the last local step left it: writing to it writes to the parameter."""
+    """As the last local step left it: writing to it writes to the parameter."""
 
     weights: Tensor
     """The slow weights: what the parameter was after the last outer step."""
@@ -54,7 +55,7 @@ class SlowWeights:
                 weights, momentum = next(loaded, None) or (x.clone(), torch.zeros_like(x))
             weights, momentum = weights.to(x.device), momentum.to(x.device)  # from a file, or the model has moved
             self._held[id(parameter)] = parameter, weights, momentum
-            found.append(Slow(parameter, x, weights, momentum, group))
+            found.append(Slow(x, weights, momentum, group))
         return found
 
     def state_dict(self) -> dict[str, Any]:
@@ -70,6 +71,24 @@ class SlowWeights:
         self._held = {}
         pairs = zip(state_dict.get("before", ()), state_dict.get("slow", ()), strict=True)
         self._loaded = [(weights.clone(), momentum.clone()) for weights, momentum in pairs]
+
+
+class OuterStep(Algorithm):
+    """An algorithm that keeps slow weights, and moves them by itself."""
+
+    moves_alone = True
+
+    def __init__(self) -> None:
+        self._slow = SlowWeights()
+
+    def bind(self, push_sum: PushSum, param_groups: list[dict[str, Any]]) -> None:
+        self._slow.begin(param_groups)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._slow.state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self._slow.load_state_dict(state_dict)
 
 
 def _parameters(param_groups: list[dict[str, Any]]) -> list[tuple[Tensor, Tensor, dict[str, Any]]]:

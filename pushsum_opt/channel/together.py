@@ -14,8 +14,8 @@ __all__ = ["together"]
 
 T = TypeVar("T")
 
-HARMLESS = ("ps.barrier()", "ps.broadcast_parameters()")
-"""What a spare may call before it is taken in, alone: its parameters are replaced then."""
+SPARE_MAY_CALL = ("ps.barrier()", "ps.broadcast_parameters()")
+"""The calls that a waiting spare may make, alone. What they leave in its parameters is replaced when it is taken in."""
 
 
 def together(comm: Any, call: str, work: Callable[[Channel], T]) -> T:
@@ -33,7 +33,7 @@ def together(comm: Any, call: str, work: Callable[[Channel], T]) -> T:
     given = world.communicator(comm)
     ending.stop_all_on_error()
     survival = transport.process(given).survival
-    if world.spare() is not None and call not in HARMLESS:
+    if world.spare() is not None and call not in SPARE_MAY_CALL:
         raise CallOrderError(world.told_to_wait(call))
 
     def once() -> T:

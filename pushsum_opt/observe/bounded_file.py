@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..log import log
@@ -22,7 +23,7 @@ def file_name(what: str, run: str, rank: int) -> str:
     """Return the name of a rank's file.
 
     Args:
-        what: it holds.
+        what: what the file holds, for the beginning of its name.
         run: a name that no other run has.
     """
     return f"{what}-{run}-{rank:05d}.jsonl"
@@ -36,7 +37,7 @@ class BoundedFile:
     full, or the folder is gone, a warning is logged, and nothing more is written: training goes on.
 
     Args:
-        rank, what: for the warning.
+        rank, what: named in the warning.
         head: returns the lines with which each of the two files begins.
     """
 
@@ -101,10 +102,15 @@ class BoundedFile:
         while data:
             data = data[os.write(self._file, data) :]
 
-    def _giving_up(self) -> _GivingUp:
-        return _GivingUp(self)
+    @contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        """Inside, an error of the file system ends the file and not the run."""
+        try:
+            yield
+        except OSError as error:
+            self._give_up(error)
 
-    def give_up(self, error: OSError) -> None:
+    def _give_up(self, error: OSError) -> None:
         """Write nothing more."""
         if self._file is not None:
             os.close(self._file)
@@ -117,18 +123,3 @@ class BoundedFile:
             self._path,
             error,
         )
-
-
-class _GivingUp:
-    """Inside, an error of the file system ends the file and not the run."""
-
-    def __init__(self, file: BoundedFile) -> None:
-        self._file = file
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        if not isinstance(error, OSError):
-            return False
-        self._file.give_up(error)
-        return True

@@ -187,7 +187,7 @@ def test_a_diverged_rank_is_named_or_its_part_left_out(nonfinite):
 
 def test_arguments_that_cannot_be_used_are_refused():
     for bad in [{"every": 0}, {"every": 2.5}, {"first": -1}, {"every": True}]:
-        with pytest.raises(ConfigurationError, match="expected a number of rounds"):
+        with pytest.raises(ConfigurationError, match="expected an int of at least"):
             PeriodicAverage(**bad)
     with pytest.raises(ConfigurationError, match="got neither"):
         PeriodicAverage()

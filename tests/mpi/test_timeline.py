@@ -4,19 +4,9 @@ from __future__ import annotations
 
 import pytest
 from mpi.launch import each_rank, succeeds
-from observe.trace_reader import Trace
-
-from pushsum_opt.cli import main
+from observe.trace_reader import trace_of
 
 pytestmark = pytest.mark.mpi
-
-
-def trace_of(folder):
-    output = folder / "trace.json"
-    assert main(["timeline", str(folder), "-o", str(output)]) == 0
-    trace = Trace(output)
-    trace.check()
-    return trace
 
 
 def test_the_timelines_of_ranks_whose_clocks_differ_make_one_trace(tmp_path):

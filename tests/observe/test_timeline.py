@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from observe.trace_reader import Trace
+from observe.trace_reader import trace_of
 
 import pushsum_opt as ps
 from pushsum_opt.cli import main
@@ -30,14 +30,6 @@ def record(folder, size=3, *, rounds=12, staleness=0, window=None, limit=64 << 2
                 push_sum.mix()
 
     ps.testing.run(size, rank)
-
-
-def trace_of(folder):
-    output = folder / "trace.json"
-    assert main(["timeline", str(folder), "-o", str(output)]) == 0
-    trace = Trace(output)
-    trace.check()
-    return trace
 
 
 def crooked(rank):
@@ -164,6 +156,18 @@ def test_a_torn_last_line_is_skipped_and_what_had_begun_ends_with_the_file(tmp_p
     assert trace.about["lines_that_were_torn"] == 1
     assert [one["pid"] for one in trace.named("round 8") if one["args"].get("unfinished")] == [1]
     assert {one["pid"] for one in trace.named("round 11")} == {0, 2}
+
+
+def test_a_rank_that_died_before_its_first_event_does_not_move_the_others(tmp_path):
+    """Its file holds the meetings at the start, and no event."""
+    record(tmp_path, clock=lambda rank: lambda: 5e5 + crooked(rank)())
+    path = next(tmp_path.glob("*-00001.jsonl"))
+    lines = path.read_text().splitlines(keepends=True)
+    first = next(index for index, line in enumerate(lines) if line.startswith("["))
+    path.write_text("".join(lines[:first]))
+    trace = trace_of(tmp_path)
+    assert trace.about["clock_error_us"] < 1e5
+    assert all(0 <= event["ts"] < 6e7 for event in trace.slices)
 
 
 def test_a_rank_without_a_file_is_named(tmp_path):

@@ -1,4 +1,4 @@
-"""Reads a trace as its format is described, and knows nothing of who wrote it.
+"""Makes and reads traces. ``Trace`` reads one as its format is described, and knows nothing of who wrote it.
 
 Chrome trace-event format: "X" is a slice with a duration, "s" and "f" are the two ends of an arrow (a flow), "C" is a
 counter, "i" a mark, "M" a name. Times are in microseconds.
@@ -9,7 +9,18 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 
+from pushsum_opt.cli import main
+
 ROUNDING = 0.002
+
+
+def trace_of(folder):
+    """Make one trace of the timelines in a folder, and check it."""
+    output = folder / "trace.json"
+    assert main(["timeline", str(folder), "-o", str(output)]) == 0
+    trace = Trace(output)
+    trace.check()
+    return trace
 
 
 class Trace:

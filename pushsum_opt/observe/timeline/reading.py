@@ -33,10 +33,12 @@ class Recording:
     threads: dict[int, str] = field(default_factory=dict)
     """Names of threads, by their numbers in the file."""
 
-    last: int = 0
-    """The time of the last event, in ns of this rank's clock; the first is :attr:`first`."""
-
     first: int = 0
+    """The time of the first event, in ns of this rank's clock; without any, that of the last meeting."""
+
+    last: int = 0
+    """The time of the last event, or meeting."""
+
     torn: int = 0
     """Lines that cannot be read: a kill may tear the last one."""
 
@@ -94,6 +96,8 @@ def _recording(path: Path) -> Recording | None:
             recording.last = line[0]
         else:
             recording.torn += 1
+    if recording is not None and not recording.first and recording.meetings:
+        recording.first = recording.last = recording.meetings[-1]["met"][-1][1]
     return recording
 
 
