@@ -253,12 +253,14 @@ def when_called(callback: Callable[[], None]) -> None:
 
 
 def others_live() -> bool:
-    """Tell whether MPI knows of another process that trains and has not died. MPI survives deaths."""
+    """Tell whether MPI knows of another process that trains and has not died. Only for an MPI that survives deaths."""
     mpi = sys.modules["mpi4py.MPI"]
     mine = _latest(_team) if _spares() and spare() is None else mpi.COMM_WORLD
     mine, everyone, failed = mine.Get_group(), mpi.COMM_WORLD.Get_group(), mpi.COMM_WORLD.Get_failed()
     processes = set(mine.Translate_ranks(list(range(mine.Get_size())), everyone))
     dead = set(failed.Translate_ranks(list(range(failed.Get_size())), everyone))
+    for group in (mine, everyone, failed):
+        group.Free()
     return len(processes - dead) > 1
 
 

@@ -44,7 +44,7 @@ class Saver:
     ``pushsum run`` pass SIGUSR1 on to every rank. It is enough that one rank gets it. Construction is collective, as is
     every :meth:`after_step` that saves.
 
-    Ranks agree by an all-reduce of 32 bytes that is begun every ``check_every`` steps and read at the next check: so
+    Ranks agree by an all-reduce of 40 bytes that is begun every ``check_every`` steps and read at the next check: so
     they stop at most ``2 * check_every`` steps after the signal, and no step waits for it unless one rank is
     ``check_every`` steps ahead of another. Asynchronous ranks never wait for it: they save at the check at which they
     learn that a rank wants to.
@@ -262,7 +262,7 @@ class Saver:
             self.save(**extra)
         elif self._keep_is_due() if self._votes.in_step else tally is not None and tally.keep:
             self._keep_in_memory()
-        if tally is not None and tally.take_in and not tally.finished:
+        if tally is not None and tally.takes_in:
             self._take_in()
 
     def save(self, **extra: Any) -> Path:
@@ -304,7 +304,7 @@ class Saver:
             alone = not self._votes.in_step
             wish = alone and due and not (tally and tally.save)
             keep = alone and self._keep_is_due() and not (tally and (tally.keep or tally.save))
-            take = can_take_in(self._push_sum.member.survival)
+            take = not (tally and tally.takes_in) and can_take_in(self._push_sum.member.survival)
             self._cast(stop=self._wants_stop, save=wish, keep=keep, take_in=take)
         return tally
 
@@ -354,6 +354,8 @@ class Saver:
                 self.save(**self._extra)
             elif tally.keep:
                 self._keep_in_memory()
+            if tally.takes_in:
+                self._take_in()
             if tally.all_finished:
                 break
         self._end(well=True)
@@ -383,7 +385,7 @@ def _close(saver: weakref.ref[Saver], votes: Votes, signals: Signals, memory: In
     """Close a saver before its push-sum, also one that was dropped with its optimizer: then there is nothing to save.
 
     Raises:
-        CheckpointError: another rank wants to save what this rank has dropped.
+        CheckpointError: another rank wants to save, or to give a spare, what this rank has dropped.
     """
     alive = saver()
     if alive is not None:
@@ -397,10 +399,10 @@ def _close(saver: weakref.ref[Saver], votes: Votes, signals: Signals, memory: In
             if not votes.open:
                 votes.cast(stop=False, finished=True)
             tally = votes.wait(patient=True)
-            if tally.stop or tally.save or tally.keep:
+            if tally.stop or tally.save or tally.keep or tally.takes_in:
                 raise CheckpointError(
-                    "another rank wants to save, and this rank's optimizer and Saver were dropped without close(): "
-                    "keep them until the end of the program, or call close() on every rank"
+                    "another rank wants to save or to take in a spare, and this rank's optimizer and Saver were "
+                    "dropped without close(): keep them until the end of the program, or call close() on every rank"
                 )
             if tally.all_finished:
                 break

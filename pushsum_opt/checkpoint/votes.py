@@ -38,6 +38,11 @@ class Tally:
     voters: int = 0
 
     @property
+    def takes_in(self) -> bool:
+        """Whether all ranks take in the spares that are ready: none of them has finished."""
+        return bool(self.take_in) and not self.finished
+
+    @property
     def all_finished(self) -> bool:
         """Whether no rank takes further steps."""
         return self.finished == self.voters

@@ -56,11 +56,14 @@ class Attempt:
         return f"the job ended with exit code {self.ended.code} after {self.seconds:.0f} s{early}{saved}"
 
 
-def keep_running(start: Start, options: Sequence[str], environ: Mapping[str, str], most: int) -> int:
+def keep_running(
+    start: Start, options: Sequence[str], environ: Mapping[str, str], most: int, *, survivors: bool = False
+) -> int:
     """Start the job, and again up to ``most`` times as long as it dies; return its last exit code.
 
     Args:
         start: starts it with some of mpirun's options and an environment, and waits for its end.
+        survivors: the job goes on without ranks that die.
     """
     with tempfile.TemporaryDirectory(prefix="pushsum-run-") as name:
         folder = Path(name)
@@ -70,7 +73,7 @@ def keep_running(start: Start, options: Sequence[str], environ: Mapping[str, str
         now, count, idle = list(options), 0, 0
         while True:
             variables = {"PUSHSUM_RESTARTS": str(count), "PUSHSUM_PROGRESS": str(notes)}
-            attempt = _try(start, now, {**environ, **variables}, notes)
+            attempt = _try(start, now, {**environ, **variables}, notes, survivors)
             if attempt.ended.asked or attempt.code in WELL:
                 return attempt.code
             idle = 0 if attempt.is_progress(before) else idle + 1
@@ -90,13 +93,13 @@ def keep_running(start: Start, options: Sequence[str], environ: Mapping[str, str
             _say(f"{attempt}; started again ({count} of {most}){told}")
 
 
-def _try(start: Start, options: Sequence[str], environ: Mapping[str, str], notes: Path) -> Attempt:
+def _try(start: Start, options: Sequence[str], environ: Mapping[str, str], notes: Path, survivors: bool) -> Attempt:
     for note in notes.iterdir():
         note.unlink()
     begin = time.monotonic()
     ended = start(options, environ)
     seconds = time.monotonic() - begin
-    unfinished = len(list(notes.glob("*.begun"))) or len(progress.without_end(notes, survivors=True))
+    unfinished = len(list(notes.glob("*.begun"))) or len(progress.without_end(notes, survivors=survivors))
     return Attempt(ended, seconds, _saved(notes), unfinished)
 
 

@@ -178,7 +178,7 @@ def main(args: argparse.Namespace) -> int:
         planned = prepare(options, environ)
         return watch(planned.command, {**environ, **planned.variables})
 
-    return keep_running(start, options, environ, own.restarts)
+    return keep_running(start, options, environ, own.restarts, survivors=own.survive)
 
 
 def _supervise(planned: Plan, environ: Mapping[str, str], *, survivors: bool) -> int:

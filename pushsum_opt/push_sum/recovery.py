@@ -62,8 +62,8 @@ def attempt(survival: Continue) -> None:
     for k, (member, settlements, account) in enumerate(zip(members, agreed, mine, strict=True)):
         lanes = len(settlements)
         member.settle(settlements[lane if lanes > 1 else 0], account, place if lanes > 1 else crew.comm.Get_rank())
-        for place, follower in enumerate(member.followers):
-            follower.settle([row[k]["followers"][place] for row in rows])
+        for number, follower in enumerate(member.followers):
+            follower.settle([row[k]["followers"][number] for row in rows])
     for member in members:
         member.rejoin(crew.comm)
         for follower in member.followers:

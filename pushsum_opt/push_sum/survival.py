@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .. import settings, transport, world
+from .. import progress, settings, transport, world
 from ..arguments import OnLoss
 from ..channel import Channel
 from ..errors import ConfigurationError, PeerTimeout, PushSumError, RanksLost
@@ -77,7 +77,7 @@ class Survival:
         self.vacant: list[int] = []
         """Ranks that were lost and whose places no spare has taken, in the order in which they were lost."""
         self.on_change: list[Callable[[], None]] = []
-        """Called, after a loss, once this rank can go on."""
+        """Called once this rank can go on after a loss, or after spares were taken in."""
 
     @property
     def waits(self) -> bool:
@@ -86,7 +86,7 @@ class Survival:
 
     @property
     def me(self) -> int:
-        """This rank, by its number when the job was started; where survivors go on."""
+        """This rank, by its number when the job was started; -1 where a loss ends the job."""
         return -1
 
     def host_of(self, rank: int) -> tuple[str, int]:
@@ -109,7 +109,7 @@ class Survival:
 
     @property
     def members_of_the_job(self) -> tuple[int, ...]:
-        """Those that take part, and this one. A spare that waits does not know who does; it takes them for all."""
+        """Those that take part. A spare that waits does not know them: there, all ranks of the job."""
         return self.ranks
 
     def once(self, work: Callable[[], None]) -> None:
@@ -278,6 +278,10 @@ class Continue(Survival):
         """End here where this rank belongs to one of these hosts; raise RanksLost where others do."""
         leaving = [rank for rank in self.crew.ranks if self.host_of(rank) in hosts]
         if self.me in leaving:
+            # `pushsum run` on this host hears it from no other: the survivors are on others.
+            for rank in self.hosts:
+                if self.host_of(rank) in hosts:
+                    progress.is_lost(rank)
             self.crew.leave(
                 f"rank {self.me} ends, as its host has lost a rank: with within_host a host is lost as a whole. The "
                 "other hosts go on"
@@ -313,11 +317,15 @@ class Continue(Survival):
         bench = self.crew.bench
         if bench is None or len(self.losses) == known:
             return
-        if not bench.left(self.crew.processes):
+        left = len(bench.left(self.crew.processes))
+        if left == 0:
             log.warning("no spare is left to take the place")
+        elif left < len(self.vacant):
+            log.warning("%d ranks are lost, and spares for %d of them are left", len(self.vacant), left)
         elif not welcoming.is_possible(self):
             log.warning(
-                "no spare can take the place: that needs exactly one optimizer that is open, with one checkpoint.Saver"
+                "no spare can take the place: that needs exactly one optimizer that is open, with one "
+                "checkpoint.Saver, and no hosts of several ranks (within_host)"
             )
 
     def wait_for(self, left: Callable[[], list[int]]) -> None:

@@ -191,7 +191,9 @@ def _join(
             raise problem
         if problems and pack is not None and survival.crew.comm.Get_rank() == 0:
             log.warning("a spare could not take its place: %s", "; ".join(problems))
-            crew.bench.leave_out(one for one in processes if one not in survival.crew.processes)
+            newcomers = set(processes) - set(survival.crew.processes)
+            failed = {process for process, one in zip(processes, rows, strict=True) if one["problem"]}
+            crew.bench.leave_out((newcomers & failed) or newcomers)
         raise RanksLost("a spare could not be taken in")
     assert agreed is not None
     _settle(survival, member, crew, channel, known[giver], agreed, accounts)

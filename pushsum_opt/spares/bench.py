@@ -46,7 +46,7 @@ class Bench:
         left = self.left(crew)
         self._called = {one: place for one, place in self._called.items() if one in left and place in places}
         told = {}
-        free = [one for one in left if one not in self._called]
+        free = [one for one in left if one not in self._called and one not in self._ready]
         for place in places:
             if place not in self._called.values() and free:
                 one = free.pop(0)

@@ -60,6 +60,7 @@ class Spare:
         self._crew = set(range(size))  # those that train, as far as this one knows
         self._over: set[int] = set()
         self._invitation: Invitation | None = None
+        self._answered: Invitation | None = None
         self._go = False
 
     def wait_until_called(self) -> None:
@@ -77,9 +78,9 @@ class Spare:
         Raises:
             SystemExit: as :meth:`wait_until_called`.
         """
-        self._ready, self._invitation = True, None
+        self._ready = True
         self._say_ready(self._caller)
-        self._wait(lambda: self._invitation is not None, READY_NAP_S)
+        self._wait(lambda: self._invitation is not self._answered, READY_NAP_S)  # a newer one may be here already
         invitation: Invitation | None = self._invitation
         assert invitation is not None
         return invitation
@@ -92,7 +93,7 @@ class Spare:
         """
         invitation = self._invitation
         assert invitation is not None
-        self._go = False
+        self._answered, self._go = invitation, False
         words.send(invitation.caller, words.TO_RANKS, kind="coming", name=invitation.name)
         self._wait(lambda: self._go or self._invitation is not invitation or self._left(invitation), READY_NAP_S)
         return self._go and self._invitation is invitation

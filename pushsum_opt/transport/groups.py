@@ -61,7 +61,10 @@ def _split(comm: Any, color: int) -> Any:
     except Exception as error:
         from .mpi import lost_by
 
-        raise (lost_by(comm, error) or error) from error
+        lost = lost_by(comm, error)
+        if lost is None:
+            raise
+        raise lost from error
 
 
 def _split_loopback(comm: LoopbackComm, color: int) -> LoopbackComm:

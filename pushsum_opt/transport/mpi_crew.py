@@ -12,11 +12,12 @@ import os
 import struct
 import sys
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NoReturn
 
 from mpi4py import MPI
 
-from .. import forked_end, world
+from .. import forked_end, progress, world
 from ..ending import THIS
 from ..errors import ConfigurationError, RanksLost
 from ..log import log
@@ -40,10 +41,13 @@ class MpiCrew(Crew):
         self.bench = world.bench()
         forked_end.watch_exit_codes()  # the end of this rank may need to know its own
 
-    @property
+    @cached_property
     def processes(self) -> tuple[int, ...]:
         mine, everyone = self.comm.Get_group(), MPI.COMM_WORLD.Get_group()
-        return tuple(mine.Translate_ranks(list(range(mine.Get_size())), everyone))
+        found = tuple(mine.Translate_ranks(list(range(mine.Get_size())), everyone))
+        mine.Free()
+        everyone.Free()
+        return found
 
     def grown(self, processes: Sequence[int], ranks: tuple[int, ...], name: str) -> MpiCrew:
         from ..spares.team import form
@@ -115,6 +119,7 @@ class MpiCrew(Crew):
 
     def leave(self, why: str) -> NoReturn:
         log.warning("%s", why)
+        progress.comes_to_its_end(self.ranks[self.comm.Get_rank()])
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()

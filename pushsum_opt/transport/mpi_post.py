@@ -184,7 +184,8 @@ def _end_in_any_case() -> None:
     """Have the system end this process where MPI_Finalize does not return, as Open MPI's sometimes does after deaths.
 
     Everything of this rank is done by then. mpirun takes it for one more death, of which it says nothing. Another exit
-    code than 0 would be lost so: such a rank ends here and now, and mpirun ends the job with its code.
+    code than 0 would be lost so: such a rank ends here and now, and mpirun ends the job with its code. Exit handlers
+    that were registered before this library was imported do not run then.
     """
     if code := forked_end.exit_code():
         for stream in (sys.stdout, sys.stderr):

@@ -66,6 +66,16 @@ def test_job_that_dies_is_started_again_and_told_so_until_it_ends_well(capsys):
     assert second.endswith("exit code 1 after 0 s, round 40 saved; started again (2 of 3)")
 
 
+@pytest.mark.parametrize(("survivors", "code"), [(False, 1), (True, 0)])
+def test_a_rank_that_never_ended_counts_unless_the_others_may_go_on_without_it(survivors, code):
+    def start(options, environ):
+        Path(environ["PUSHSUM_PROGRESS"], "0.over").touch()
+        Path(environ["PUSHSUM_PROGRESS"], "1.runs").touch()
+        return Ended(0, False)
+
+    assert keep_running(start, ["-np", "2"], {}, 1, survivors=survivors) == code
+
+
 def test_exit_code_0_of_a_launcher_that_has_lost_a_host_is_not_taken_for_a_good_end(capsys):
     """Open MPI's mpirun says in words that it has lost a host, and ends with 0."""
 

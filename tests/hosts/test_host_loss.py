@@ -75,6 +75,37 @@ def check(said):
         torch.testing.assert_close(one["z"], left[rank ^ 1]["z"], rtol=0, atol=0, msg="the ranks of a host are alike")
 
 
+def test_each_of_two_optimizers_has_the_data_weights_of_the_hosts_that_are_left(tmp_path, monkeypatch):
+    """Also: who has ended is noted for `pushsum run` by those who know it, on the host that is lost."""
+    monkeypatch.setenv("PUSHSUM_PROGRESS", str(tmp_path))
+    for rank in range(6):
+        (tmp_path / f"{rank}.begun").touch()
+
+    def rank(comm):
+        made = []
+        for scale in (1.0, 2.0):
+            model = torch.nn.Linear(6, 3)
+            optimizer = ps.PushSumOptimizer(
+                torch.optim.SGD(model.parameters(), lr=0.1), model, within_host="gradients", on_loss="continue",
+                comm=comm, timeout=30, data_weight=1.0 + scale * (comm.rank // LANES),
+            )  # fmt: skip
+            made.append((model, optimizer))
+        for _ in range(6):
+            for model, optimizer in made:
+                model(torch.ones(4, 6)).square().mean().backward()
+                optimizer.step()
+        said = [optimizer.push_sum.initial_weight for _, optimizer in made]
+        for _, optimizer in reversed(made):
+            optimizer.close()
+        return said
+
+    said = ps.testing.run(6, rank, faults=Faults({3: Moment(call="step()", count=9)}), local_size=LANES, timeout=100)
+    for one, host in ((0, 0), (1, 0), (4, 2), (5, 2)):
+        expected = [2 * (1 + scale * host) / (2 + 2 * scale) for scale in (1.0, 2.0)]
+        assert said[one] == pytest.approx(expected, abs=1e-12)
+    assert sorted(path.stem for path in tmp_path.glob("*.lost")) == ["2", "3"]
+
+
 MOMENTS = [
     Moment(count=3),
     Moment(count=9),

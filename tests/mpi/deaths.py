@@ -31,7 +31,7 @@ class Death:
 
     others: Others
     code: int | None
-    """What ``pushsum run --survive`` returns; None: what it would without that."""
+    """What ``pushsum run --survive`` returns; None: what it returns if nothing had happened, or no test shows it."""
 
 
 DEATHS = {
@@ -42,12 +42,14 @@ DEATHS = {
     "rank 0": Death("It is rank 0", Others.GO_ON, 0),
     "two": Death("Two are killed at once", Others.GO_ON, 0),
     "last": Death("All but one are gone", Others.GO_ON, 0),
-    "construction": Death("It is killed while the optimizer is made, but for the milliseconds below", Others.GO_ON, 0),
-    "round": Death("It is killed in the middle of a round, its message half sent", Others.GO_ON, 0),
-    "exact": Death("It is killed in an exact average", Others.GO_ON, 0),
-    "averaged": Death("It is killed in `averaged()`", Others.GO_ON, 0),
-    "recovery": Death("It is killed while the others recover from another death", Others.GO_ON, 0),
-    "close": Death("It is killed in `close()`", Others.GO_ON, 0),
+    "construction": Death(
+        "It is killed while the optimizer is made, but for the milliseconds below", Others.GO_ON, None
+    ),
+    "round": Death("It is killed in the middle of a round, its message half sent", Others.GO_ON, None),
+    "exact": Death("It is killed in an exact average", Others.GO_ON, None),
+    "averaged": Death("It is killed in `averaged()`", Others.GO_ON, None),
+    "recovery": Death("It is killed while the others recover from another death", Others.GO_ON, None),
+    "close": Death("It is killed in `close()`", Others.GO_ON, None),
     "slow": Death("It is stopped (SIGSTOP) or slow, for less than `timeout`", Others.GO_ON_WITH_IT, None),
     "stopped": Death("It is stopped (SIGSTOP) for longer than `timeout`", Others.WAIT, 1),
     "library": Death("It raises an error of this library, such as `NonFiniteError`", Others.END, 1),

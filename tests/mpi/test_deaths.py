@@ -73,8 +73,7 @@ def test_survivors_of_each_of_these_deaths_go_on(key, one_after_the_other):
     [
         ("library", Others.END, r"NonFiniteError: rank 1: on purpose"),
         ("sys.exit", Others.END, r"PeerFinished: rank [02]: rank 1 "),
-        # Rank 0 waits for rank 1 and rank 2 for rank 0: on a busy machine either is the first to give up.
-        ("os._exit", Others.WAIT, r"PeerTimeout: rank [02]: waited [\d.]+ s for rank [01]: "),
+        ("os._exit", Others.WAIT, r"PeerTimeout: rank [02]: waited [\d.]+ s for rank 1: "),
     ],
 )
 def test_the_others_end_after_each_of_these(key, others, error, tmp_path):
@@ -131,7 +130,7 @@ IN_CALLS = {
 @pytest.mark.parametrize("staleness", [0, 1])
 @pytest.mark.parametrize("key", IN_CALLS)
 def test_survivors_of_a_death_in_each_of_these_calls_go_on(key, staleness):
-    assert (DEATHS[key].others, DEATHS[key].code) == (Others.GO_ON, 0)
+    assert (DEATHS[key].others, DEATHS[key].code) == (Others.GO_ON, None)
     faults = Faults({1: IN_CALLS[key]} | ({3: Moment(call="mix()", count=9)} if key == "recovery" else {}))
 
     def rank(comm):

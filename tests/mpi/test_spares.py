@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from mpi.launch import environment, fault_tolerant, launcher, script
+from mpi.launch import environment, fault_tolerant, launcher, script, succeeds
 
 pytestmark = [
     pytest.mark.mpi,
@@ -67,3 +67,13 @@ def test_where_all_ranks_that_train_have_died_the_spares_end_with_1(tmp_path):
     )
     assert done.returncode == 1
     assert "spare 0: all ranks that trained have died" in done.stderr, done.stderr
+
+
+def test_an_asynchronous_rank_that_closes_takes_in_the_spare_that_all_have_agreed_on(tmp_path):
+    done = fault_tolerant(4, "spares.py", str(tmp_path), "unbounded", "1@10", "3!closes", spares=1, limit=100)
+    check(done, "members (0, 1, 2, 3), lost (1,), not replaced ()", 4)
+    assert (tmp_path / "asked").exists()
+
+
+def test_a_spare_that_is_invited_again_while_it_answers_comes_to_the_second_invitation():
+    succeeds(1, "invited_again.py", limit=30)

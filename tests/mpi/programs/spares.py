@@ -2,7 +2,8 @@
 
 2@10: process 2 is killed in step 10. 4@+3: process 4, a spare, is killed 3 steps after it has begun to train.
 4!waiting, 4!load: a spare is killed while it waits, or while it is taken in. 4!early: it makes a call of all ranks too
-early. no-saver: the script has no Saver. alone: it ends in step 40, whoever is left.
+early. 3!closes: that asynchronous rank closes while a vote is open in which all agree to take a spare in. no-saver: the
+script has no Saver. alone: it ends in step 40, whoever is left.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 
 import torch
 
@@ -89,11 +91,31 @@ def compare(before: tuple[float, float], *, is_new: bool) -> None:
         assert abs(x / w - numerator / held) < 1e-10, everyone
 
 
+def closes_now() -> bool:
+    """Whether this rank has just cast the vote in which the lowest rank asks to take a spare in."""
+    votes, asked = saver._votes, Path(folder, "asked")
+    return bool(find("!", process) == ["closes"] and votes.open and asked.exists()) and votes._cast == int(
+        asked.read_text()
+    )
+
+
+one_closes = any(one.endswith("!closes") for one in happens)
+if one_closes:
+    cast = saver._votes.cast
+
+    def cast_and_say(**wishes: bool) -> None:
+        if wishes.get("take_in"):
+            Path(folder, "asks").write_text(str(saver._votes._cast + 1))
+            Path(folder, "asks").rename(Path(folder, "asked"))
+        cast(**wishes)
+
+    saver._votes.cast = cast_and_say
 step = begin
 end = 40 if needed == 0 else None
 if is_spare and is_whole():
     end = step + 10
-    compare((0.0, 0.0), is_new=True)
+    if not one_closes:
+        compare((0.0, 0.0), is_new=True)
 while end is None or step < end:
     if step in kills:
         die()
@@ -105,10 +127,15 @@ while end is None or step < end:
     before = mass()
     if saver is not None:
         saver.after_step(step=step)
+        if closes_now():
+            break
     if end is None and is_whole():
         end = step + 10
-        compare(before, is_new=False)
+        if not one_closes:
+            compare(before, is_new=False)
 assert scheduler.last_epoch == step
+if one_closes:
+    saver.close()
 optimizer.drain()
 held, weights = ps.sum(optimizer.push_weight), ps.sum(optimizer.push_sum.initial_weight)
 assert abs(held - optimizer.size) < 1e-12, held

@@ -15,7 +15,8 @@ import pushsum_opt as ps
 
 pid = Path(sys.argv[1]) / "pid"
 me = ps.rank()
-push_sum = ps.PushSum([np.full(1000, float(me))], on_loss="continue", timeout=8)
+everyone = ps.graphs.Complete()  # so that all wait for the one that is stopped, and not for one that waits for it
+push_sum = ps.PushSum([np.full(1000, float(me))], graph=everyone, on_loss="continue", timeout=8)
 if me == 2:
     pid.write_text(str(os.getpid()))
 ps.barrier()
