@@ -4,7 +4,7 @@ pushsum run -np 4 examples/digits.py
 pushsum run -np 4 examples/digits.py --epochs 30 --staleness 1
 mpirun -np 256 python examples/digits.py
 pushsum run --survive -np 4 examples/digits.py --on-loss continue
-pushsum run --spares 1 -np 4 examples/digits.py --on-loss continue
+pushsum run --spares 1 -np 4 examples/digits.py --on-loss continue --state digits-state
 python examples/digits.py                               # one rank: the plain optimizer
 """
 
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--on-loss", default="stop", help="what to do when ranks die: stop, or continue without them")
     parser.add_argument("--checkpoint", default="", help="rank 0 saves model and optimizer here")
-    parser.add_argument("--state", default="digits-state", help="a folder for what a stopped run goes on from")
+    parser.add_argument("--state", default="", help="a folder: a stopped run goes on from it, and spares come in")
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     train, test = datasets()
@@ -59,8 +59,8 @@ def main() -> None:
     staleness = arguments.staleness if arguments.staleness == "unbounded" else int(arguments.staleness)
     optimizer = ps.PushSumOptimizer(optimizer, model, staleness=staleness, on_loss=arguments.on_loss)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, arguments.epochs)
-    saver = ps.checkpoint.Saver(arguments.state, optimizer, scheduler=schedule)
-    at = saver.resume() or {"epoch": 0}
+    saver = ps.checkpoint.Saver(arguments.state, optimizer, scheduler=schedule) if arguments.state else None
+    at = (saver and saver.resume()) or {"epoch": 0}
     with tqdm(range(at["epoch"], arguments.epochs), disable=ps.rank() != 0, unit="epoch") as epochs:
         for epoch in epochs:  # all agree on who shares the data of an epoch; a spare comes in the middle of one
             members = at.pop("members", None) or min(ps.allgather(optimizer.members), key=len)
@@ -68,11 +68,12 @@ def main() -> None:
             sampler = DistributedSampler(train, len(members), shard, seed=arguments.seed, drop_last=True)
             sampler.set_epoch(epoch)
             loader = DataLoader(train, batch_size=max(1, 64 // len(members)), sampler=sampler, drop_last=True)
-            for images, labels in saver.batches(loader):
+            for images, labels in saver.batches(loader) if saver else loader:
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(model(images), labels).backward()
                 optimizer.step()
-                saver.after_step(epoch=epoch, members=members)
+                if saver:
+                    saver.after_step(epoch=epoch, members=members)
             schedule.step()
             distance = ps.consensus_distance(optimizer)
             with optimizer.averaged():  # here every rank holds the average of all models
@@ -82,7 +83,6 @@ def main() -> None:
     average = optimizer.averaged_state_dict()  # on every rank; rank 0 gets it
     if ps.rank() == 0 and arguments.checkpoint:
         torch.save({"model": average, "optimizer": optimizer.state_dict()}, arguments.checkpoint)
-    saver.close()
     optimizer.close()
 
 

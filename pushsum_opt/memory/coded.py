@@ -38,7 +38,7 @@ WHOLE_DECAY = 0.5
 FIRST_ROUNDS = 16
 """Messages of at least so many first rounds are whole: with momentum, ranks move apart faster in each of these."""
 
-MANY = 1 / 8
+MISSED_SHARE = 1 / 8
 """If more of a chunk's blocks come out wrong, bounds that double are too slow."""
 
 
@@ -83,7 +83,7 @@ class Coded(Chunked):
         coded = [chunk for chunk in self.exchanged if chunk.wire.coded]
         if {chunk.index: blocks_of(chunk.numel) for chunk in coded} != {i: len(b) for i, b in self._bounds.items()}:
             self._bounds = {chunk.index: self._zeros(blocks_of(chunk.numel), chunk) for chunk in coded}
-            self._whole_left = self._reach
+            self._begin_whole()
 
     # ------------------------------------------------------------------ which form a message has
 
@@ -106,6 +106,10 @@ class Coded(Chunked):
             late: the rounds after which a message is merged.
         """
         self._reach, self._decay, self._late = (1 + late) * reach, DECAY ** (1 / window), late
+        self._begin_whole()
+
+    def _begin_whole(self) -> None:
+        """Nothing is known of the others: begin as at the start."""
         self._whole_left = max(self._reach, FIRST_ROUNDS)
 
     def begin_round(self) -> None:
@@ -199,7 +203,7 @@ class Coded(Chunked):
         self.ask_for_whole(rounds - self._late)
         head[1] = 0  # heard once
         decoded = self._decode_whole(chunk, data, learn) if whole else self._decode_places(chunk, data, learn)
-        if learn and (not decoded.finite or decoded.missed > MANY * blocks_of(chunk.numel)):
+        if learn and (not decoded.finite or decoded.missed > MISSED_SHARE * blocks_of(chunk.numel)):
             self.ask_for_whole()
         return decoded
 
@@ -328,7 +332,7 @@ class Coded(Chunked):
     def load_wire_state(self, state: Mapping[str, Any]) -> None:
         """Continue with what :meth:`wire_state` returned; of another layout, or empty: begin with whole messages."""
         if state.get("layout") != self.layout_digest.hex():
-            self._whole_left = self._reach
+            self._begin_whole()
             return
         self._whole_left = int(state["whole_left"])
         for index, bounds in state["bounds"].items():

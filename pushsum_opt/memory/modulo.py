@@ -46,12 +46,12 @@ HALF = 128.0
 SAFETY = 4.0
 """theta is so many times the largest difference that was seen lately."""
 
-LEAST = 2.0**-7
+LEAST_SHARE = 2.0**-7
 """theta is at least this fraction of the largest element of its block. A block which has not moved for long, such as a
 row of an embedding, may then move by a usual step at once; and multiples of 256 stay within 64, which keeps check sums
 below 2^24."""
 
-SMALLEST = 2.0**-100
+LEAST_THETA = 2.0**-100
 """theta of a block of zeros: d and 1 / d are still normal numbers in float32."""
 
 PRIME = 521  # the first one above BLOCK
@@ -90,7 +90,7 @@ def theta_of(xp: Any, peaks: Array, bounds: Array) -> Array:
         peaks: the largest elements, as :func:`largest` gives them.
         bounds: the largest differences that were seen lately.
     """
-    theta = xp.clip(xp.maximum(bounds * SAFETY, peaks * LEAST), SMALLEST, None)
+    theta = xp.clip(xp.maximum(bounds * SAFETY, peaks * LEAST_SHARE), LEAST_THETA, None)
     return xp.where(xp.isfinite(peaks), theta, peaks)
 
 
