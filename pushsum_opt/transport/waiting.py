@@ -64,6 +64,7 @@ class Waiter:
         self._counts_rounds = False
         self.finished: dict[int, Notice] = {}
         """The last notice of every rank that has finished."""
+        self._failure: Notice | None = None
         self.closing = False
         """This rank finishes too: then it is no error that another one has."""
 
@@ -110,10 +111,12 @@ class Waiter:
             waiting: Waiting | None = None
             while True:
                 moved_now = self._transport.poll(slice)
+                if self._listen():  # what a rank did before it failed may be all that is needed
+                    moved_now = self._transport.poll(0.0)
                 pending = left()
                 if not pending:
                     return
-                self.hear()
+                self._refuse_failed()
                 self._refuse_finished(pending, round)
                 now = clock()
                 if moved_now:
@@ -146,14 +149,26 @@ class Waiter:
         Raises:
             PeerFailed: one of them says that its sender stopped with an error.
         """
+        self._listen()
+        self._refuse_failed()
+
+    def _listen(self) -> bool:
+        """Take in the notices that have come. Return whether a rank has failed."""
         for notice in self._transport.notices():
             if notice.failed:
-                sender = self._name(notice.sender)
-                raise PeerFailed(
-                    f"rank {self._me}: rank {sender} stopped: {notice.reason}. See what rank {sender} printed: this "
-                    "rank stops because of it"
-                )
-            self.finished[notice.sender] = notice
+                self._failure = self._failure or notice
+            else:
+                self.finished[notice.sender] = notice
+        return self._failure is not None
+
+    def _refuse_failed(self) -> None:
+        notice, self._failure = self._failure, None
+        if notice is not None:
+            sender = self._name(notice.sender)
+            raise PeerFailed(
+                f"rank {self._me}: rank {sender} stopped: {notice.reason}. See what rank {sender} printed: this rank "
+                "stops because of it"
+            )
 
     def _refuse_finished(self, pending: Iterable[Ticket], round: int) -> None:
         if self.closing:

@@ -13,8 +13,9 @@ from pushsum_opt import testing
 from pushsum_opt.collectives import averaged
 from pushsum_opt.errors import MismatchError, PeerFailed, PeerFinished
 from pushsum_opt.graphs import Ring
-from pushsum_opt.transport import roll_call, waiting
+from pushsum_opt.transport import Notice, Ticket, roll_call, waiting
 from pushsum_opt.transport.roll_call import RollCall
+from pushsum_opt.transport.set_up import LogStalls
 
 
 def errors_of(size, rank, **options):
@@ -196,3 +197,42 @@ def test_a_channel_does_not_outlive_its_communicator():
         comm = MPI.COMM_SELF.Dup()
         assert ps.average(2.0, comm=comm) == 2.0
         comm.Free()
+
+
+class PeerThatFailsOnceItHasServed:
+    """What a waiter polls, where the peer serves the ticket and fails between a poll and the look at notices."""
+
+    rank = 0
+    progress = None
+
+    def __init__(self, ticket, serves):
+        self.ticket, self.serves, self.said = ticket, serves, False
+
+    def clock(self):
+        return 0.0
+
+    def job_rank(self, rank=None):
+        return 0 if rank is None else rank
+
+    def poll(self, seconds):
+        return False
+
+    def notices(self):
+        if self.said:
+            return []
+        self.said = True
+        self.ticket.done = self.serves
+        return [Notice(sender=1, failed=True, rounds=0, collectives=1, reason="it has seen a difference")]
+
+
+@pytest.mark.parametrize("serves", [True, False])
+def test_what_a_peer_did_before_it_failed_counts(serves):
+    ticket = Ticket("comparing", None, None, collective=1)
+    waiter = waiting.Waiter(PeerThatFailsOnceItHasServed(ticket, serves), LogStalls(0), timeout=60.0)
+    if serves:
+        waiter.wait((ticket,), 0)
+        with pytest.raises(PeerFailed, match="rank 1 stopped: it has seen a difference"):  # it is not forgotten
+            waiter.hear()
+    else:
+        with pytest.raises(PeerFailed, match="rank 1 stopped: it has seen a difference"):
+            waiter.wait((ticket,), 0)

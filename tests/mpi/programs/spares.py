@@ -53,6 +53,7 @@ optimizer = ps.PushSumOptimizer(
     wrapped, model, staleness=staleness, on_loss="continue", timeout=60, data_weight=1.0 + me % 2
 )
 scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 10, 0.99)
+scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=6)
 assert (optimizer.rank, optimizer.size, optimizer.members) == (me, size, tuple(range(size)))
 changes: list[tuple[int, ...]] = []
 optimizer.on_change(lambda: changes.append(optimizer.members))
@@ -61,7 +62,9 @@ saver: ps.checkpoint.Saver | None = None
 begin = 0
 if "no-saver" not in happens:
     options = {"memory_every": 4, "memory_directory": folder, "memory_limit": 1.0} if mode == "1" else {}
-    saver = ps.checkpoint.Saver(f"{folder}/disk", optimizer, scheduler=scheduler, check_every=2, **options)
+    saver = ps.checkpoint.Saver(
+        f"{folder}/disk", optimizer, scheduler=scheduler, scaler=scaler, check_every=2, **options
+    )
     begin = (saver.resume() or {"step": 0})["step"]
 kills = [begin + int(at[1:]) if at[0] == "+" else int(at) for at in find("@", process)]
 
@@ -78,12 +81,13 @@ def mass() -> tuple[float, float]:
 
 
 def compare(before: tuple[float, float], *, is_new: bool) -> None:
-    """A newcomer has what another rank has: z, the optimizer's state and the scheduler's. The mean has not moved.
+    """A newcomer has what another rank has: z, and the states of optimizer, scheduler and scaler. The mean is the same.
 
     Args:
         before: :func:`mass` before the newcomer was taken in; a newcomer had none.
     """
-    mine = (digest(model.state_dict()), digest(wrapped.state_dict()["state"]), scheduler.last_epoch, optimizer.round)
+    states = model.state_dict(), wrapped.state_dict()["state"]
+    mine = (*map(digest, states), scheduler.last_epoch, scaler.get_scale(), optimizer.round)
     everyone = ps.allgather((is_new, mine, before, mass()))
     assert {its for new, its, *_ in everyone if new} <= {its for new, its, *_ in everyone if not new}, everyone
     if mode == "0":  # otherwise some mass is in messages
@@ -120,8 +124,9 @@ while end is None or step < end:
     if step in kills:
         die()
     optimizer.zero_grad()
-    model(torch.randn(8, 50)).square().mean().backward()
-    optimizer.step()
+    scaler.scale(model(torch.randn(8, 50)).square().mean()).backward()
+    scaler.step(optimizer)
+    scaler.update()
     scheduler.step()
     step += 1
     before = mass()
