@@ -9,7 +9,7 @@ from typing import Protocol
 
 from .. import settings
 from ..clock import Clock
-from ..errors import PeerFailed, PeerFinished, PeerTimeout
+from ..errors import PeerError, PeerFailed, PeerFinished, PeerTimeout
 from .base import Notice, Ticket, Transport
 from .calls import current_call
 from .roll_call import LISTEN_AFTER_S, Need, Progress, Waiting
@@ -111,9 +111,11 @@ class Waiter:
             waiting: Waiting | None = None
             while True:
                 moved_now = self._transport.poll(slice)
-                if self._listen():  # what a rank did before it failed may be all that is needed
-                    moved_now = self._transport.poll(0.0)
                 pending = left()
+                if pending and self._listen():  # what a rank did before it failed may be all that is needed
+                    with contextlib.suppress(PeerError):
+                        self._transport.poll(0.0)
+                    pending = left()
                 if not pending:
                     return
                 self._refuse_failed()

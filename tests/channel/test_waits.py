@@ -215,6 +215,8 @@ class PeerThatFailsOnceItHasServed:
         return 0 if rank is None else rank
 
     def poll(self, seconds):
+        if self.said:
+            raise PeerFailed("as a loopback rank learns it")
         return False
 
     def notices(self):
