@@ -7,8 +7,8 @@
     pushsum run -np 2 examples/translation.py mine/train mine/valid --model small --vocabulary 4000 --steps 2000
 
 TRAIN and VALID stand for two files each, a sentence per line: TRAIN.en and TRAIN.de (--from, --to). Rank 0 makes a
-byte-pair encoding of both languages and leaves it in TRAIN.bpe.json. Rank 0 shows a bar, and prints one line of JSON now
-and then: loss and BLEU of the average of all ranks, each sentence counted once.
+byte-pair encoding of both languages and leaves it in TRAIN.bpe.json. It shows a bar, and prints one line of JSON now and
+then: loss and BLEU of the average of all ranks, each sentence counted once.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def read(stem: str, arguments: argparse.Namespace) -> tuple[list[str], list[str]
 
 
 def encoding(stem: str, texts: Sequence[list[str]], size: int) -> Any:
-    """Collective. Return one byte-pair encoding of both languages (Sennrich et al. 2016); rank 0 makes it, or reads it."""
+    """Collective. Return one byte-pair encoding of both languages (Sennrich et al. 2016): rank 0 makes or reads it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     path, made = Path(f"{stem}.bpe.json"), None
@@ -89,7 +89,7 @@ def encoding(stem: str, texts: Sequence[list[str]], size: int) -> Any:
 
 def pairs(tokenizer: Any, texts: tuple[list[str], list[str]], longest: int | None = None) -> list[Pair]:
     """Return sentences and their translations as numbers, each with an end; none empty or longer than ``longest``."""
-    sides = [[one.ids + [END] for one in tokenizer.encode_batch(text)] for text in texts]
+    sides = [[[*one.ids, END] for one in tokenizer.encode_batch(text)] for text in texts]
     return [
         (source, target)
         for source, target in zip(*sides, strict=True)

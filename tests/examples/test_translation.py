@@ -48,7 +48,9 @@ def lines(path: Path) -> list[str]:
 
 
 def test_catalogues_give_pairs_of_sentences_and_none_twice(messages):
-    train, valid = ([*zip(lines(messages / f"{n}.en"), lines(messages / f"{n}.de"), strict=True)] for n in ("train", "valid"))
+    train, valid = (
+        [*zip(lines(messages / f"{n}.en"), lines(messages / f"{n}.de"), strict=True)] for n in ("train", "valid")
+    )
     assert len(train) > 2000
     assert len(valid) == math.ceil((len(train) + len(valid)) / 20)
     english = [one for one, _ in train + valid]
