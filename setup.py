@@ -28,18 +28,22 @@ extras = {
     # What docs/frameworks.md is about.
     "frameworks": ["accelerate>=1", "lightning>=2", "scikit-learn", "transformers>=5"],
     # What the recipes in examples/ need; imagenet.py runs without torchvision, with small models only.
-    "recipes": ["pillow", "torchvision", "tqdm"],
+    "recipes": ["pillow", "sacrebleu", "tokenizers", "torchvision", "tqdm"],
     "test": [
+        "django",  # its messages and Plone's are text that examples/translation.py learns to translate
         "expecttest",  # torch's own table of all its optimizers imports it
         "hypothesis",
         "networkx",
         "pillow",
+        "plone.app.locales",
         "pytest>=8",
         "pytest-cov",
         "pytest-xdist",
+        "sacrebleu",
         "schedulefree",  # an optimizer that keeps parameters in its state
         "scikit-learn",
         "setuptools>=70.1",  # makes the editable wheel that a test looks into
+        "tokenizers",
         "tqdm",
     ],
 }
