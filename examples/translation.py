@@ -7,8 +7,8 @@
     pushsum run -np 2 examples/translation.py mine/train mine/valid --model small --vocabulary 4000 --steps 2000
 
 TRAIN and VALID stand for two files each, a sentence per line: TRAIN.en and TRAIN.de (--from, --to). Rank 0 makes a
-byte-pair encoding of both languages and leaves it in TRAIN.bpe.json. It shows a bar, and prints one line of JSON now and
-then: loss and BLEU of the average of all ranks, each sentence counted once.
+byte-pair encoding of both languages and leaves it in TRAIN.bpe.json. Now and then it prints a line of JSON: loss and
+BLEU of the average of all ranks, each sentence counted once.
 """
 
 from __future__ import annotations
