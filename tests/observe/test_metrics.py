@@ -34,6 +34,10 @@ def run(size=2, rounds=20, then=lambda comm, metrics: None, **options):
 
 
 def rows(folder, rank):
+    return [row for row in lines(folder, rank) if "round" in row]
+
+
+def lines(folder, rank):
     [file] = folder.glob(f"metrics-*-{rank:05d}.jsonl")
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
@@ -43,7 +47,7 @@ def test_a_file_of_each_rank_holds_a_row_for_every_so_many_rounds(tmp_path):
     for rank in range(2):
         first, *_, last = found = rows(tmp_path, rank)
         assert [row["round"] for row in found] == [4, 9, 14, 19, 19]  # the last one is what is left at the end
-        assert first["step_seconds"] == {"mean": 1.0, "p50": 1.0, "p90": 1.0, "p99": 1.0, "max": 1.0}
+        assert first["step_seconds"] == {"mean": 1.0, "min": 1.0, "p50": 1.0, "p90": 1.0, "p99": 1.0, "max": 1.0}
         assert found[3]["span_seconds_total"] == {"forward": 5.0}
         assert [row["logged"].get("loss") for row in found] == [2.0, 7.0, 12.0, 17.0, None]
         assert (last["rank"], last["push_weight"], last["steps_total"]) == (rank, 1.0, 20)
@@ -52,6 +56,49 @@ def test_a_file_of_each_rank_holds_a_row_for_every_so_many_rounds(tmp_path):
         assert set(found[3]["wait_seconds_total"]) <= {"all", str(1 - rank)}
         assert str(1 - rank) in found[3]["wait_seconds_total"]
         assert first["message_age"] == {"mean": 0.0, "max": 0.0}
+
+
+def test_a_file_begins_with_what_ran_and_ends_with_the_end(tmp_path):
+    run(3, jsonl=tmp_path, every=5)
+    first, *_, last = lines(tmp_path, 1)
+    about = first["about"]
+    assert (about["rank"], about["size"], about["every"], about["staleness"]) == (1, 3, 5, 0)
+    assert about["graph"] == "Ring()"
+    assert about["rounds"] == [[[2, 0.5]]]
+    assert about["rounds_are_a_period"]
+    assert about["versions"]["pushsum_opt"] == ps.__version__
+    assert about["bytes_per_round"] > 400
+    assert last["ended"] >= about["began"]
+
+
+def test_of_a_graph_that_never_repeats_the_first_rounds_are_written(tmp_path):
+    def rank(comm):
+        with ps.PushSum([np.zeros(2)], graph=ps.graphs.RandomPeer(), comm=comm) as push_sum:
+            ps.observe.Metrics(push_sum, jsonl=tmp_path)
+
+    ps.testing.run(3, rank)
+    about = lines(tmp_path, 0)[0]["about"]
+    assert not about["rounds_are_a_period"]
+    assert 1 < len(about["rounds"]) <= 64
+
+
+def test_what_an_optimizer_adds_is_written_too(tmp_path):
+    torch = pytest.importorskip("torch")
+
+    def rank(comm):
+        model = torch.nn.Linear(2, 1)
+        optimizer = ps.PushSumOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, gossip_every=2, comm=comm)
+        with optimizer:
+            ps.observe.Metrics(optimizer, jsonl=tmp_path, every=1)
+            for _ in range(4):
+                model(torch.ones(1, 2)).sum().backward()
+                optimizer.step()
+
+    ps.testing.run(2, rank)
+    about, *_, row, _, _ = lines(tmp_path, 0)
+    assert (about["about"]["optimizer"], about["about"]["gossip_every"]) == ("SGD", 2)
+    assert row["round_seconds_total"] > 0
+    assert row["local_step_seconds_total"] > 0
 
 
 def test_after_close_nothing_is_heard_any_more(tmp_path):

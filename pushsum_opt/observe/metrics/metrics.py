@@ -8,6 +8,7 @@ from typing import Any
 
 from ...clock import Clock
 from ...errors import ConfigurationError
+from .about import describe
 from .collected import Collected
 from .sinks import JsonLines, Prometheus, Sink, TensorBoard
 
@@ -55,13 +56,16 @@ class Metrics(Collected):
         self._every = every
         self._rows_from = push_sum.round
         self._closed = False
+        self._losses_written = len(push_sum.losses)
         self._sinks: list[Sink] = []
+        self._files: list[JsonLines] = []
         if tensorboard is not None:
             self._sinks.append(TensorBoard(Path(tensorboard), rank))
         if prometheus is not None:
             self._sinks.append(Prometheus(prometheus, address, rank))
         if jsonl is not None:
-            self._sinks.append(JsonLines(Path(jsonl), push_sum.member.name, rank))
+            self._files.append(JsonLines(Path(jsonl), describe(optimizer, push_sum, every)))
+        self._sinks += self._files
         push_sum.subscribe(self)
         push_sum.member.before_close.append(self.close)
 
@@ -91,6 +95,11 @@ class Metrics(Collected):
 
     def _write(self) -> None:
         numbers = self._row()
+        losses = self._push_sum.losses
+        for loss in losses[self._losses_written :]:
+            for file in self._files:
+                file.lost(loss)
+        self._losses_written = len(losses)
         for sink in self._sinks:
             sink.take(numbers)
 
