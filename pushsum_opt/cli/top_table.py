@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from ..observe.report.advice import advise
+from ..observe.report.advice import SLOW, advise
 from ..observe.report.figures import RankFigures, RunFigures, figures_of_run
 from ..observe.report.reading import Run
 from ..observe.report.units import bytes_text, figures_text, percent, ranks_text, seconds_text, since_text
@@ -21,8 +21,6 @@ MOST_RANKS = 256
 """Of more ranks, groups are shown and the worst."""
 WORST = 10
 MOST_GROUPS = 32
-ODD = 1.25
-"""A rank is marked as slow, or as waited for, where it is so many times the median."""
 LATE_S = 30.0
 """A rank that wrote nothing for so long, and for three times the usual, is marked."""
 ADVICE_LINES = 2
@@ -89,11 +87,11 @@ def _notes(run: Run, figures: RunFigures, now: float) -> dict[int, str]:
     """Say what is remarkable about ranks, by rank."""
     notes: dict[int, list[str]] = {one.rank: [] for one in figures.ranks}
     slowest = figures.slowest
-    if slowest is not None and len(figures.ranks) > 1 and slowest.own > ODD * figures.own > 0:
+    if slowest is not None and len(figures.ranks) > 1 and slowest.own > SLOW * figures.own > 0:
         notes[slowest.rank].append("slowest")
     waited = {rank: seconds for rank, seconds in figures.waited_for.items() if rank in notes}
     most = max(waited, key=lambda rank: waited[rank], default=None)
-    if most is not None and waited[most] > ODD * sum(waited.values()) / len(figures.ranks):
+    if most is not None and waited[most] > SLOW * sum(waited.values()) / len(figures.ranks):
         notes[most].append("waited for most")
     usual = statistics.median(one.step for one in figures.ranks) * run.about["every"]
     for one in figures.ranks:

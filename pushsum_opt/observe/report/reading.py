@@ -11,6 +11,7 @@ from typing import Any
 
 from ...errors import ConfigurationError
 from ..bounded_file import OLDER
+from ..metrics.about import FORMAT
 
 __all__ = ["Folder", "RankLog", "Run"]
 
@@ -133,6 +134,12 @@ class Folder:
         self._places: dict[Path, tuple[int, int]] = {}
         self._headless: set[Path] = set()
         found = self._find()
+        newer = {log.about["format"] for logs in found.values() for log in logs if log.about["format"] > FORMAT}
+        if newer:
+            raise ConfigurationError(
+                f"{directory}: metrics of format {max(newer)}: a newer pushsum_opt wrote them, and this one knows "
+                f"formats up to {FORMAT}. Read them with that one"
+            )
         if not found:
             where = f" of run {run}" if run is not None else ""
             old = f" (in {len(self._headless)} files the first line does not say what ran)" if self._headless else ""

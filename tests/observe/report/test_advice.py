@@ -179,7 +179,7 @@ class TestFaults:
         run.go(20).end()
         evidence = Evidence(Folder(tmp_path).look())
         advice = faults.ranks_were_lost(evidence)
-        assert "Rank 2 died (round 21), and with them mass of 0.750 of 4" in advice.text
+        assert "Rank 2 died (round 21); mass of 0.750 of 4 was lost" in advice.text
         assert advice.fault
         assert faults.a_rank_is_silent(evidence) is None
         assert evidence.run.ended()

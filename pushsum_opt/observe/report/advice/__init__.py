@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from ..reading import Run
 from . import faults, mixing, speed
-from .evidence import Advice, Evidence
+from .evidence import SLOW, Advice, Evidence
 
-__all__ = ["RULES", "Advice", "Evidence", "advise"]
+__all__ = ["RULES", "SLOW", "Advice", "Evidence", "advise"]
 
 RULES: tuple[Callable[[Evidence], Advice | None], ...] = (
     faults.ranks_were_lost,

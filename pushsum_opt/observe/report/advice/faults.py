@@ -28,9 +28,9 @@ def ranks_were_lost(evidence: Evidence) -> Advice | None:
     longest = max(loss["seconds"] for loss in losses)
     again = f"; spares took the places of {ranks_text(replaced)}" if replaced else ""
     return Advice(
-        f"{ranks_text(ranks).capitalize()} died (round {rounds}), and with them mass of "
-        f"{figures_text(sum(loss['mass'] for loss in losses))} of {evidence.about['participants']}{again}. The others "
-        f"went on after {figures_text(longest)} s at most: look at the end of their output for the reason.",
+        f"{ranks_text(ranks).capitalize()} died (round {rounds}); mass of "
+        f"{figures_text(sum(loss['mass'] for loss in losses))} of {evidence.about['participants']} was lost{again}. "
+        f"The others went on after {figures_text(longest)} s at most: look at the end of their output for the reason.",
         fault=True,
     )
 
