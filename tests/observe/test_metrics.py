@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,6 +101,62 @@ def test_what_an_optimizer_adds_is_written_too(tmp_path):
     assert (about["about"]["optimizer"], about["about"]["gossip_every"]) == ("SGD", 2)
     assert row["round_seconds_total"] > 0
     assert row["local_step_seconds_total"] > 0
+
+
+def test_rounds_without_a_message_do_not_count_among_waits_for_messages(tmp_path):
+    def now_and_then(rank, size, round):
+        return ((1 - rank),) if round % 4 == 0 else ()
+
+    def rank(comm):
+        heard = Waits()
+        graph = ps.graphs.from_function(now_and_then, period=4)
+        with ps.PushSum([np.zeros(2)], graph=graph, comm=comm) as push_sum:
+            metrics = ps.observe.Metrics(push_sum, jsonl=tmp_path, every=9)
+            push_sum.subscribe(heard)
+            for _ in range(9):
+                push_sum.mix()
+            del metrics
+        return heard.rounds
+
+    class Waits(ps.Listener):
+        def __init__(self):
+            self.rounds = {}
+
+        def wait_ends(self, call, peer, round, seconds):
+            if peer is not None:
+                self.rounds[round] = self.rounds.get(round, 0.0) + seconds
+
+    for place, waited in enumerate(ps.testing.run(2, rank)):
+        found = rows(tmp_path, place)[0]["round_wait_seconds"]
+        of_rounds = [waited.get(k, 0.0) for k in (4, 8)]  # the first round has none before it
+        assert found["mean"] == pytest.approx(sum(of_rounds) / 2)
+        assert (found["min"], found["max"]) == pytest.approx((min(of_rounds), max(of_rounds)))
+
+
+def test_every_metric_on_the_dashboard_is_exported():
+    client = pytest.importorskip("prometheus_client.parser")
+    dashboard = json.loads((Path(__file__).parents[2] / "docs" / "grafana.json").read_text(encoding="utf-8"))
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked += [variable["query"]["query"] for variable in dashboard["templating"]["list"] if "definition" in variable]
+    base = free_ports(2)
+
+    def labels(comm, metrics):
+        with urllib.request.urlopen(f"http://127.0.0.1:{base + comm.rank}/metrics", timeout=30) as answer:
+            text = answer.read().decode()
+        samples = [sample for family in client.text_string_to_metric_families(text) for sample in family.samples]
+        return {name: {label for one in samples if one.name == name for label in one.labels} for name in names(text)}
+
+    def names(text):
+        return set(re.findall(r"\bpushsum_\w+", text))
+
+    exported = run(then=labels, prometheus=base)[0]
+    assert len(set().union(*map(names, asked))) > 10
+    for query in asked:
+        assert names(query) <= exported.keys(), query
+        for name, matched in re.findall(r"(pushsum_\w+)\{([^}]*)\}", query):
+            assert set(re.findall(r"(\w+)(?:=|!=|=~)\"", matched)) <= exported[name], query
+        grouped = set(", ".join(re.findall(r"(?:by|on) ?\(([^)]*)\)", query)).replace(" ", "").split(",")) - {""}
+        assert grouped <= set().union(*(exported[name] for name in names(query))), query
 
 
 def test_after_close_nothing_is_heard_any_more(tmp_path):

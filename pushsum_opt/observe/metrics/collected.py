@@ -35,7 +35,7 @@ class Numbers:
     step_seconds: dict[str, float] = field(default_factory=dict)
     """Quantiles, "mean", "min" and "max" of the time from the end of one round to that of the next."""
     round_wait_seconds: dict[str, float] = field(default_factory=dict)
-    """The same of the time that a round waits for messages."""
+    """The same of the time that a round waits, of rounds with a message to merge."""
     wait_seconds_total: dict[str, float] = field(default_factory=dict)
     """By the rank waited for; "all": in collective calls."""
     message_age: dict[str, float] = field(default_factory=dict)
@@ -66,6 +66,7 @@ class Collected(Listener):
         self._round_began: float | None = None
         self._step_began: float | None = None
         self._waited_in_round = 0.0
+        self._merges = False
         self._round_waits: list[float] = []
         self._steps: list[float] = []
         self._ages: list[int] = []
@@ -110,8 +111,9 @@ class Collected(Listener):
             self._round_began = None
         if self._ended is not None and len(self._steps) < SAMPLES:
             self._steps.append(now - self._ended)
-            self._round_waits.append(self._waited_in_round)
-        self._ended, self._waited_in_round = now, 0.0
+            if self._merges or self._waited_in_round:
+                self._round_waits.append(self._waited_in_round)
+        self._ended, self._waited_in_round, self._merges = now, 0.0, False
         numbers = self._numbers
         numbers.round, numbers.push_weight = round, float(push_weight)
         numbers.steps_total += 1
@@ -120,6 +122,7 @@ class Collected(Listener):
         self._numbers.sent_bytes_total += nbytes
 
     def message_merged(self, round: int, peer: int, age: int) -> None:
+        self._merges = True
         if len(self._ages) < SAMPLES:
             self._ages.append(max(0, age))
 

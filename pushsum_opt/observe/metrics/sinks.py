@@ -136,7 +136,7 @@ HELP = {
     "round_seconds_total": "Time in rounds: giving, waiting, merging.",
     "local_step_seconds_total": "Time in steps of the wrapped optimizer.",
     "step_seconds": "Time from the end of one round to that of the next.",
-    "round_wait_seconds": "Time that a round waits for messages.",
+    "round_wait_seconds": "Time that a round waits, of rounds with a message to merge.",
     "wait_seconds_total": "Time waited, by the rank waited for.",
     "message_age": "Age of merged messages, in rounds.",
     "span_seconds_total": "Time in the parts of the program that it names.",

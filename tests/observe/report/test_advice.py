@@ -82,6 +82,11 @@ class TestLateMessages:
         assert speed.messages_of_a_rank_are_late(every) is None
         assert speed.messages_of_a_rank_are_late(recorded(own=slow(5))) is None
 
+    def test_where_a_wait_is_for_several_messages_nobody_is_blamed(self, recorded):
+        evidence = recorded(message=self.late, graph=ps.graphs.Complete())
+        assert max(evidence.figures.waited_for.values()) > 0.5 * sum(evidence.figures.waited_for.values())
+        assert speed.messages_of_a_rank_are_late(evidence) is None
+
 
 class TestHiddenMessages:
     def test_messages_that_take_part_of_a_step(self, recorded):

@@ -6,8 +6,8 @@ from html import escape
 
 __all__ = ["LETTER", "Picture", "number"]
 
-LETTER = 6.4
-"""How wide a letter is on average, in px: 12 px high, as the page has them in pictures."""
+LETTER = 7.0
+"""How wide a letter is on average, in px: 12 px high, as the page has them in pictures, in a wide font."""
 
 
 def number(value: float) -> str:
