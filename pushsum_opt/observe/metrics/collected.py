@@ -40,6 +40,8 @@ class Numbers:
     """By the rank waited for; "all": in collective calls."""
     message_age: dict[str, float] = field(default_factory=dict)
     """"mean" and "max" of the ages of merged messages, in rounds."""
+    moved: dict[str, float] = field(default_factory=dict)
+    """How far ("distance") this rank's model has moved in the last "rounds", about 1000; see :class:`~.moved.Moved`."""
     span_seconds_total: dict[str, float] = field(default_factory=dict)
     logged: dict[str, float] = field(default_factory=dict)
     """The means of what the user logged."""

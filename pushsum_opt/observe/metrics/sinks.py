@@ -123,6 +123,7 @@ LABELS = {
     "round_wait_seconds": "statistic",
     "message_age": "statistic",
     "wait_seconds_total": "peer",
+    "moved": "statistic",
     "span_seconds_total": "span",
     "logged": "name",
 }
@@ -139,6 +140,7 @@ HELP = {
     "round_wait_seconds": "Time that a round waits, of rounds with a message to merge.",
     "wait_seconds_total": "Time waited, by the rank waited for.",
     "message_age": "Age of merged messages, in rounds.",
+    "moved": "How far the model of this rank has moved in the last rounds, and in how many.",
     "span_seconds_total": "Time in the parts of the program that it names.",
     "logged": "What the program logs: means since the row before.",
 }

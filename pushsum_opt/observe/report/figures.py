@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .reading import RankLog, Run
+from .reading import RankLog, Run, recorded
 
 __all__ = ["EVERYBODY", "RankFigures", "RunFigures", "figures_of_rank", "figures_of_run"]
 
 EVERYBODY = "all"
 """The name in ``wait_seconds_total`` of waits in collective calls."""
+
+
+ROWS_BACK = 64
+"""In so many of the last rows is looked for what is not in every row."""
 
 
 @dataclass
@@ -163,7 +167,7 @@ def figures_of_rank(log: RankLog, rows: int | None = None) -> RankFigures:
         push_weight=last["push_weight"],
         skipped=last["chunks_skipped_total"],
         missed=last["blocks_missed_total"],
-        consensus=_number(last.get("consensus_distance")),
+        consensus=_last(log, "consensus_distance"),
         seen=log.seen,
         ended=log.ended is not None,
         more=last,
@@ -190,8 +194,10 @@ def _differences(begin: dict[str, float], end: dict[str, float], steps: int) -> 
     return {name: max(0.0, total - begin.get(name, 0.0)) / steps for name, total in end.items()}
 
 
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+def _last(log: RankLog, name: str) -> float | None:
+    """Return a number from the last rows, whichever has it last: what a program logs need not be in every row."""
+    found = (recorded(row, name) for row in reversed(log.rows[-ROWS_BACK:]))
+    return next((value for value in found if value is not None), None)
 
 
 def _mean(values: Sequence[float]) -> float:

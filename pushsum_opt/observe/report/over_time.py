@@ -6,29 +6,17 @@ import statistics
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
 
 from ..metrics.collected import QUANTILES
 from .pictures import Line
-from .reading import RankLog, Run
+from .reading import RankLog, Row, Run
 
-__all__ = ["pooled", "rate", "recorded", "series"]
+__all__ = ["pooled", "rate", "series"]
 
 MOMENTS = 160
 """So many moments are shown at most."""
 SAMPLES = 20
 """Of the steps of each row."""
-
-Row = dict[str, Any]
-
-
-def recorded(row: Row, name: str) -> float | None:
-    """Return a number of a row, whether the library knows it, it is a mean over ranks, or the program logs it."""
-    for place in (row, row.get("means") or {}, row["logged"]):
-        value = place.get(name)
-        if isinstance(value, int | float):
-            return float(value)
-    return None
 
 
 def rate(total: Callable[[Row], float], per: Callable[[Row], float]) -> Callable[[Row, Row], float | None]:

@@ -13,13 +13,17 @@ from ...errors import ConfigurationError
 from ..bounded_file import OLDER
 from ..metrics.about import FORMAT
 
-__all__ = ["Folder", "RankLog", "Run"]
+__all__ = ["Folder", "RankLog", "Row", "Run", "recorded"]
 
 PATTERN = "metrics-*.jsonl"
 ROWS_HELD = 32768
 """So many rows of all ranks are held, about: of a long run every second, fourth, ... row."""
 FEWEST_ROWS = 64
 """So many rows of each rank are held at least."""
+
+
+Row = dict[str, Any]
+"""A line with the numbers of a rank."""
 
 
 @dataclass
@@ -29,7 +33,7 @@ class RankLog:
     path: Path
     about: dict[str, Any]
     """What ran, as its first line says."""
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     """Oldest first. Where there were too many, every second one was dropped; the last one is always there."""
     losses: list[dict[str, Any]] = field(default_factory=list)
     """Losses of other ranks that it has noticed."""
@@ -203,6 +207,15 @@ class Folder:
                 yield from _complete(file.read())[0]
         except OSError:
             return
+
+
+def recorded(row: Row, name: str) -> float | None:
+    """Return a number of a row, whether the library knows it, it is a mean over ranks, or the program logs it."""
+    for place in (row, row.get("means") or {}, row["logged"]):
+        value = place.get(name)
+        if isinstance(value, int | float):
+            return float(value)
+    return None
 
 
 def _first_line(path: Path) -> dict[str, Any] | None:

@@ -8,11 +8,11 @@ from typing import Any
 
 from .advice import SLOW
 from .figures import RankFigures, RunFigures
-from .over_time import Row, pooled, rate, recorded, series
+from .over_time import pooled, rate, series
 from .pictures import Bar, Line, Mark, Spread, draw_bars, draw_heat, draw_lines, draw_spreads
 from .pictures.axes import time_unit
 from .pictures.spreads import PARTS
-from .reading import Run
+from .reading import Row, Run, recorded
 from .tables import section
 from .units import bytes_text, figures_text, percent, seconds_text
 

@@ -177,6 +177,21 @@ class TestGraph:
         assert mixing.the_graph_mixes_slowly(Evidence(Folder(tmp_path / "0").look())) is None
 
 
+class TestFarApart:
+    def apart(self, recorded, consensus, **moved):
+        about = {"moved": moved, "logged": {"consensus_distance": consensus}}
+        return mixing.ranks_are_far_apart(recorded(row=lambda rank, round: about))
+
+    def test_a_large_part_of_what_training_moves(self, recorded):
+        advice = self.apart(recorded, 0.3, distance=1.0, rounds=1000.0)
+        assert "The consensus distance is 0.300, 30 % of what the last 1000 rounds moved a model (1.00)" in advice.text
+
+    def test_a_small_part_or_too_early_to_tell(self, recorded):
+        assert self.apart(recorded, 0.05, distance=1.0, rounds=1000.0) is None
+        assert self.apart(recorded, 0.3, distance=1.0, rounds=50.0) is None
+        assert self.apart(recorded, 0.3) is None
+
+
 class TestFaults:
     def test_ranks_that_were_lost(self, tmp_path):
         run = RecordedRun(tmp_path, 4).go(20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from ....errors import GraphError
 from ....graphs import default, from_edges
 from ....mixing import Mixing, analyse
+from ..reading import RankLog
+from ..units import figures_text, percent
 from .evidence import Advice, Evidence
 
 __all__ = ["recorded_mixing", "ranks_are_far_apart", "the_graph_mixes_slowly"]
@@ -16,6 +19,10 @@ __all__ = ["recorded_mixing", "ranks_are_far_apart", "the_graph_mixes_slowly"]
 NEAR = 1e-3
 """Rounds are counted until the ranks are so near, as a part of the distance from which they started."""
 MUCH_SLOWER = 1.5
+FAR = 0.2
+"""Of what training moves a model: ranks that are nearer to each other are left alone."""
+FEWEST_ROUNDS = 100
+"""In fewer rounds a model has not moved enough to compare with."""
 MOST_PARTICIPANTS = 512
 """Beyond, the analysis takes too long for a report."""
 
@@ -74,4 +81,22 @@ def _default_mixing(size: int) -> Mixing:
 
 def ranks_are_far_apart(evidence: Evidence) -> Advice | None:
     """The ranks' models differ by much of what training moves them."""
-    return None
+    apart = [one.consensus for one in evidence.figures.ranks if one.consensus is not None]
+    moved = [found for log in evidence.run.ranks.values() if (found := _last_movement(log)) is not None]
+    if not apart or not moved:
+        return None
+    distance, rounds = statistics.median(apart), statistics.median(rounds for _, rounds in moved)
+    way = statistics.median(way for way, _ in moved)
+    if rounds < FEWEST_ROUNDS or way <= 0 or distance < FAR * way:
+        return None
+    return Advice(
+        f"The consensus distance is {figures_text(distance)}, {percent(distance / way)} of what the last {rounds:.0f} "
+        f"rounds moved a model ({figures_text(way)}). An exact average now and then (PeriodicAverage), a lower "
+        "learning rate, or a graph that mixes faster brings the ranks together; evaluate with averaged()."
+    )
+
+
+def _last_movement(log: RankLog) -> tuple[float, float] | None:
+    """Return how far a rank's model has moved, and in how many rounds, as the last row says that knows."""
+    known = next((row["moved"] for row in reversed(log.rows) if row.get("moved")), None)
+    return None if known is None else (known["distance"], known["rounds"])
