@@ -140,10 +140,17 @@ class TestSingleSlowSteps:
 class TestCalls:
     def test_much_of_the_time(self, recorded):
         advice = speed.calls_of_all_ranks_wait(recorded(call=0.02))
-        assert "28 % of the time is waited in calls that all ranks make together" in advice.text
+        assert "28 % of the time is waited in calls that ranks make together (averages" in advice.text
 
     def test_little(self, recorded):
         assert speed.calls_of_all_ranks_wait(recorded(call=0.002)) is None
+
+    def test_a_slow_rank_makes_them_wait(self, recorded):
+        assert speed.calls_of_all_ranks_wait(recorded(call=0.02, own=slow(3))) is None
+
+    def test_gradients_within_a_host_are_named(self, recorded):
+        evidence = recorded(call=0.02, about={"within_host": "gradients"})
+        assert "(gradients within a host, averages" in speed.calls_of_all_ranks_wait(evidence).text
 
 
 class TestAllReduce:

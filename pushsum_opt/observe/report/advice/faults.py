@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from ..units import figures_text, percent, ranks_text, since_text
+from ..units import figures_text, percent, ranks_text, seconds_text, since_text
 from .evidence import Advice, Evidence
 
 __all__ = ["a_rank_is_silent", "blocks_were_missed", "ranks_were_lost", "values_were_not_finite", "versions_differ"]
@@ -25,12 +25,12 @@ def ranks_were_lost(evidence: Evidence) -> Advice | None:
     ranks = {rank for loss in losses for rank in loss["ranks"]}
     replaced = {rank for loss in losses for rank in loss["replaced"]}
     rounds = ", ".join(str(loss["round"]) for loss in losses)
-    longest = max(loss["seconds"] for loss in losses)
+    longest = seconds_text(max(loss["seconds"] for loss in losses))
     again = f"; spares took the places of {ranks_text(replaced)}" if replaced else ""
+    mass = figures_text(sum(loss["mass"] for loss in losses))
     return Advice(
-        f"{ranks_text(ranks).capitalize()} died (round {rounds}); mass of "
-        f"{figures_text(sum(loss['mass'] for loss in losses))} of {evidence.about['participants']} was lost{again}. "
-        f"The others went on after {figures_text(longest)} s at most: look at the end of their output for the reason.",
+        f"{ranks_text(ranks).capitalize()} died (round {rounds}); mass of {mass} of {evidence.about['participants']} "
+        f"was lost{again}. The others went on after {longest} at most. The output of {ranks_text(ranks)} may say why.",
         fault=True,
     )
 

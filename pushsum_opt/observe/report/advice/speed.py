@@ -175,12 +175,13 @@ def single_steps_are_slow(evidence: Evidence) -> Advice | None:
 
 
 def calls_of_all_ranks_wait(evidence: Evidence) -> Advice | None:
-    """Much of the time is waited in averages, checkpoints and other calls that all ranks make together."""
+    """Much of the time is waited in averages, checkpoints and other calls that ranks make together; no rank is slow."""
     part = evidence.part(evidence.figures.wait_all)
-    if part < WORTH_SAYING:
+    if part < WORTH_SAYING or evidence.slow:
         return None
+    within = "" if evidence.about["within_host"] is None else "gradients within a host, "
     return Advice(
-        f"{percent(part)} of the time is waited in calls that all ranks make together (averages, checkpoints, "
+        f"{percent(part)} of the time is waited in calls that ranks make together ({within}averages, checkpoints, "
         "ps.average and the like): make them more seldom, or log with ps.Metric, for which no step waits.",
         saves=part,
     )
