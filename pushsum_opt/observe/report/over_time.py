@@ -15,6 +15,8 @@ __all__ = ["pooled", "rate", "series"]
 
 MOMENTS = 160
 """So many moments are shown at most."""
+SLACK = 1e-4
+"""Of the whole time: rows that were written at one moment may be so far apart."""
 SAMPLES = 20
 """Of the steps of each row."""
 
@@ -23,6 +25,8 @@ def rate(total: Callable[[Row], float], per: Callable[[Row], float]) -> Callable
     """Return a function of two rows: by how much one total grew between them for each of another."""
 
     def between(before: Row, row: Row) -> float | None:
+        if row["steps_total"] == before["steps_total"]:  # closing has written it
+            return None
         grown = per(row) - per(before)
         return (total(row) - total(before)) / grown if grown > 0 else None
 
@@ -46,7 +50,8 @@ def series(run: Run, value: Callable[[Row, Row], float | None]) -> Line | None:
     x, low, middle, high = [], [], [], []
     for k in range(count):
         moment = begin + (end - begin) * k / max(1, count - 1)
-        here = [one for log, found in points if (one := _at(found, moment, run.lost, log)) is not None]
+        late = moment + SLACK * (end - begin)
+        here = [one for log, found in points if (one := _at(found, late, run.lost, log)) is not None]
         if here:
             x.append(moment)
             low.append(min(here))

@@ -16,7 +16,7 @@ from ..metrics.about import FORMAT
 __all__ = ["Folder", "RankLog", "Row", "Run", "recorded"]
 
 PATTERN = "metrics-*.jsonl"
-ROWS_HELD = 32768
+ROWS_HELD = 16384
 """So many rows of all ranks are held, about: of a long run every second, fourth, ... row."""
 FEWEST_ROWS = 64
 """So many rows of each rank are held at least."""

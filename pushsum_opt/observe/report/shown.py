@@ -187,7 +187,7 @@ def pictures_over_time(run: Run) -> Iterator[str]:
             "How far the ranks' models are from their mean (root mean square over ranks). It falls with the learning "
             f"rate, and should be small against what training moves. The last value is {figures_text(line.middle[-1])}."
         )
-        yield _over_time("Consensus distance", said, line, "consensus distance", marks)
+        yield _over_time("Consensus distance", said, line, "consensus distance", marks, from_zero=False)
     if (line := series(run, sent)) is not None:
         total = sum(log.rows[-1]["sent_bytes_total"] for log in run.ranks.values() if log.rows)
         said = f"Bytes of messages that a rank sends; {bytes_text(total)} of all ranks in the whole run. {band}"

@@ -14,7 +14,7 @@ from support.recorded import RecordedRun
 
 import pushsum_opt as ps
 from pushsum_opt.cli import main
-from pushsum_opt.observe.report.over_time import pooled, series
+from pushsum_opt.observe.report.over_time import pooled, rate, series
 from pushsum_opt.observe.report.page import page
 from pushsum_opt.observe.report.pictures.svg import LETTER
 from pushsum_opt.observe.report.reading import Folder
@@ -150,6 +150,31 @@ def test_a_consensus_distance_that_the_program_logs_is_drawn(tmp_path):
         run.go(1)
     said = read(page(Folder(tmp_path).look()))
     assert "The last value is 0.250" in said
+
+
+def test_values_over_many_powers_of_ten_stand_on_a_logarithmic_axis(tmp_path):
+    run = RecordedRun(tmp_path, 2)
+    for power in range(12):
+        run.go(9)
+        for collected in run.collected:
+            collected._add({"loss": 3.0 * 10.0**-power})
+        run.go(1)
+    run.end()
+    found = [one for one in pictures(page(Folder(tmp_path).look())) if one.get("aria-label") == "Logged: loss"]
+    assert len(found) == 2
+    for picture in found:
+        assert {"10", "1e-08"} <= {one.text for one in picture.iter("text")}
+        line = next(one for one in picture.iter("path") if one.get("class") == "line").get("d")
+        heights = [float(point.split()[1]) for point in line[1:].split("L")]
+        assert np.ptp(np.diff(heights)) <= 0.3  # equal steps down
+
+
+def test_what_closing_writes_does_not_bend_the_lines(tmp_path):
+    run = RecordedRun(tmp_path, 2).go(50)
+    run.clocks = [clock + 60.0 for clock in run.clocks]  # such as a last evaluation
+    run.end()
+    line = series(Folder(tmp_path).look(), rate(lambda row: row["sent_bytes_total"], lambda row: row["time"]))
+    assert min(line.low) > 0.9 * max(line.high)
 
 
 @pytest.mark.parametrize("every", [1, 10, 100])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .svg import LETTER, Picture
 
-__all__ = ["FOOT", "Scale", "draw_horizontal", "draw_vertical", "labels", "rows_of_ticks", "ticks", "time_unit"]
+__all__ = ["FOOT", "Scale", "draw_horizontal", "labels", "rows_of_ticks", "ticks", "time_unit"]
 
 FOOT = 40.0
 """The height of a horizontal axis with its name, in px."""
@@ -79,13 +79,3 @@ def draw_horizontal(picture: Picture, scale: Scale, name: str, top: float, botto
         inside = min(max(x, len(label) * LETTER / 2), picture.width - len(label) * LETTER / 2)
         picture.text(inside, bottom + 15, label, anchor="middle")
     picture.text(scale.begin + width / 2, bottom + 32, name, "name", "middle")
-
-
-def draw_vertical(picture: Picture, scale: Scale, name: str, left: float, right: float) -> None:
-    """Draw ticks and their lines from left to right; the name stands above the axis."""
-    values = ticks(scale.low, scale.high, rows_of_ticks(scale))
-    for value, label in zip(values, labels(values), strict=True):
-        y = scale(value)
-        picture.line(left, y, right, y, "grid")
-        picture.text(left - 6, y + 4, label, anchor="end")
-    picture.text(0, scale.end - 10, name, "name")
