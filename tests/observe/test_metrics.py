@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +36,10 @@ def run(size=2, rounds=20, then=lambda comm, metrics: None, **options):
 
 
 def rows(folder, rank):
+    return [row for row in lines(folder, rank) if "round" in row]
+
+
+def lines(folder, rank):
     [file] = folder.glob(f"metrics-*-{rank:05d}.jsonl")
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
@@ -43,7 +49,7 @@ def test_a_file_of_each_rank_holds_a_row_for_every_so_many_rounds(tmp_path):
     for rank in range(2):
         first, *_, last = found = rows(tmp_path, rank)
         assert [row["round"] for row in found] == [4, 9, 14, 19, 19]  # the last one is what is left at the end
-        assert first["step_seconds"] == {"mean": 1.0, "p50": 1.0, "p90": 1.0, "p99": 1.0, "max": 1.0}
+        assert first["step_seconds"] == {"mean": 1.0, "min": 1.0, "p50": 1.0, "p90": 1.0, "p99": 1.0, "max": 1.0}
         assert found[3]["span_seconds_total"] == {"forward": 5.0}
         assert [row["logged"].get("loss") for row in found] == [2.0, 7.0, 12.0, 17.0, None]
         assert (last["rank"], last["push_weight"], last["steps_total"]) == (rank, 1.0, 20)
@@ -52,6 +58,105 @@ def test_a_file_of_each_rank_holds_a_row_for_every_so_many_rounds(tmp_path):
         assert set(found[3]["wait_seconds_total"]) <= {"all", str(1 - rank)}
         assert str(1 - rank) in found[3]["wait_seconds_total"]
         assert first["message_age"] == {"mean": 0.0, "max": 0.0}
+
+
+def test_a_file_begins_with_what_ran_and_ends_with_the_end(tmp_path):
+    run(3, jsonl=tmp_path, every=5)
+    first, *_, last = lines(tmp_path, 1)
+    about = first["about"]
+    assert (about["rank"], about["size"], about["every"], about["staleness"]) == (1, 3, 5, 0)
+    assert about["graph"] == "Ring()"
+    assert about["rounds"] == [[[2, 0.5]]]
+    assert about["rounds_are_a_period"]
+    assert about["versions"]["pushsum_opt"] == ps.__version__
+    assert about["bytes_per_round"] > 400
+    assert last["ended"] >= about["began"]
+
+
+def test_of_a_graph_that_never_repeats_the_first_rounds_are_written(tmp_path):
+    def rank(comm):
+        with ps.PushSum([np.zeros(2)], graph=ps.graphs.RandomPeer(), comm=comm) as push_sum:
+            ps.observe.Metrics(push_sum, jsonl=tmp_path)
+
+    ps.testing.run(3, rank)
+    about = lines(tmp_path, 0)[0]["about"]
+    assert not about["rounds_are_a_period"]
+    assert 1 < len(about["rounds"]) <= 64
+
+
+def test_what_an_optimizer_adds_is_written_too(tmp_path):
+    torch = pytest.importorskip("torch")
+
+    def rank(comm):
+        model = torch.nn.Linear(2, 1)
+        optimizer = ps.PushSumOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, gossip_every=2, comm=comm)
+        with optimizer:
+            ps.observe.Metrics(optimizer, jsonl=tmp_path, every=1)
+            for _ in range(4):
+                model(torch.ones(1, 2)).sum().backward()
+                optimizer.step()
+
+    ps.testing.run(2, rank)
+    about, *_, row, _, _ = lines(tmp_path, 0)
+    assert (about["about"]["optimizer"], about["about"]["gossip_every"]) == ("SGD", 2)
+    assert row["round_seconds_total"] > 0
+    assert row["local_step_seconds_total"] > 0
+
+
+def test_rounds_without_a_message_do_not_count_among_waits_for_messages(tmp_path):
+    def now_and_then(rank, size, round):
+        return ((1 - rank),) if round % 4 == 0 else ()
+
+    def rank(comm):
+        heard = Waits()
+        graph = ps.graphs.from_function(now_and_then, period=4)
+        with ps.PushSum([np.zeros(2)], graph=graph, comm=comm) as push_sum:
+            metrics = ps.observe.Metrics(push_sum, jsonl=tmp_path, every=9)
+            push_sum.subscribe(heard)
+            for _ in range(9):
+                push_sum.mix()
+            del metrics
+        return heard.rounds
+
+    class Waits(ps.Listener):
+        def __init__(self):
+            self.rounds = {}
+
+        def wait_ends(self, call, peer, round, seconds):
+            if peer is not None:
+                self.rounds[round] = self.rounds.get(round, 0.0) + seconds
+
+    for place, waited in enumerate(ps.testing.run(2, rank)):
+        found = rows(tmp_path, place)[0]["round_wait_seconds"]
+        of_rounds = [waited.get(k, 0.0) for k in (4, 8)]  # the first round has none before it
+        assert found["mean"] == pytest.approx(sum(of_rounds) / 2)
+        assert (found["min"], found["max"]) == pytest.approx((min(of_rounds), max(of_rounds)))
+
+
+def test_every_metric_on_the_dashboard_is_exported():
+    client = pytest.importorskip("prometheus_client.parser")
+    dashboard = json.loads((Path(__file__).parents[2] / "docs" / "grafana.json").read_text(encoding="utf-8"))
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked += [variable["query"]["query"] for variable in dashboard["templating"]["list"] if "definition" in variable]
+    base = free_ports(2)
+
+    def labels(comm, metrics):
+        with urllib.request.urlopen(f"http://127.0.0.1:{base + comm.rank}/metrics", timeout=30) as answer:
+            text = answer.read().decode()
+        samples = [sample for family in client.text_string_to_metric_families(text) for sample in family.samples]
+        return {name: {label for one in samples if one.name == name for label in one.labels} for name in names(text)}
+
+    def names(text):
+        return set(re.findall(r"\bpushsum_\w+", text))
+
+    exported = run(then=labels, prometheus=base)[0]
+    assert len(set().union(*map(names, asked))) > 10
+    for query in asked:
+        assert names(query) <= exported.keys(), query
+        for name, matched in re.findall(r"(pushsum_\w+)\{([^}]*)\}", query):
+            assert set(re.findall(r"(\w+)(?:=|!=|=~)\"", matched)) <= exported[name], query
+        grouped = set(", ".join(re.findall(r"(?:by|on) ?\(([^)]*)\)", query)).replace(" ", "").split(",")) - {""}
+        assert grouped <= set().union(*(exported[name] for name in names(query))), query
 
 
 def test_after_close_nothing_is_heard_any_more(tmp_path):

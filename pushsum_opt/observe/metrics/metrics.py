@@ -8,7 +8,9 @@ from typing import Any
 
 from ...clock import Clock
 from ...errors import ConfigurationError
+from .about import describe
 from .collected import Collected
+from .moved import Moved
 from .sinks import JsonLines, Prometheus, Sink, TensorBoard
 
 __all__ = ["Metrics"]
@@ -55,13 +57,17 @@ class Metrics(Collected):
         self._every = every
         self._rows_from = push_sum.round
         self._closed = False
+        self._moved = Moved(lambda: _parameters(optimizer, push_sum))
+        self._losses_written = len(push_sum.losses)
         self._sinks: list[Sink] = []
+        self._files: list[JsonLines] = []
         if tensorboard is not None:
             self._sinks.append(TensorBoard(Path(tensorboard), rank))
         if prometheus is not None:
             self._sinks.append(Prometheus(prometheus, address, rank))
         if jsonl is not None:
-            self._sinks.append(JsonLines(Path(jsonl), push_sum.member.name, rank))
+            self._files.append(JsonLines(Path(jsonl), describe(optimizer, push_sum, every)))
+        self._sinks += self._files
         push_sum.subscribe(self)
         push_sum.member.before_close.append(self.close)
 
@@ -91,8 +97,22 @@ class Metrics(Collected):
 
     def _write(self) -> None:
         numbers = self._row()
+        if not self._closed:
+            numbers.moved = self._moved.since_then(self._push_sum.round)
+        losses = self._push_sum.losses
+        for loss in losses[self._losses_written :]:
+            for file in self._files:
+                file.lost(loss)
+        self._losses_written = len(losses)
         for sink in self._sinks:
             sink.take(numbers)
+
+
+def _parameters(optimizer: Any, push_sum: Any) -> list[Any]:
+    """Return what is exchanged and stepped, so no buffers; all that is exchanged, where that is parts of parameters."""
+    stepped = {id(one) for group in getattr(optimizer, "param_groups", ()) for one in group["params"]}
+    exchanged = list(push_sum.memory.tensors.values())
+    return [one for one in exchanged if id(one) in stepped] or exchanged
 
 
 def _number(value: Any) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -29,18 +29,34 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """Writes a line of JSON for each row, at once."""
+    """Writes a line of JSON for each row, at once.
 
-    def __init__(self, directory: Path, run: str, rank: int) -> None:
+    A file begins with ``{"about": ...}``, which says what ran. ``{"loss": ...}`` follows each loss of ranks, and
+    ``{"ended": time}`` is the last line of a rank that came to its end.
+
+    Args:
+        about: facts of :func:`~.about.describe`.
+        now: returns the seconds since 1970.
+    """
+
+    def __init__(self, directory: Path, about: dict[str, Any], now: Callable[[], float] = time.time) -> None:
+        rank, head = about["rank"], json.dumps({"about": about}) + "\n"
         self._file = BoundedFile(
-            directory / file_name("metrics", run, rank), LIMIT_BYTES, rank, lambda: "", "file of metrics"
+            directory / file_name("metrics", about["run"], rank), LIMIT_BYTES, rank, lambda: head, "file of metrics"
         )
+        self._now = now
+
+    def lost(self, loss: Any) -> None:
+        """Write that ranks were lost: a :class:`~pushsum_opt.Loss`."""
+        self._file.append(json.dumps({"loss": {"time": self._now(), **asdict(loss)}}) + "\n")
+        self._file.flush()
 
     def take(self, numbers: Numbers) -> None:
-        self._file.append(json.dumps({"time": time.time(), **asdict(numbers)}) + "\n")
+        self._file.append(json.dumps({"time": self._now(), **asdict(numbers)}) + "\n")
         self._file.flush()
 
     def close(self) -> None:
+        self._file.append(json.dumps({"ended": self._now()}) + "\n")
         self._file.close()
 
 
@@ -104,8 +120,10 @@ class Prometheus:
 
 LABELS = {
     "step_seconds": "statistic",
+    "round_wait_seconds": "statistic",
     "message_age": "statistic",
     "wait_seconds_total": "peer",
+    "moved": "statistic",
     "span_seconds_total": "span",
     "logged": "name",
 }
@@ -116,9 +134,13 @@ HELP = {
     "sent_bytes_total": "Bytes of messages posted.",
     "chunks_skipped_total": "Parts of messages that were not finite, and not merged.",
     "blocks_missed_total": "Blocks of messages in eight bits that were not merged.",
+    "round_seconds_total": "Time in rounds: giving, waiting, merging.",
+    "local_step_seconds_total": "Time in steps of the wrapped optimizer.",
     "step_seconds": "Time from the end of one round to that of the next.",
+    "round_wait_seconds": "Time that a round waits, of rounds with a message to merge.",
     "wait_seconds_total": "Time waited, by the rank waited for.",
     "message_age": "Age of merged messages, in rounds.",
+    "moved": "How far the model of this rank has moved in the last rounds, and in how many.",
     "span_seconds_total": "Time in the parts of the program that it names.",
     "logged": "What the program logs: means since the row before.",
 }
