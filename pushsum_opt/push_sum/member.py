@@ -15,8 +15,10 @@ from ..channel.together import together
 from ..clock import Clock
 from ..errors import CallOrderError
 from ..faults import Account, Given, Ledger, Settlement
+from ..gossip.means import Means, window_of
 from ..gossip.merging import Merger
 from ..gossip.protocol import Exchange
+from ..gossip.sketch import Sketch
 from ..gossip.wire import Header
 from ..hosts import Participant
 from ..observe.events import Events
@@ -94,6 +96,12 @@ class Member:
         self.initial_of_all: tuple[float, ...] = ()
         """a of every participant, once others than at the start take part."""
         self._resumes_at = 0
+        self.means = Means(
+            lambda: window_of(self.graph, self.participants, self.options.staleness),
+            lambda rank: self.job_rank(rank),
+            Sketch(self.memory, self.host.lanes, lambda: self.moments()),
+        )
+        """What this rank and others report."""
         self.stands_still = False
         """Whether it takes no part in the exchange, as ranks have died and the others have not settled that."""
         with self.failing_together(), calling(CALL):
@@ -159,6 +167,7 @@ class Member:
             self._merger,
             self.mass.initial,
             self.ledger,
+            self.means,
             epoch,
         )
         self.mode = opening.make_mode(exchange, options, self._signature)
@@ -356,6 +365,7 @@ class Member:
         initial = settlement.initial[place]
         self.mass = Mass(account.weight * settlement.factor, initial, self.round)
         self.memory.scale_residuals(settlement.factor)
+        self.means.move()
         self._resumes_at = settlement.round if self.options.staleness != "unbounded" else self.round
         self.participant, self.participants = place, len(settlement.initial)
         self.ledger = Ledger(0)  # nothing is sent before rejoin()

@@ -18,7 +18,8 @@ class Metrics(Collected):
     """Writes numbers of this rank every so many rounds. Local: each rank writes its own.
 
     Step time (quantiles, mean, max), time waited by the rank waited for, ages of messages, push weight, bytes, skipped
-    chunks, missed blocks, the seconds of each :func:`span`, and what :meth:`log` adds.
+    chunks, missed blocks, the seconds of each :func:`span`, and what :meth:`log` adds. Also the means over ranks of
+    :meth:`PushSum.means`: of what ranks report, the consensus distance, and the mass held; all ranks measure them then.
 
     Args:
         optimizer: a :class:`~pushsum_opt.PushSumOptimizer` or a :class:`~pushsum_opt.PushSum`.
@@ -62,6 +63,7 @@ class Metrics(Collected):
             self._sinks.append(Prometheus(prometheus, address, rank))
         if jsonl is not None:
             self._sinks.append(JsonLines(Path(jsonl), push_sum.member.name, rank))
+        push_sum.means()  # from now on ranks measure what it has
         push_sum.subscribe(self)
         push_sum.member.before_close.append(self.close)
 
@@ -91,6 +93,7 @@ class Metrics(Collected):
 
     def _write(self) -> None:
         numbers = self._row()
+        numbers.means = self._push_sum.means()
         for sink in self._sinks:
             sink.take(numbers)
 

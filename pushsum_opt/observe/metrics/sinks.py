@@ -108,6 +108,7 @@ LABELS = {
     "wait_seconds_total": "peer",
     "span_seconds_total": "span",
     "logged": "name",
+    "means": "name",
 }
 HELP = {
     "round": "The last round that was completed.",
@@ -121,6 +122,7 @@ HELP = {
     "message_age": "Age of merged messages, in rounds.",
     "span_seconds_total": "Time in the parts of the program that it names.",
     "logged": "What the program logs: means since the row before.",
+    "means": "Means over ranks, some rounds old.",
 }
 
 
