@@ -364,8 +364,10 @@ class Means:
         if not self._flags or squares * size != generations**2:
             return  # nobody asks; or some begin again, and others have not heard of it
         self._given[:] = self._reported
+        everywhere = on_all_lanes[HEAD_OF_SUM:].reshape(2, PLACES) / size
         self._part = (total[HEAD_OF_SUM:] / size).reshape(2, PLACES)
-        self._read = on_all_lanes[HEAD_OF_SUM:].reshape(2, PLACES)
+        self._lanes = everywhere - self._part
+        self._read = everywhere
 
 
 def _values(numbers: bytes) -> Any:

@@ -29,6 +29,7 @@ OPTIONS = {
     "overlapped": {"staleness": 1},
     "local steps": {"gossip_every": 3},
     "exact averages": {"algorithm": lambda: PeriodicAverage(4), "graph": ps.graphs.Ring()},
+    "exact averages at the ends of windows": {"algorithm": lambda: PeriodicAverage(1)},
     "outer steps of all": {"algorithm": lambda: DiLoCo(3)},
 }
 
