@@ -400,6 +400,19 @@ class PushSumOptimizer(torch.optim.Optimizer):
         """Return plain floats to log; local and cheap. See :meth:`PushSum.stats`."""
         return self.push_sum.stats()
 
+    def report(self, **values: Any) -> None:
+        """Report numbers of this rank, such as ``report(loss=loss)``, for :meth:`means`. Local.
+
+        See :meth:`PushSum.report`.
+        """
+        self.push_sum.report(**values)
+
+    def means(self) -> dict[str, float]:
+        """Return the mean over ranks of what each has reported, by name; local, no rank waits. See
+        :meth:`PushSum.means`.
+        """
+        return self.push_sum.means()
+
     def averaged(self) -> AbstractContextManager[None]:
         """Collective. A context in which the model holds the exact weighted average over ranks.
 

@@ -105,18 +105,22 @@ class Channel:
         """Return once every rank has called this."""
         self.wait((self.transport.barrier(what),), round)
 
-    def meet(self, call: str, *, round: int = -1, layout: bytes = bytes(8)) -> None:
+    def meet(self, call: str, *, round: int = -1, layout: bytes = bytes(8), beside: bytes = b"") -> list[bytes]:
         """Make sure that every rank makes the same call, in the same round.
 
         Args:
             layout: 8 bytes, of the tensors that the call is about: they must lie alike on all ranks.
+            beside: what this rank tells the others; of the same length on all that make this call.
+
+        Returns:
+            What each rank tells the others.
 
         Raises:
             MismatchError: on every rank, where they make different calls, or their tensors lie differently.
         """
-        meeting = Meeting(self.transport, call, round, layout)
+        meeting = Meeting(self.transport, call, round, layout, beside)
         self.wait((meeting.ticket,), round)
-        meeting.check()
+        return meeting.check()
 
     def let_everyone_know(self, what: str = "everyone to see the difference") -> None:
         """Return once every rank is here: call it before an error that all ranks raise, or before closing.

@@ -20,26 +20,33 @@ class Meeting:
         call: the name of the call; of longer ones the first 128 bytes count.
         round: the round in which it is made; -1 where rounds may differ.
         layout: 8 bytes, the digest of the tensors that are summed afterwards: it must be equal on all ranks.
+        beside: what this rank tells the others; of the same length on all that make this call.
     """
 
-    def __init__(self, transport: Transport, call: str, round: int, layout: bytes = bytes(8)) -> None:
+    def __init__(
+        self, transport: Transport, call: str, round: int, layout: bytes = bytes(8), beside: bytes = b""
+    ) -> None:
         self._transport = transport
         self._call = call
         self._round = round
         self.ticket: Ticket
         self._rows: Any
-        self.ticket, self._rows = transport.gather(_FORMAT.pack(call.encode(), round, layout), call)
+        self.ticket, self._rows = transport.gather(_FORMAT.pack(call.encode(), round, layout) + beside, call)
 
-    def check(self) -> None:
+    def check(self) -> list[bytes]:
         """Raise MismatchError, on every rank, unless all made the same call. Call it once the ticket is done.
 
         Parameters that lie differently are a mismatch too: a sum would then add different elements.
+
+        Returns:
+            What each rank tells the others.
         """
-        rows = [_FORMAT.unpack(row.tobytes()) for row in self._rows]
+        told = [row.tobytes() for row in self._rows]
+        rows = [_FORMAT.unpack_from(row) for row in told]
         calls = [(call, round) for call, round, _ in rows]
         if len(set(calls)) == 1:
             self._refuse_other_layouts([layout for _, _, layout in rows])
-            return
+            return [row[_FORMAT.size :] for row in told]
         texts = [call.rstrip(bytes(1)).decode(errors="replace") for call, _ in calls]
         names = [text + (f" in round {k}" if k >= 0 else "") for text, (_, k) in zip(texts, calls, strict=True)]
         own = self._transport.rank

@@ -105,7 +105,9 @@ class AsynchronousMode(Mode):
         left = weight - sum(mass for _, mass in masses)
         pace = 0.0 if self._pace is None else self._pace.estimate
         slabs, signature = self._sent_slabs.take(), self._signature()
-        self._sending.append(Outgoing(exchange, slabs, round, masses, left, signature, pace=pace, tagged=False))
+        fractions = [mass / weight for _, mass in masses]
+        one = Outgoing(exchange, slabs, round, masses, left, fractions, signature, pace=pace, tagged=False)
+        self._sending.append(one)
         return left
 
     def _free_sent_slabs(self) -> None:
@@ -170,6 +172,7 @@ class AsynchronousMode(Mode):
         exchange, header = self._exchange, arrival.header
         exchange.merger.greet(header, header.sender)
         exchange.ledger.accept(header.sender, header.round, arrival.mass)
+        exchange.means.take(header.numbers, header.sender, header.round)
         age = round - header.round
         exchange.events.message_arrived(round, header.sender, age)
         with exchange.merger.around(header.round):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..memory import Chunk, Memory
@@ -77,6 +77,7 @@ class Outgoing:
     Args:
         masses: (out-peer, mass) pairs.
         left: w after giving; what rounding on the wire takes away goes back into it.
+        fractions: what each of these peers gets of this rank's part of the means; see :meth:`.means.Means.give`.
         pace: see :class:`~pushsum_opt.gossip.wire.Header`.
         tagged: the peers know the round, and its tag. Otherwise they take whatever comes, so the message counts as sent
             only once they have begun to receive it: however small, it cannot pile up at a slow peer.
@@ -89,6 +90,7 @@ class Outgoing:
         round: int,
         masses: list[tuple[int, float]],
         left: float,
+        fractions: Sequence[float],
         signature: bytes,
         *,
         pace: float = 0.0,
@@ -100,10 +102,9 @@ class Outgoing:
         self.slabs = slabs
         self.peers = {peer for peer, _ in masses}
         self.tickets: list[Ticket] = []
-        for peer, mass in masses:
-            header = Header(
-                round, mass, memory.layout_digest, signature, exchange.transport.rank, pace, exchange.epoch
-            ).pack()
+        for (peer, mass), numbers in zip(masses, exchange.means.give(fractions, round), strict=True):
+            layout, sender = memory.layout_digest, exchange.transport.rank
+            header = Header(round, mass, layout, signature, sender, pace, exchange.epoch, numbers).pack()
             exchange.ledger.give(peer, round, mass)
             what = f"it to take the header of round {round}"
             self.tickets.append(post(header, peer, header_tag(tag_round), what, not tagged))
@@ -143,7 +144,11 @@ class Incoming:
 
     def open(self) -> float:
         """Return its mass, the header checked."""
-        return self._exchange.merger.open(Header.unpack(self._header_buffer), self.peer, self.round)
+        return self._exchange.merger.open(self._header, self.peer, self.round)
+
+    @property
+    def _header(self) -> Header:
+        return Header.unpack(self._header_buffer)
 
     def merge(self, weight: float, now: int) -> float:
         """Wait for it, fold it in, and return w afterwards."""
@@ -151,6 +156,7 @@ class Incoming:
         exchange.channel.wait((self.header,), self.round)
         mass = self.open()
         exchange.ledger.accept(self.peer, self.round, mass)
+        exchange.means.take(self._header.numbers, self.peer, self.round)
         last = len(self._chunks) - 1
         for index, (chunk, ticket) in enumerate(zip(exchange.memory.exchanged, self._chunks, strict=True)):
             exchange.channel.wait((ticket,), self.round)

@@ -65,8 +65,8 @@ class OverlappedMode(Mode):
             return weight
         masses = rules.overlapped_gives(gives, weight, exchange.initial_weight, self._tau, len(self._awaited))
         left = weight - sum(mass for _, mass in masses)
-        slabs = self._free_send_slabs(round)
-        self._sending.append(Outgoing(exchange, slabs, round, masses, left, self._signature()))
+        slabs, shares = self._free_send_slabs(round), [share for _, share in gives]
+        self._sending.append(Outgoing(exchange, slabs, round, masses, left, shares, self._signature()))
         return left
 
     def _merge_oldest(self, weight: float, now: int) -> float:

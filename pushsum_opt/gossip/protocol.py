@@ -16,6 +16,7 @@ from ..log import log
 from ..memory import Memory
 from ..observe.events import Events
 from ..transport import Transport
+from .means import Means
 from .merging import Merger
 
 __all__ = ["Exchange", "InFlight", "Mode"]
@@ -43,6 +44,9 @@ class Exchange:
 
     ledger: Ledger
     """What was given and accepted in this epoch."""
+
+    means: Means
+    """What ranks report, whose means ride in the headers."""
 
     epoch: int = 0
     """How often the ranks that take part have changed."""

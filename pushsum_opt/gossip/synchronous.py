@@ -82,6 +82,7 @@ class SynchronousMode(Mode):
         outgoing.finish_all()
         for peer, mass in messages:
             weight += mass
+            self._exchange.means.take(incoming.numbers[peer], peer, round)
             self._exchange.events.message_merged(round, peer, 0)
         return weight
 
@@ -144,6 +145,7 @@ class _Outgoing:
         self._slab = slab
         self._round = round
         self._masses = rules.gives(gives, weight)
+        self._shares = [share for _, share in gives]
         self._given = sum(mass for _, mass in self._masses)
         self.left = weight - self._given
         """w after giving."""
@@ -153,9 +155,11 @@ class _Outgoing:
         self._posted = 0
 
     def begin(self, signature: bytes) -> None:
-        for peer, mass in self._masses:
+        given = self._exchange.means.give(self._shares, self._round)
+        for (peer, mass), numbers in zip(self._masses, given, strict=True):
             layout, sender = self._memory.layout_digest, self._exchange.transport.rank
-            header = Header(self._round, mass, layout, signature, sender, epoch=self._exchange.epoch).pack()
+            epoch = self._exchange.epoch
+            header = Header(self._round, mass, layout, signature, sender, epoch=epoch, numbers=numbers).pack()
             self._exchange.ledger.give(peer, self._round, mass)
             what = f"it to take the header of round {self._round}"
             self._headers.append(self._exchange.transport.post(header, peer, header_tag(self._round), what))
@@ -204,6 +208,8 @@ class _Incoming:
         """Whether each in-peer's chunk has a slab; if not, waiting for sends before merging could lock up."""
         self._tickets: list[Ticket] = []
         self._headers: list[tuple[Ticket, bytearray]] = []
+        self.numbers: dict[int, bytes] = {}
+        """What each message carries beside the parameters."""
         self._merged = 0
 
     def begin(self) -> None:
@@ -220,7 +226,9 @@ class _Incoming:
         self._exchange.channel.wait([ticket for ticket, _ in self._headers], self._round)
         messages = []
         for peer, (_, buffer) in zip(self._in_peers, self._headers, strict=True):
-            mass = self._exchange.merger.open(Header.unpack(buffer), peer, self._round)
+            header = Header.unpack(buffer)
+            mass = self._exchange.merger.open(header, peer, self._round)
+            self.numbers[peer] = header.numbers
             self._exchange.ledger.accept(peer, self._round, mass)
             messages.append((peer, mass))
         return messages

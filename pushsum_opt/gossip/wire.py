@@ -9,11 +9,14 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-__all__ = ["EPOCH", "HEADER_BYTES", "VERSION", "Header", "chunk_tag", "header_tag"]
+__all__ = ["EPOCH", "HEADER_BYTES", "NO_NUMBERS", "NUMBERS_BYTES", "VERSION", "Header", "chunk_tag", "header_tag"]
 
-VERSION = 3
+VERSION = 4
 EPOCH = 0
-_FORMAT = struct.Struct("<qd8s8sidi")
+NUMBERS_BYTES = 432
+"""What a message carries beside the parameters: see :class:`~pushsum_opt.gossip.means.Means`."""
+NO_NUMBERS = bytes(NUMBERS_BYTES)
+_FORMAT = struct.Struct(f"<qd8s8sidi{NUMBERS_BYTES}s")
 HEADER_BYTES = _FORMAT.size
 
 ROUNDS_OF_TAGS = 16
@@ -41,10 +44,12 @@ class Header:
     epoch: int = EPOCH
     """Counts the changes of who takes part: a message of another epoch is void."""
 
+    numbers: bytes = NO_NUMBERS
+    """NUMBERS_BYTES bytes: the message's part of what is averaged for the user; zeros where nobody asks for it."""
+
     def pack(self) -> bytearray:
-        return bytearray(
-            _FORMAT.pack(self.round, self.mass, self.layout, self.signature, self.sender, self.pace, self.epoch)
-        )
+        numbers = (self.round, self.mass, self.layout, self.signature, self.sender, self.pace, self.epoch)
+        return bytearray(_FORMAT.pack(*numbers, self.numbers))
 
     @classmethod
     def unpack(cls, data: bytearray) -> Header:

@@ -98,10 +98,10 @@ class Hosts(Participant):
     def subscribe(self, listener: Listener) -> None:
         self._events.subscribe(listener)
 
-    def reassemble(self, memory: Memory, round: int) -> None:
+    def reassemble(self, memory: Memory, round: int, beside: bytes) -> list[bytes]:
         if self.sharded or self.lanes == 1:
-            return
-        self.channel.meet("reassembling the lanes", round=round, layout=memory.layout_digest)
+            return []
+        told = self.channel.meet("reassembling the lanes", round=round, layout=memory.layout_digest, beside=beside)
         received = []
         for chunk in memory.chunks:
             mine = memory.owners[chunk.index] == self.lane
@@ -112,6 +112,7 @@ class Hosts(Participant):
             self.channel.wait((ticket,), round)
             if data is not None:
                 memory.put_host_bytes(chunk, data)
+        return [row for lane, row in enumerate(told) if lane != self.lane]
 
     def sum(self, values: Any, round: int, what: str) -> None:
         """Collective over a host. Replace a flat numpy array by its sum over its ranks, equal bits on each.

@@ -62,12 +62,19 @@ class Participant:
     def subscribe(self, listener: Listener) -> None:
         """Report the waits inside the participant to a listener."""
 
-    def reassemble(self, memory: Memory, round: int) -> None:
+    def reassemble(self, memory: Memory, round: int, beside: bytes) -> list[bytes]:
         """Collective over its ranks. Take every part of the parameters from the rank whose lane carries it.
+
+        Args:
+            beside: what this rank tells the others; of the same length on all of them.
+
+        Returns:
+            What the others have told it; nothing where they did not meet.
 
         Raises:
             MismatchError: the parameters of its ranks lie differently.
         """
+        return []
 
     def sum(self, values: Any, round: int, what: str) -> None:
         """Collective over its ranks. Replace a flat numpy array by its sum over them, equal bits on each."""

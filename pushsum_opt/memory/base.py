@@ -248,6 +248,10 @@ class Memory(Coded):
         """Return z_j of a received chunk: float64, shape (chunk.numel,), on the host."""
         return self._to_numpy(self._widen(self._on_wire(chunk, slab), "float64"))
 
+    def some_values(self, chunk: Chunk, piece: int, elements: slice) -> Values:
+        """Return some elements of z of one piece of a chunk: float64, flat, on the host."""
+        return self._to_numpy(self._widen(self._views[chunk.index][piece].reshape(-1)[elements], "float64"))
+
     def assign(self, chunk: Chunk, values: Values) -> None:
         """Set z of a chunk to float64 values, rounded to its dtype. Residuals stay."""
         self._scatter(chunk, self._from_numpy(values, chunk.device))

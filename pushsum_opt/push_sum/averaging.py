@@ -23,6 +23,7 @@ def exact_average(
     round: int,
     *,
     narrow: bool = False,
+    beside: Any = None,
 ) -> Iterator[tuple[Chunk, Any]]:
     """Collective. Yield every chunk with its average over ranks, sum (w z + r + sum m z_j) / sum (w + sum m).
 
@@ -35,10 +36,15 @@ def exact_average(
         in_flight: the messages that have come to this rank and are not merged.
         what: the name of the call, for messages.
         narrow: sum in float32 instead: half the bytes, and exact to its rounding.
+        beside: further numbers, a flat float64 array, that is replaced by its sum over ranks.
     """
     waiting = list(in_flight)
-    total_weight = np.array([weight + sum(mass for mass, _ in waiting)])
-    channel.sum(total_weight, what, round=round)
+    total_weight = weight + sum(mass for mass, _ in waiting)
+    scalars = np.array([total_weight, *(() if beside is None else beside)])
+    channel.sum(scalars, what, round=round)
+    total_weight = scalars[0]
+    if beside is not None:
+        beside[:] = scalars[1:]
     for chunk in memory.exchanged:
         total = memory.numerator(chunk, weight)
         for mass, slabs in waiting:
@@ -46,5 +52,5 @@ def exact_average(
         if narrow:
             total = total.astype(np.float32)
         channel.sum(total, what, round=round)
-        mean = total.astype(np.float64, copy=False) / total_weight[0]
+        mean = total.astype(np.float64, copy=False) / total_weight
         yield chunk, np.where(np.isfinite(mean), mean, memory.values(chunk)) if chunk.by_element else mean

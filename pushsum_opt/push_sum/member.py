@@ -15,12 +15,15 @@ from ..channel.together import together
 from ..clock import Clock
 from ..errors import CallOrderError
 from ..faults import Account, Given, Ledger, Settlement
+from ..gossip.means import Means, window_of
 from ..gossip.merging import Merger
 from ..gossip.protocol import Exchange
+from ..gossip.sketch import Sketch
 from ..gossip.wire import Header
 from ..hosts import Participant
 from ..observe.events import Events
 from ..observe.statistics import Statistics
+from ..observe.whereabouts import Whereabouts
 from ..start.first_step import NOTHING, FirstStep
 from ..transport.calls import calling
 from . import closing, opening, succession
@@ -68,6 +71,8 @@ class Member:
         self.listeners = Events()
         """Who follows what this rank does; other channels of this rank report their waits here too."""
         self.listeners.subscribe(self.statistics)
+        self._whereabouts = Whereabouts(self._answer)
+        self.listeners.subscribe(self._whereabouts)
         self._connect(comm, host)
         self.process = transport.process(comm)
         self.held: list[Any] = values
@@ -94,6 +99,12 @@ class Member:
         self.initial_of_all: tuple[float, ...] = ()
         """a of every participant, once others than at the start take part."""
         self._resumes_at = 0
+        self.means = Means(
+            lambda: window_of(self.graph, self.participants, self.options.staleness),
+            lambda rank: self.job_rank(rank),
+            Sketch(self.memory, self.host.lanes, lambda: self.moments()),
+        )
+        """What this rank and others report."""
         self.stands_still = False
         """Whether it takes no part in the exchange, as ranks have died and the others have not settled that."""
         with self.failing_together(), calling(CALL):
@@ -126,6 +137,8 @@ class Member:
         host.subscribe(self.listeners)
         self.events = opening.events(host, self.listeners, self.options.staleness, self.memory)
         self.transport = opening.connect(comm, self.memory, self.options, host)
+        if self.transport.progress is not None:
+            self.transport.progress.roll.whereabouts = self._whereabouts
         self.channel = Channel(self.transport, self.events, self.options.timeout)
         """Over all participants of the gossip."""
         self.channels = (self.channel, *host.channels)
@@ -145,7 +158,7 @@ class Member:
             self.events,
             self.participant,
             options.nonfinite,
-            self._compare_first_step,
+            self._greet,
             self.job_rank,
             epoch,
         )
@@ -159,6 +172,7 @@ class Member:
             self._merger,
             self.mass.initial,
             self.ledger,
+            self.means,
             epoch,
         )
         self.mode = opening.make_mode(exchange, options, self._signature)
@@ -356,6 +370,7 @@ class Member:
         initial = settlement.initial[place]
         self.mass = Mass(account.weight * settlement.factor, initial, self.round)
         self.memory.scale_residuals(settlement.factor)
+        self.means.move()
         self._resumes_at = settlement.round if self.options.staleness != "unbounded" else self.round
         self.participant, self.participants = place, len(settlement.initial)
         self.ledger = Ledger(0)  # nothing is sent before rejoin()
@@ -388,9 +403,21 @@ class Member:
     def _signature(self) -> bytes:
         return self._first_step.signature if self._first_step is not None and self.round == 0 else NOTHING
 
-    def _compare_first_step(self, peer: int, header: Header) -> None:
+    def _greet(self, peer: int, header: Header) -> None:
+        if self.transport.progress is not None:
+            self.transport.progress.heard(peer, header.round)
         if self._first_step is not None:
             self._first_step.compare(peer, header.signature)
+
+    # ------------------------------------------------------------------ what other ranks ask
+
+    def _answer(self) -> None:
+        """Tell ranks that wait for this one where it is, while it computes."""
+        progress = self.transport.progress
+        if progress is None or self.closed or self.failed or self.stands_still or self.lifetime.forked:
+            return
+        with self.transport.alone():
+            progress.roll.listen_if_quiet(moved=True)
 
     # ------------------------------------------------------------------ the end
 

@@ -47,6 +47,7 @@ def _mix(member: Member) -> None:
         member.events.round_begins(member.round)
         with _ending_by_a_loss(member):
             member.channel.begin_round(member.round)
+            member.means.round_begins(member.round, member.push_weight)
             with _counting(member):
                 weight = member.mode.exchange(member.round, member.push_weight)
             reassemble(member)
@@ -100,13 +101,18 @@ def _exact_round(member: Member, narrow: bool) -> _Kept:
         if member.survival.continues:  # what was merged stays merged
             member.mass = member.mass.with_weight(weight)
             kept.keep_drained()
-        average = exact_average(member.channel, member.memory, weight, (), call, member.round, narrow=narrow)
+        kept.reported = member.means.to_sum()
+        average = exact_average(
+            member.channel, member.memory, weight, (), call, member.round, narrow=narrow, beside=kept.reported
+        )
         for chunk, mean in average:
             _take_average(member, chunk, mean)
+        kept.on_all_lanes = kept.reported.copy()
+        member.host.sum(kept.on_all_lanes, member.round, call)
         reassemble(member)
         member.channel.begin_round(member.round)  # only now: nothing was posted for those who wait for its messages
         if not member.survival.continues:
-            _end_round(member, member.mass.initial)
+            _end_with_average(member, kept)
     return kept
 
 
@@ -115,7 +121,12 @@ def _end_exact_round(member: Member, kept: _Kept) -> None:
     if member.survival.continues:
         member.ledger.all_opened()
         with member.failing_together():
-            _end_round(member, member.mass.initial)
+            _end_with_average(member, kept)
+
+
+def _end_with_average(member: Member, kept: _Kept) -> None:
+    member.means.take_sum(kept.reported, kept.on_all_lanes, member.participants)
+    _end_round(member, member.mass.initial)
 
 
 def drain(member: Member, call: str) -> None:
@@ -160,7 +171,8 @@ def meet(member: Member, call: str) -> None:
 
 def reassemble(member: Member) -> None:
     """Collective over a host. Give its ranks the same parameters again; nothing to do for a rank alone."""
-    member.host.reassemble(member.memory, member.round)
+    told = member.host.reassemble(member.memory, member.round, member.means.told_to_lanes())
+    member.means.hear_lanes(told, member.round)
     member.events.release()
 
 
@@ -176,6 +188,7 @@ def _before_round(member: Member, call: str) -> None:
 
 
 def _end_round(member: Member, weight: float) -> None:
+    member.means.round_ends(member.round)
     member.events.round_ends(member.round, weight)
     member.mass = member.mass.after_round(weight)
 
@@ -187,6 +200,10 @@ class _Kept:
         self._member, self._memory = member, member.memory
         self.after_drain = False
         """Whether nothing is in flight any more."""
+        self.reported: Any = None
+        """Summed over ranks with the tensors; see :meth:`Means.to_sum`."""
+        self.on_all_lanes: Any = None
+        """The same, over the ranks of all lanes."""
         self._keep()
 
     def keep_drained(self) -> None:

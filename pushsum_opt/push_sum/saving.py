@@ -94,6 +94,7 @@ def _load_exactly(member: Member, saved: Mapping[str, Any]) -> None:
     member.memory.load_residual_state(saved["residuals"])
     weight = member.mode.load_state(saved["in_flight"], float(saved["push_weight"]))
     member.memory.load_wire_state(saved.get("wire", {}))
+    member.means.restart()
     member.mass = member.mass.restarted(int(saved["round"])).with_weight(weight)
 
 
@@ -107,6 +108,7 @@ def _load_or_restart(member: Member, saved: Mapping[str, Any] | None) -> str | N
     member.mode.forget()
     member.memory.load_residual_state({})
     member.memory.load_wire_state({})
+    member.means.restart()
     member.mass = mass.restarted(mass.round if saved is None else int(saved["round"]))
     if saved is None:
         return "it has no push-sum state (saved without pushsum_opt?)"

@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from .base import Notice, Ticket, Transport
 from .naps import nap
+from .roll_call import LISTEN_AFTER_S
 from .wrapping import Wrapping
 
 __all__ = ["Background"]
@@ -77,6 +78,7 @@ class Background(Wrapping):
         self._callback: weakref.WeakMethod[Callable[[Transport], None]] | None = None
         self._stopping = False
         self._inbox: list[Notice] = []
+        self._listened = 0.0
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name=f"pushsum_opt rank {self.rank}", daemon=True)
         self._thread.start()
@@ -190,6 +192,9 @@ class Background(Wrapping):
                 with self._lock:
                     moved = self._look()
                     now = time.monotonic()
+                    if self.progress is not None and now - self._listened >= LISTEN_AFTER_S:
+                        self._listened = now
+                        self.progress.roll.listen_if_quiet()
                     active = now if moved else active
                     inner = self._inner
                     pause = pause_s(now - active, inner.under_way, inner.bytes_under_way, self._period)

@@ -18,7 +18,7 @@ from .roll_call import Message, RollCall
 
 __all__ = ["Delays", "LoopbackWorld", "Transfer"]
 
-EAGER_BYTES = 128
+EAGER_BYTES = 512
 """A message of at most this size may complete before its receive is posted."""
 EAGER_SLOTS = 8
 """At most this many such messages wait for their receive between two ranks with one tag."""

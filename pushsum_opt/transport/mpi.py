@@ -351,7 +351,8 @@ def _duplicate(comm: MPI.Comm, timeout: float, report: Report) -> tuple[MPI.Comm
         begun.pop()
         post = post_of_the_job()
         if post.size > 1 and post.office is None and progress is not None and len(progress.ranks) == post.size:
-            post.open_office(lambda done: until_all_come(Forming(comm.Get_rank(), None, done), timeout, report))
+            with roll_of_the_job().talking:
+                post.open_office(lambda done: until_all_come(Forming(comm.Get_rank(), None, done), timeout, report))
     except MPI.Exception as error:
         if FAULT_TOLERANT:
             _hear_who_is_lost(comm)

@@ -205,7 +205,8 @@ def _wait_for_all(roll: RollCall, post: MpiPost) -> None:
     with contextlib.suppress(MPI.Exception):
         _listen_until(roll, post.office.Ibarrier().Test, float("inf"))
         deadline = time.monotonic() + LAST_LOOK_S
-        post.take_what_is_left(post.office, lambda done: _nap_until(done, deadline))
+        with roll.talking:
+            post.take_what_is_left(post.office, lambda done: _nap_until(done, deadline))
 
 
 def _wait_for_those_that_train(roll: RollCall) -> None:

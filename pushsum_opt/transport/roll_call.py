@@ -1,7 +1,8 @@
 """A rank that has waited for a while asks the ranks that it waits for, and learns why they do not come.
 
-The questions are small messages, sent only by a rank that has waited for :data:`ASK_AFTER_S`. A rank that computes does
-not answer, and nothing follows from that. Three kinds of answers prove that a wait will never end:
+The questions are small messages, sent only by a rank that has waited for :data:`ASK_AFTER_S`. A rank that computes
+answers where a thread moves its messages, and at the spans of its program; otherwise it does not, and nothing follows
+from that. Three kinds of answers prove that a wait will never end:
 
 * the other rank has ended its program;
 * the other rank says that it has left, such as a test that has failed on it;
@@ -16,6 +17,7 @@ that is slow, raises no alarm.
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from ..errors import MismatchError, PeerFailed, PeerFinished
+from .chain import MOST_LINKS, Link, blocks, older, sentence, until_again
+from .rate import Rate
 
 __all__ = ["Need", "Progress", "Post", "RollCall", "Waiting", "group_name"]
 
@@ -32,8 +36,13 @@ ASK_AFTER_S = 0.5
 """Seconds of waiting after which a rank asks."""
 ASK_AGAIN_S = 1.0
 """Seconds before it asks a rank again whose answer proved nothing."""
+TELLS_PER_S, TELLS_AT_ONCE = 10, 20
+"""How often a rank that moves from span to span tells where it is: so often in the long run, and at first."""
 ASKS_PER_LOOK = 64
 """Ranks that are asked at a time: in a large job most of them answer before all have been asked."""
+
+LOOKED_AT = 64
+"""Ranks of a collective call that are looked at for a chain."""
 
 Message = dict[str, Any]
 
@@ -75,11 +84,15 @@ class Progress:
 
     def reach_collective(self, number: int) -> None:
         """This rank has begun so many collectives."""
-        self.roll.reached[f"{self.channel} collectives"] = number
+        self.roll.reach(f"{self.channel} collectives", number)
 
     def reach_round(self, number: int) -> None:
         """This rank has begun to exchange messages of so many rounds."""
-        self.roll.reached[f"{self.channel} rounds"] = number
+        self.roll.reach(f"{self.channel} rounds", number)
+
+    def heard(self, rank: int, round: int) -> None:
+        """A message of a round has come from a rank."""
+        self.roll.sent[self.ranks[rank]] = round, time.monotonic()
 
     def collective(self, number: int, rank: int | None = None) -> Need:
         """The wait for a collective, or for one rank to begin it."""
@@ -106,6 +119,15 @@ class RollCall:
         """Nothing will come from it any more."""
         self.left = ""
         """Why it begins nothing more until all ranks have met again; empty where it has not left."""
+        self.whereabouts: Callable[[], tuple[str, float] | None] = lambda: None
+        """Gives where this rank's program is while it does not wait, and for how many seconds."""
+        self.sent: dict[int, tuple[int, float]] = {}
+        """Of ranks that have sent messages here: the round of the last one, and when it came."""
+        self._askers: dict[int, Message] = {}  # by rank, its question, while what it needs is not reached here
+        self._told = ""  # where this rank was when it told them last
+        self._tells = Rate(TELLS_PER_S, TELLS_AT_ONCE)
+        self.talking = threading.RLock()
+        """Held by the thread that sends or receives its messages: one that moves other messages listens too."""
 
     def set_up(self, ranks: Sequence[int]) -> tuple[Progress, Progress]:
         """Begin to make a channel over some ranks of the job, which all do so in the same order.
@@ -121,12 +143,45 @@ class RollCall:
 
     def listen(self) -> None:
         """Take in what has come, and answer what is asked."""
+        with self.talking:
+            self._listen()
+
+    def listen_if_quiet(self, *, moved: bool = False) -> None:
+        """Do so unless another thread does it now.
+
+        Args:
+            moved: this rank's program has come to another place: those who have asked for it and still wait are told.
+        """
+        if self.talking.acquire(blocking=False):
+            try:
+                self._listen()
+                if moved and self._askers:
+                    self._tell_where()
+            finally:
+                self.talking.release()
+
+    def _tell_where(self) -> None:
+        where, _ = self.whereabouts() or ("", 0.0)
+        if where != self._told and self._tells.take(time.monotonic()):
+            self._told = where
+            for rank, question in self._askers.items():
+                self._post.send(rank, self.answer(question))
+
+    def reach(self, channel: str, number: int) -> None:
+        """This rank has come to a number on a channel."""
+        self.reached[channel] = number
+        self._askers.clear()  # who still waits asks again
+
+    def _listen(self) -> None:
         for message in self._post.receive():
             if "answer" in message:
                 if self.waiting is not None:
                     self.waiting.heard(message)
             else:
-                self._post.send(message["from"], self.answer(message))
+                answer = self.answer(message)
+                self._post.send(message["from"], answer)
+                if answer["reached"] < answer["number"]:
+                    self._askers[message["from"]] = message
                 if self.waiting is not None:
                     self.waiting.was_asked_by(message)
 
@@ -144,11 +199,14 @@ class RollCall:
             "ending": self.ending,
             "left": self.left,
             "call": "" if waiting is None else waiting.call,
+            "chain": [] if waiting is None else waiting.chain()[:MOST_LINKS],
+            "whereabouts": self.whereabouts() if self.waiting is None and not self.ended else None,
             "needs": [(need.channel, need.number) for need in needs],
         }
 
     def ask(self, rank: int, need: Need, wait: int) -> None:
-        self._post.send(rank, {"id": wait, "from": self.me, "channel": need.channel, "number": need.number})
+        with self.talking:
+            self._post.send(rank, {"id": wait, "from": self.me, "channel": need.channel, "number": need.number})
 
 
 class Waiting:
@@ -174,6 +232,8 @@ class Waiting:
         self._asked: dict[tuple[int, str, int], float] = {}
         self._answers: dict[tuple[int, str, int], Message] = {}
         self._here: set[tuple[int, str, int]] = set()
+        self._said: dict[int, tuple[float, Message]] = {}  # the last answer of each rank, and when it came
+        self._what = ""
         self._before: Waiting | None = None
 
     def __enter__(self) -> Waiting:
@@ -185,15 +245,18 @@ class Waiting:
     ) -> None:
         self._roll.waiting = self._before
 
-    def look(self, needs: Iterable[Need], seconds: float) -> None:
+    def look(self, needs: Iterable[Need], seconds: float, what: str) -> None:
         """Ask and answer, ``seconds`` after anything has moved.
+
+        Args:
+            what: is waited for, in words.
 
         Raises:
             PeerFinished: a rank that is needed has ended its program.
             PeerFailed: a rank that is needed says that it has left.
             MismatchError: a rank that is needed waits for this one, somewhere else.
         """
-        self.needs = tuple(needs)
+        self.needs, self._what = tuple(needs), what
         if seconds >= ASK_AFTER_S:
             self._ask()
         self._roll.listen()
@@ -207,6 +270,46 @@ class Waiting:
         """Return the ranks that have not said that they have come, by their numbers in the job."""
         ranks = [rank for rank in need.ranks if rank != self._roll.me]
         return sorted(self._name(rank) for rank in ranks if (rank, need.channel, need.number) not in self._here)
+
+    def chain(self) -> list[Link]:
+        """Return for whom this rank waits, for whom that one waits, and so on: see :mod:`.chain`.
+
+        Of several ranks that have not come, one that does not wait itself.
+        """
+        found: list[Link] = []
+        for need in self.needs:
+            for rank in need.ranks[:LOOKED_AT]:
+                if rank != self._roll.me and (rank, need.channel, need.number) not in self._here and not blocks(found):
+                    further = self._links(rank)
+                    found = further if blocks(further) or not found else found
+        return found
+
+    def sentence(self) -> str:
+        """Return the chain in words; empty where it says nothing new."""
+        return sentence(self.chain(), self._name_of)
+
+    def _links(self, rank: int) -> list[Link]:
+        now = time.monotonic()
+        link: Link = {"rank": rank, "what": self._what, "waits": False, "doing": None, "since": 0.0, "ago": None}
+        link["sent"], came = self._roll.sent.get(rank, (None, now))
+        link["sent_ago"] = now - came
+        when, answer = self._said.get(rank, (now, None))
+        if answer is None:
+            return [link]
+        link["ago"] = now - when
+        if answer["call"]:
+            link |= {"waits": True, "doing": f"waiting in {answer['call']}", "since": None}
+            return [link, *until_again(older(answer["chain"], now - when), (rank, self._roll.me))]
+        if answer["whereabouts"] is not None:
+            link["doing"], link["since"] = answer["whereabouts"]
+        return [link]
+
+    def _name_of(self, rank: int) -> int:
+        """Return the name of any rank of the job; one that is not on this channel has only that number."""
+        try:
+            return self._name(rank)
+        except ValueError:
+            return rank
 
     # ------------------------------------------------------------------ questions and answers
 
@@ -226,6 +329,7 @@ class Waiting:
 
     def heard(self, answer: Message) -> None:
         """Take note of an answer."""
+        self._said[answer["from"]] = time.monotonic(), answer
         if answer["answer"] == self._id:
             key = answer["from"], answer["channel"], answer["number"]
             self._answers[key] = answer

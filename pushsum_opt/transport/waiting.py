@@ -130,12 +130,15 @@ class Waiter:
                         stack.enter_context(waiting)
                 if waiting is not None:
                     with self._alone():
-                        waiting.look(self._needs(pending, round), now - moved)
+                        what = pending[0].what
+                        what += "" if f"round {round}" in what else _in_round(round, ", in")
+                        waiting.look(self._needs(pending, round), now - moved, what)
                 if now - moved >= self._timeout and not patient:
                     raise PeerTimeout(self._timeout_message(pending[0], round, now - moved, waiting))
                 if now - moved >= said * self._stall_seconds:
                     said += 1
-                    self._report.stalled(now - moved, self._describe(pending[0], round, waiting))
+                    what = ". ".join(filter(None, (self._describe(pending[0], round, waiting), _chain(waiting))))
+                    self._report.stalled(now - moved, what)
 
     def begin_round(self, round: int) -> None:
         """From now on messages of this round are exchanged: a rank that waits for this one's will get them."""
@@ -240,12 +243,17 @@ class Waiter:
         return f"{text} (nothing was heard from rank{'s' if len(missing) > 1 else ''} {shown} there)"
 
     def _timeout_message(self, ticket: Ticket, round: int, seconds: float, waiting: Waiting | None) -> str:
+        chain = f" {found}." if (found := _chain(waiting)) else ""
         return (
-            f"rank {self._me}: waited {seconds:.1f} s for {self._describe(ticket, round, waiting)}, and nothing came. "
-            "Likely causes: that rank skipped a step() or a collective call, hangs, is much slower than this one, or "
-            "its host or network is gone. Look at its stack (py-spy dump --pid ...), make sure that every rank calls "
-            f"step() equally often, or give more time with timeout= (now {self._timeout:g} s)"
+            f"rank {self._me}: waited {seconds:.1f} s for {self._describe(ticket, round, waiting)}, and nothing came."
+            f"{chain} Likely causes: that rank skipped a step() or a collective call, hangs, is much slower than this "
+            "one, or its host or network is gone. Look at its stack (py-spy dump --pid ...), make sure that every rank "
+            f"calls step() equally often, or give more time with timeout= (now {self._timeout:g} s)"
         )
+
+
+def _chain(waiting: Waiting | None) -> str:
+    return "" if waiting is None else waiting.sentence()
 
 
 def _in_round(round: int, before: str) -> str:

@@ -46,6 +46,14 @@ def test_averaged_on_one_rank_against_rounds_is_refused_on_both():
     assert "caught MismatchError" in done.stdout
 
 
+@pytest.mark.parametrize("staleness", ["0", "1"])
+def test_a_stall_line_names_the_rank_at_the_end_of_the_chain_and_its_span(staleness, tmp_path):
+    done = each_rank(4, "waits.py", "chain", staleness, str(tmp_path / "said"), limit=60, PUSHSUM_STALL_SECONDS="1")
+    assert (done.returncode, done.stdout.count(": ok")) == (0, 4), done.stdout[-3000:]
+    chain = r"Rank 2 waits for rank 1 \(.*\), which waits for rank 0 \(.*\), which"
+    assert re.search(rf'rank 3 has waited .* s for rank 2: .*{chain} (is|was last seen) in "forward"', done.stdout)
+
+
 @pytest.mark.parametrize("end", ["return", "finalize"])
 def test_slow_ranks_leave_no_message_to_the_user_and_end_together(end):
     succeeds(3, "waits.py", "fine", end, limit=60)

@@ -58,6 +58,7 @@ def test_a_file_of_each_rank_holds_a_row_for_every_so_many_rounds(tmp_path):
         assert set(found[3]["wait_seconds_total"]) <= {"all", str(1 - rank)}
         assert str(1 - rank) in found[3]["wait_seconds_total"]
         assert first["message_age"] == {"mean": 0.0, "max": 0.0}
+        assert last["means"] == {"mass_held": 2.0, "consensus_distance": 0.0}
 
 
 def test_a_file_begins_with_what_ran_and_ends_with_the_end(tmp_path):
@@ -210,6 +211,7 @@ def test_prometheus_reads_every_number_from_a_port_of_this_host_alone():
         assert found["pushsum_span_seconds_total", frozenset({me, "forward"})] == 5.0
         assert found["pushsum_logged", frozenset({me, "loss"})] == 17.0
         assert found["pushsum_push_weight", frozenset({me})] == 1.0
+        assert found["pushsum_means", frozenset({me, "mass_held"})] == 2.0
         assert ("pushsum_wait_seconds_total", frozenset({"0", "1"})) in found
     with socket.socket() as probe:  # closed with the optimizer
         assert probe.connect_ex(("127.0.0.1", base)) != 0

@@ -45,6 +45,8 @@ class Numbers:
     span_seconds_total: dict[str, float] = field(default_factory=dict)
     logged: dict[str, float] = field(default_factory=dict)
     """The means of what the user logged."""
+    means: dict[str, float] = field(default_factory=dict)
+    """Over ranks, some rounds old: what all ranks report, how far their models are apart, and what mass they hold."""
 
     def flat(self) -> dict[str, float]:
         """Return every number but rank and round under a name of its own, parts of a name divided by "/"."""

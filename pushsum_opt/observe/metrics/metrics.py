@@ -20,7 +20,8 @@ class Metrics(Collected):
     """Writes numbers of this rank every so many rounds. Local: each rank writes its own.
 
     Step time (quantiles, mean, max), time waited by the rank waited for, ages of messages, push weight, bytes, skipped
-    chunks, missed blocks, the seconds of each :func:`span`, and what :meth:`log` adds.
+    chunks, missed blocks, the seconds of each :func:`span`, and what :meth:`log` adds. Also the means over ranks of
+    :meth:`PushSum.means`: of what ranks report, the consensus distance, and the mass held; all ranks measure them then.
 
     Args:
         optimizer: a :class:`~pushsum_opt.PushSumOptimizer` or a :class:`~pushsum_opt.PushSum`.
@@ -68,6 +69,7 @@ class Metrics(Collected):
         if jsonl is not None:
             self._files.append(JsonLines(Path(jsonl), describe(optimizer, push_sum, every)))
         self._sinks += self._files
+        push_sum.means()  # from now on ranks measure what it has
         push_sum.subscribe(self)
         push_sum.member.before_close.append(self.close)
 
@@ -104,6 +106,7 @@ class Metrics(Collected):
             for file in self._files:
                 file.lost(loss)
         self._losses_written = len(losses)
+        numbers.means = self._push_sum.means()
         for sink in self._sinks:
             sink.take(numbers)
 

@@ -126,6 +126,7 @@ LABELS = {
     "moved": "statistic",
     "span_seconds_total": "span",
     "logged": "name",
+    "means": "name",
 }
 HELP = {
     "round": "The last round that was completed.",
@@ -143,6 +144,7 @@ HELP = {
     "moved": "How far the model of this rank has moved in the last rounds, and in how many.",
     "span_seconds_total": "Time in the parts of the program that it names.",
     "logged": "What the program logs: means since the row before.",
+    "means": "Means over ranks, some rounds old.",
 }
 
 

@@ -3,12 +3,14 @@
 import os
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
 import pushsum_opt as ps
 from pushsum_opt import ending, local, world
 from pushsum_opt.collectives import averaged
+from pushsum_opt.transport.roll_call import RollCall
 
 how = sys.argv[1]
 rank, size = ps.rank(), ps.size()
@@ -63,6 +65,31 @@ elif how == "steps":  # rank 0 alone evaluates while the others train
 
     caught(go_on)
     leave()
+elif how == "chain":  # rank 0 stays in a span until the last rank has said why it waits
+    said = Path(sys.argv[3])
+    asked = []
+    answer = RollCall.answer
+    RollCall.answer = lambda roll, question: (asked.append(question), answer(roll, question))[1]
+
+    class Says(ps.Listener):
+        def stalled(self, seconds, what):
+            if "forward" in what:
+                said.touch()
+
+    with ps.PushSum([np.zeros(3)], graph=ps.graphs.Ring(), staleness=int(sys.argv[2]), timeout=40.0) as push_sum:
+        if rank == size - 1:
+            push_sum.subscribe(Says())
+        push_sum.mix()
+        while rank == 0 and not asked:
+            with ps.observe.span("loading"):
+                time.sleep(0.05)
+        if rank == 0:
+            with ps.observe.span("forward"):
+                while not said.exists():
+                    time.sleep(0.05)
+        for _ in range(8):
+            push_sum.mix()
+    print(f"rank {rank} of {size}: ok", flush=True)
 elif how == "late":  # a rank that computes for long, and never waits afterwards, was asked meanwhile
     with exchange() as push_sum:
         push_sum.mix()

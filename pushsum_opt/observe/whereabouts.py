@@ -1,0 +1,48 @@
+"""Where a rank's program is, for the stall lines of ranks that wait for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from .events import Listener
+
+__all__ = ["Whereabouts"]
+
+
+class Whereabouts(Listener):
+    """Knows in which span, or after which round, the program of this rank is.
+
+    Args:
+        answer: called at the beginning and the end of each span: other ranks may have asked for this one. A rank that
+            computes has no other moment for it, unless a thread moves its messages.
+    """
+
+    def __init__(self, answer: Callable[[], None]) -> None:
+        self._answer = answer
+        self._thread = threading.get_ident()
+        self._spans: list[tuple[str, float]] = []
+        self._between = "before its first round", time.monotonic()
+
+    def __call__(self) -> tuple[str, float]:
+        """Return where it is, such as ``in "forward"``, and for how many seconds."""
+        spans = self._spans
+        where, since = spans[-1] if spans else self._between
+        return where, time.monotonic() - since
+
+    def round_begins(self, round: int) -> None:
+        self._between = f"in round {round}", time.monotonic()
+
+    def round_ends(self, round: int, push_weight: float) -> None:
+        self._between = f"after round {round}", time.monotonic()
+
+    def span_begins(self, name: str) -> None:
+        if threading.get_ident() == self._thread:
+            self._spans.append((f'in "{name}"', time.monotonic()))
+            self._answer()
+
+    def span_ends(self, name: str) -> None:
+        if threading.get_ident() == self._thread and self._spans:
+            self._spans.pop()
+            self._answer()

@@ -1,0 +1,155 @@
+"""A stall line names the whole chain: who waits for whom for whom, and where the last one was last seen."""
+
+from __future__ import annotations
+
+import re
+import threading
+
+import numpy as np
+import pytest
+
+import pushsum_opt as ps
+from pushsum_opt import testing
+from pushsum_opt.collectives import averaged
+from pushsum_opt.errors import PeerTimeout
+from pushsum_opt.transport import chain, roll_call
+from pushsum_opt.transport.roll_call import RollCall
+
+
+def to_the_next(rank, size, round):
+    return ((rank + 1) % size,)
+
+
+class Said(ps.Listener):
+    """Waits for a stall line in which something stands."""
+
+    def __init__(self, pattern, heard):
+        self.pattern, self.heard, self.lines = pattern, heard, []
+
+    def stalled(self, seconds, what):
+        self.lines.append(what)
+        if re.search(self.pattern, what):
+            self.heard.set()
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    monkeypatch.setenv("PUSHSUM_STALL_SECONDS", "0.2")
+    monkeypatch.setattr(roll_call, "LISTEN_AFTER_S", 0.01)
+    monkeypatch.setattr(roll_call, "ASK_AFTER_S", 0.02)
+    monkeypatch.setattr(roll_call, "ASK_AGAIN_S", 0.1)
+    monkeypatch.setattr(chain, "JUST_NOW_S", 0.5)
+
+
+def run(pattern, monkeypatch, *, size=4, staleness=0, stuck, asker=1, call=lambda push_sum: push_sum.mix()):
+    """Rank 0 is ``stuck`` before its 4th call, until a stall line of the last rank has a pattern; return that line."""
+    heard, asked = threading.Event(), threading.Event()
+    ask = RollCall.ask
+
+    def noted(roll, rank, need, wait):
+        ask(roll, rank, need, wait)
+        if (rank, roll.me) == (0, asker):
+            asked.set()
+
+    monkeypatch.setattr(RollCall, "ask", noted)
+
+    def rank(comm):
+        said = Said(pattern, heard)
+        with ps.PushSum([np.zeros(3)], graph=to_the_next, staleness=staleness, timeout=60.0, comm=comm) as push_sum:
+            if comm.rank == size - 1:
+                push_sum.subscribe(said)
+            for _ in range(3):
+                push_sum.mix()
+            if comm.rank == 0:
+                stuck(asked, heard)
+            for _ in range(12):
+                call(push_sum)
+        return said.lines
+
+    lines = testing.run(size, rank, timeout=90)[-1]
+    return next((line for line in lines if re.search(pattern, line)), lines)
+
+
+def in_forward_once_asked(asked, heard):
+    assert asked.wait(60)
+    with ps.observe.span("forward"):
+        assert heard.wait(60)
+
+
+def in_forward_from_the_first(asked, heard):
+    with ps.observe.span("forward"):
+        assert heard.wait(60)
+
+
+def without_a_word(asked, heard):
+    assert heard.wait(60)
+
+
+CHAIN = r"^rank 2: .*\. Rank 2 waits for rank 1 \(.*\), which waits for rank 0 \(.*\), "
+
+
+def test_three_ranks_wait_in_a_chain_for_one_that_was_last_seen_in_a_span(monkeypatch):
+    line = run(CHAIN + 'which was last seen in "forward", [1-9] s ago', monkeypatch, stuck=in_forward_once_asked)
+    assert "which waits for rank 0 (its message of round 3)" in line
+
+
+def test_a_rank_without_a_thread_that_computes_all_the_time_is_known_by_its_last_message(monkeypatch):
+    pattern = CHAIN + r"whose last message, of round 2, came [1-9] s ago, and nothing was heard from it since"
+    assert re.search(pattern, run(pattern, monkeypatch, stuck=without_a_word))
+
+
+@pytest.mark.parametrize("staleness", [1, 2])
+def test_the_thread_of_a_rank_that_computes_says_in_which_span_it_is(staleness, monkeypatch):
+    pattern = CHAIN + r'which is in "forward", for [1-9] s now'
+    assert re.search(pattern, run(pattern, monkeypatch, staleness=staleness, stuck=in_forward_from_the_first))
+
+
+@pytest.mark.parametrize("staleness", [0, 1, "unbounded"])
+def test_a_collective_call_says_where_a_rank_is_that_does_not_come(staleness, monkeypatch):
+    def call(push_sum):
+        with averaged(push_sum):
+            pass
+
+    pattern = r'^averaged\(\), a collective call .*\. Rank 0 (is|was last seen) in "forward"'
+    line = run(pattern, monkeypatch, staleness=staleness, stuck=in_forward_once_asked, asker=3, call=call)
+    assert re.search(pattern, line)
+
+
+def test_a_program_without_spans_is_known_by_its_rounds(monkeypatch):
+    pattern = CHAIN + r"which is after round 2, for [1-9] s now"
+    assert re.search(pattern, run(pattern, monkeypatch, staleness=1, stuck=without_a_word))
+
+
+def test_the_error_at_the_deadline_has_the_chain_too():
+    done = threading.Event()
+
+    def rank(comm):
+        timeout = 2.0 if comm.rank == 2 else 60.0
+        push_sum = ps.PushSum([np.zeros(3)], graph=to_the_next, timeout=timeout, comm=comm)
+        if comm.rank == 0:
+            assert done.wait(60)
+            return
+        try:
+            for _ in range(3):
+                push_sum.mix()
+        except PeerTimeout as error:
+            assert comm.rank == 2
+            text = r"nothing came\. Rank 1 waits for rank 0 \(its message of round 0\), from which nothing was heard"
+            assert re.search(text, str(error)), error
+            raise
+        finally:
+            done.set()
+
+    with pytest.raises(testing.RankErrors, match="PeerTimeout: rank 2: waited 2"):
+        testing.run(3, rank, timeout=60)
+
+
+def test_ranks_that_wait_for_each_other_in_a_circle_are_said_once():
+    circle = [
+        {"rank": 1, "what": "a", "waits": True, "doing": "waiting in step()", "since": None, "ago": 0.0, "sent": None},
+        {"rank": 2, "what": "b", "waits": True, "doing": "waiting in step()", "since": None, "ago": 0.0, "sent": None},
+        {"rank": 0, "what": "c", "waits": True, "doing": None, "since": None, "ago": None, "sent": None},
+    ]
+    assert chain.sentence(circle, int) == "Rank 1 waits for rank 2 (b), which waits for rank 0 (c)"
+    assert chain.sentence(circle[:1], int) == "Rank 1 is waiting in step()"
+    assert chain.sentence([], int) == ""
