@@ -103,7 +103,7 @@ def _find(why: str) -> Job:
     if dist.is_initialized():
         from . import _torch_compat
 
-        return Job(_torch_compat.default_store(), dist.get_rank(), dist.get_world_size(), why)
+        return Job(_own_part(_torch_compat.default_store()), dist.get_rank(), dist.get_world_size(), why)
     missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if len(missing) == 4:
         return Job(None, 0, 1, why)  # nobody has started others
@@ -123,7 +123,20 @@ def _find(why: str) -> Job:
             f"rank {rank}: the store of torch.distributed at {where} (MASTER_ADDR, MASTER_PORT) does not answer: "
             f"{error}. Is rank 0 there, and can this host reach its port?"
         ) from error
-    return Job(store, rank, size, why)
+    return Job(_own_part(store), rank, size, why)
+
+
+def _own_part(store: Any) -> Any:
+    """Return the part of a store that belongs to this library and this start of the job.
+
+    On one host, torchrun starts ranks again (``--max-restarts``) with the store of the ranks before, and what they have
+    left in it. On several hosts it makes a new store, and its counts may differ between hosts.
+    """
+    from torch.distributed import distributed_c10d
+
+    alone = os.environ.get("GROUP_WORLD_SIZE") == "1"
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if alone else "0"
+    return distributed_c10d.PrefixStore(f"pushsum_opt/{start}", store)
 
 
 def is_group(comm: Any) -> bool:

@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from .. import ending, forked_end, process_groups
 from ..process_groups import Job
@@ -40,15 +39,15 @@ class StorePost:
 
     def send(self, to: int, message: Message) -> None:
         with _store_may_be_gone():
-            number = self._store.add(f"pushsum_opt/words/{to}", 1)
-            self._store.set(f"pushsum_opt/word/{to}/{number}", json.dumps(message))
+            number = self._store.add(f"words/{to}", 1)
+            self._store.set(f"word/{to}/{number}", json.dumps(message))
 
     def receive(self) -> list[Message]:
         messages: list[Message] = []
         with _store_may_be_gone():
-            count = self._store.add(f"pushsum_opt/words/{self.me}", 0)
+            count = self._store.add(f"words/{self.me}", 0)
             while self._read < count:
-                key = f"pushsum_opt/word/{self.me}/{self._read + 1}"
+                key = f"word/{self.me}/{self._read + 1}"
                 messages.append(json.loads(self._store.get(key)))
                 self._store.delete_key(key)
                 self._read += 1
@@ -108,22 +107,14 @@ def mesh_of(job: Job, timeout: float, report: Report) -> Mesh:
     if job.mesh is None:
         if job.size > 1:
             _wait_for_all(job, timeout, report)
-        job.mesh = Mesh(_prefixed(job.store), job.rank, job.size)
+        job.mesh = Mesh(job.store, job.rank, job.size)
     mesh: Mesh = job.mesh
     return mesh
 
 
-def _prefixed(store: Any) -> Any:
-    if store is None:
-        return None
-    from torch.distributed import distributed_c10d
-
-    return distributed_c10d.PrefixStore("pushsum_opt/mesh", store)
-
-
 def _wait_for_all(job: Job, timeout: float, report: Report) -> None:
     """Wait until every process has come here. It is a collective of its own in the roll call."""
-    key = "pushsum_opt/here"
+    key = "here"
     job.store.add(key, 1)
     next_look = 0.0
 
@@ -165,8 +156,8 @@ def leave() -> None:
     if job.mesh is not None:
         job.mesh.ending = True
     with _store_may_be_gone():
-        job.store.add(f"pushsum_opt/ended/{job.rank}", 1)
-        job.store.add("pushsum_opt/ended", 1)
+        job.store.add(f"ended/{job.rank}", 1)
+        job.store.add("ended", 1)
         _listen_until_all_have_ended(job, roll)
     if job.mesh is not None and not job.mesh.end(END_S):
         _end_at_once()
@@ -175,7 +166,7 @@ def leave() -> None:
 def _listen_until_all_have_ended(job: Job, roll: RollCall) -> None:
     begin = time.monotonic()
     look_at, dead = begin + LOOK_FOR_THE_DEAD_EVERY_S, 0
-    while job.store.add("pushsum_opt/ended", 0) + dead < job.size:
+    while job.store.add("ended", 0) + dead < job.size:
         roll.listen()
         now = time.monotonic()
         if job.mesh is None and now - begin > LINGER_S:
@@ -183,7 +174,7 @@ def _listen_until_all_have_ended(job: Job, roll: RollCall) -> None:
         if job.mesh is not None and now >= look_at:
             look_at = now + LOOK_FOR_THE_DEAD_EVERY_S
             gone = [peer for peer in range(job.size) if job.mesh.is_gone(peer)]
-            dead = sum(not job.store.add(f"pushsum_opt/ended/{peer}", 0) for peer in gone)
+            dead = sum(not job.store.add(f"ended/{peer}", 0) for peer in gone)
         time.sleep(min(LONGEST_NAP_S, 1e-3 + 0.01 * (now - begin)))
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import PeerFailed
+from ..errors import LaunchError, PeerFailed
 from .torch_waits import FOREVER, Waits
 
 __all__ = ["Arrival", "Listener", "Mesh"]
@@ -64,6 +64,9 @@ class Mesh:
     Args:
         store: of the job.
         me: this process, of ``size``.
+
+    Raises:
+        LaunchError: gloo cannot connect the processes.
     """
 
     def __init__(self, store: Any, me: int, size: int) -> None:
@@ -87,7 +90,10 @@ class Mesh:
         self._group: Any = None
         self._thread: threading.Thread | None = None
         if size > 1:
-            self._group = dist.ProcessGroupGloo(store, me, size, CONNECT)
+            try:
+                self._group = dist.ProcessGroupGloo(store, me, size, CONNECT)
+            except RuntimeError as error:
+                raise LaunchError(_cannot_connect(me, error)) from error
             self._thread = threading.Thread(target=self._listen, name="pushsum_opt hears gloo", daemon=True)
             self._thread.start()
 
@@ -270,6 +276,14 @@ def gone(me: int, peer: int, error: Exception | None = None) -> str:
 
 
 DIED = "its connection has ended{why}. It was killed, ran out of memory or crashed, or its host or network is gone"
+
+
+def _cannot_connect(me: int, error: Exception) -> str:
+    return (
+        f"rank {me}: gloo cannot connect the processes of this job{_first_line(error)}. One has died just now; or "
+        "hosts do not reach each other at the address that gloo has chosen: name the network card "
+        "(GLOO_SOCKET_IFNAME=eth0) on every host, and let them talk on all ports"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -67,11 +66,15 @@ def succeeds(size: int, program: str, *arguments: str, **options) -> str:
     return "".join(outputs)
 
 
+def torchrun_command(size: int, *words: str) -> list[str]:
+    """Return the command that starts a script with torchrun itself."""
+    options = ["--nproc-per-node", str(size), "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    return [*warm_python(), "-c", "from torch.distributed.run import main; main()", *options, *words]
+
+
 def torchrun(size: int, *words: str, limit: float = 180.0, **variables: str):
     """Run a script with torchrun itself and return the finished process, output as text."""
-    options = ["--nproc-per-node", str(size), "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-    command = [sys.executable, "-m", "torch.distributed.run", *options, *words]
-    return run(command, limit, **variables)
+    return run(torchrun_command(size, *words), limit, **variables)
 
 
 def run(command: list[str], limit: float = 180.0, **variables: str):

@@ -11,7 +11,7 @@ from torchrun.launch import each_rank, succeeds
 from pushsum_opt import testing
 
 
-@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("size", [2, 5])
 def test_transport_contract(size):
     succeeds(size, "contract.py")
 
@@ -34,7 +34,6 @@ def test_process_groups_are_communicators_and_their_own_collectives_go_on():
         ("raises", r"PeerFailed: rank [01]: rank 2 stopped: ValueError: the disk of the last rank is full"),
         ("finishes", r"PeerFinished: rank [01]: rank 2 finished after 3 rounds, while this rank waits"),
         ("killed", r"PeerFailed: rank [01]: rank 2 has died: its connection has ended"),
-        ("interrupted", r"PeerFailed: rank [01]: rank 2 stopped: interrupted"),
     ],
 )
 def test_how_a_rank_ends_is_told_by_those_that_wait_for_it(how, said):

@@ -28,8 +28,6 @@ for k in range(6):
             time.sleep(8.0)
         if how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        if how == "interrupted":
-            os.kill(os.getpid(), signal.SIGINT)
         if how == "swallows":
             try:
                 raise OSError("lost")
