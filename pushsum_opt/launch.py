@@ -16,6 +16,7 @@ TORCH_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What launchers of torch.distributed set: torchrun, accelerate, Kubeflow's PyTorchJob, SageMaker, Ray Train."""
 TORCHRUN = "TORCHELASTIC_RUN_ID"
 SLURM = "SLURM_STEP_NUM_TASKS"
+NONE, NEITHER = "no launcher", "no launcher, and no mpi4py"
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ def choose(environ: Mapping[str, str], *, mpi_size: int = 0, torch_size: int = 0
     if there:
         return Choice(True, "RANK, WORLD_SIZE and MASTER_ADDR are set")
     if SLURM in environ or has_mpi4py():
-        return Choice(False, "no launcher")
-    return Choice(True, "no launcher, and no mpi4py")
+        return Choice(False, NONE)
+    return Choice(True, NEITHER)
 
 
 def has_mpi4py() -> bool:

@@ -6,7 +6,8 @@ import re
 
 import pytest
 from support.scenarios import numpy_training
-from torchrun.launch import each_rank, succeeds
+from torchrun.launch import each_rank, run, succeeds
+from warm.python import warm_python
 
 from pushsum_opt import testing
 
@@ -22,6 +23,19 @@ def test_every_mode_trains_and_has_the_same_bits_as_on_loopback():
         expected = testing.run(4, lambda comm, tau=staleness: numpy_training(comm, staleness=tau))
         found = re.findall(rf"digest {staleness} \d+ (\w+) (\S+)", output)
         assert found == [(digest, repr(weight)) for digest, weight in expected]
+
+
+def test_one_process_alone_needs_neither_a_launcher_nor_mpi4py():
+    code = (
+        "import sys; sys.modules['mpi4py'] = None\n"
+        "import torch, pushsum_opt as ps\n"
+        "model = torch.nn.Linear(3, 2)\n"
+        "optimizer = ps.PushSumOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, staleness=1)\n"
+        "optimizer.step(); optimizer.close(); ps.barrier()\n"
+        "print(ps.rank(), ps.size(), ps.local_rank(), ps.average(3.0))"
+    )
+    done = run([*warm_python(), "-c", code], 60)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "0 1 0 3.0"), done.stdout
 
 
 def test_process_groups_are_communicators_and_their_own_collectives_go_on():

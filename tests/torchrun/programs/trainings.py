@@ -1,11 +1,15 @@
-"""What all ranks do together, in every mode, over torch.distributed."""
+"""What all ranks do together, in every mode, over torch.distributed, where mpi4py is not installed."""
 
-import numpy as np
-import torch
-from support.scenarios import numpy_training
+import sys
 
-import pushsum_opt as ps
-from pushsum_opt import world
+sys.modules["mpi4py"] = None  # to Python it is not there
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from support.scenarios import numpy_training  # noqa: E402
+
+import pushsum_opt as ps  # noqa: E402
+from pushsum_opt import world  # noqa: E402
 
 rank, size, comm = ps.rank(), ps.size(), world.communicator()
 
