@@ -30,14 +30,18 @@ def free_port() -> int:
 
 
 def each_rank(size: int, program: str, *arguments: str, limit: float = 120.0, **variables: str):
-    """Run ``tests/torchrun/programs/<program>`` on ``size`` ranks.
+    """Run ``tests/torchrun/programs/<program>`` on ``size`` ranks; see :func:`start_ranks`."""
+    return start_ranks(size, [*warm_python(), str(HERE / "programs" / program), *arguments], limit, **variables)
+
+
+def start_ranks(size: int, script: list[str], limit: float = 120.0, **variables: str):
+    """Run a command on ``size`` ranks, without any launcher.
 
     A run that takes longer than ``limit`` seconds is a hang: it is ended, and the test fails with its output.
 
     Returns:
         The exit code and the output of each rank.
     """
-    script = [*warm_python(), str(HERE / "programs" / program), *arguments]
     job = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
     job["MASTER_PORT"] = str(free_port())
     with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +54,7 @@ def each_rank(size: int, program: str, *arguments: str, limit: float = 120.0, **
         try:
             codes = [process.wait(limit) for process in processes]
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"{program} hung for {limit:g} s:\n{_read(files)[-6000:]}") from None
+            raise AssertionError(f"{script} hung for {limit:g} s:\n{_read(files)[-6000:]}") from None
         finally:
             for process in processes:
                 process.kill()

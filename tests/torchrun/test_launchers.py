@@ -9,8 +9,9 @@ import sys
 import time
 
 import pytest
+import yaml
 from optimizer.common import KINDS, bits, closure_of, network, star, values
-from torchrun.launch import HERE, ROOT, environment, run, torchrun, torchrun_command
+from torchrun.launch import HERE, ROOT, environment, run, start_ranks, torchrun, torchrun_command
 from warm.python import FOR_EXAMPLES, warm_python
 
 import pushsum_opt as ps
@@ -31,6 +32,23 @@ def test_digits_reaches_97_percent_under_torchrun(tmp_path):
     assert accuracies(done.stdout)[-1] >= 97.0
     assert "4 ranks on 1 host" in done.stdout
     assert "memory over torch.distributed (gloo), started by torchrun" in done.stdout
+
+
+def test_the_manifest_for_kubernetes_starts_ranks_that_find_each_other(tmp_path):
+    manifest = yaml.safe_load((ROOT / "examples" / "pytorchjob.yaml").read_text())
+    master, worker = (manifest["spec"]["pytorchReplicaSpecs"][kind] for kind in ("Master", "Worker"))
+    assert master["replicas"] == 1
+    assert worker["template"] == master["template"]
+    (container,) = master["template"]["spec"]["containers"]
+    assert container["name"] == "pytorch"
+    (mount,) = container["volumeMounts"]
+    assert container["command"][0] == "python"
+    script = [word.replace(mount["mountPath"], str(tmp_path)) for word in container["command"][1:]]
+    size = 1 + worker["replicas"]
+    codes, outputs = start_ranks(size, [*warm_python(*FOR_EXAMPLES), *script, "--epochs", "1"])
+    assert codes == [0] * size, outputs
+    assert f"{size} ranks on 1 host" in outputs[0]
+    assert "(gloo), RANK, WORLD_SIZE and MASTER_ADDR are set" in outputs[0]
 
 
 def undisturbed(comm):
