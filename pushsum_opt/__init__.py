@@ -16,7 +16,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import forked_end
+from . import forked_end, process_groups
 
 if TYPE_CHECKING:
     from . import algorithms, checkpoint, errors, graphs, mixing, observe, testing
@@ -94,7 +94,11 @@ _process = os.getpid()
 @atexit.register
 def _leave_the_job() -> None:
     """The last thing that a rank does, whatever it used of this library: others may wait for it."""
-    if "mpi4py.MPI" in sys.modules and os.getpid() == _process:
+    if os.getpid() != _process:
+        return
+    if process_groups.job_of_torch() is not None:
+        import_module(".transport.torch_job", __name__).leave()
+    if "mpi4py.MPI" in sys.modules:
         import_module(".transport.mpi_post", __name__).leave()
 
 

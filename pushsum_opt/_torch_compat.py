@@ -34,6 +34,7 @@ __all__ = [
     "after_accumulation",
     "at_end_of_backward",
     "backward_id",
+    "default_store",
     "has_step_hooks",
     "make_hook_tables",
     "on_state_dict",
@@ -178,3 +179,10 @@ def on_state_dict(module: nn.Module, hook: Callable[..., None]) -> Any:
     if isinstance(module, torch.jit.ScriptModule):
         return None
     return module._register_state_dict_hook(hook)  # type: ignore[no-untyped-call]
+
+
+def default_store() -> Any:
+    """Return the store of the default process group, in which its processes leave words for each other."""
+    from torch.distributed import distributed_c10d
+
+    return distributed_c10d._get_default_store()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from torch.distributed import ProcessGroup
 
     from .graphs import Graph
 
@@ -43,13 +44,16 @@ class NetworkxGraph(Protocol):
     def is_directed(self) -> bool: ...
 
 
-class Communicator(Protocol):
+class RankAndSize(Protocol):
     """An mpi4py communicator, or what :func:`pushsum_opt.testing.run` gives to each rank."""
 
     def Get_rank(self) -> int: ...
 
     def Get_size(self) -> int: ...
 
+
+Communicator: TypeAlias = "RankAndSize | ProcessGroup"
+"""Some ranks: a communicator, or a process group of torch.distributed."""
 
 GraphLike: TypeAlias = (
     "Graph | Callable[[int, int, int], Iterable[int]] | NetworkxGraph"

@@ -31,6 +31,7 @@ __all__ = [
     "is_of_one_rank",
     "stop_all_on_error",
     "when_all_is_closed",
+    "when_stopped",
     "when_the_end_begins",
 ]
 
@@ -109,7 +110,7 @@ def when_all_is_closed(callback: Callable[[], None]) -> None:
 def _end() -> None:
     """Close what is open, once; every rank does so in the same order. MPI still runs."""
     global _ended
-    if _ended or world.is_forked() or not world.mpi_runs():
+    if _ended or world.is_forked() or not world.job_runs():
         return
     _ended = True
     try:
@@ -121,7 +122,7 @@ def _end() -> None:
         while _last:
             _last.pop()()
     except KeyboardInterrupt:
-        _say_interrupted(sys.modules["mpi4py.MPI"])
+        _say_interrupted()
     except Exception as error:
         abort(error)
 
@@ -137,6 +138,9 @@ def _at_exit() -> None:
 
 def _rank() -> int:
     """Return the number of this rank when the job was started."""
+    job = world.torch_job()
+    if job is not None:
+        return job.rank
     rank: int = sys.modules["mpi4py.MPI"].COMM_WORLD.Get_rank()
     return rank
 
@@ -156,18 +160,24 @@ def _end_before_finalize() -> None:
 
 def abort(error: BaseException) -> NoReturn:
     """End the whole job because of an error that can no longer be raised, after printing it."""
-    mpi = sys.modules["mpi4py.MPI"]
     if isinstance(error, PeerFailed):
         time.sleep(GRACE_S)
     if not isinstance(error, PushSumError):
         traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
     print(f"pushsum_opt: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-    _end_all(mpi, 1)
+    _end_all(1, _reason(error))
 
 
-def _say_interrupted(mpi: Any) -> NoReturn:
-    print(f"pushsum_opt: rank {mpi.COMM_WORLD.Get_rank()} interrupted", file=sys.stderr, flush=True)
-    _end_all(mpi, INTERRUPTED)
+def _reason(error: BaseException) -> str:
+    """Return what other ranks are told: of a rank that only follows another one, that one's reason, once."""
+    if isinstance(error, PeerFailed):
+        return str(error).removeprefix(f"rank {_rank()}: ").split(". See what rank")[0]
+    return f"{type(error).__name__}: {error}"
+
+
+def _say_interrupted() -> NoReturn:
+    print(f"pushsum_opt: rank {_rank()} interrupted", file=sys.stderr, flush=True)
+    _end_all(INTERRUPTED, "interrupted")
 
 
 def _leave_alone(mpi: Any, me: int) -> None:
@@ -190,9 +200,23 @@ def _is_spare(error: BaseException) -> bool:
     return world.spare() is not None and isinstance(error, Exception)
 
 
-def _end_all(mpi: Any, code: int) -> NoReturn:
+_when_stopped: list[Callable[[str], None]] = []
+
+
+def when_stopped(callback: Callable[[str], None]) -> None:
+    """Call a function with the reason when this rank ends the whole job because of an error."""
+    _when_stopped.append(callback)
+
+
+def _end_all(code: int, reason: str) -> NoReturn:
+    for callback in _when_stopped:  # torch.distributed cannot end other processes: they hear why, and end by themselves
+        callback(reason)
     time.sleep(0.2)  # the launcher needs time to pass on what was printed: otherwise it is lost with the ranks
-    mpi.COMM_WORLD.Abort(code)
+    if world.torch_job() is None:
+        sys.modules["mpi4py.MPI"].COMM_WORLD.Abort(code)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
     os._exit(code)  # with MPICH, Abort may return while the launcher is still ending the ranks
 
 
@@ -207,29 +231,31 @@ def stop_all_on_error() -> None:
     uncaught exceptions alone. From the first call on, the end of the program closes what is open.
     """
     global _hooked
-    if _hooked or not world.mpi_runs():  # ranks of one process need none of this
+    if _hooked or not world.job_runs():  # ranks of one process need none of this
         return
     _hooked = True
-    _end_before_finalize()
+    job = world.torch_job()
+    if job is None:
+        _end_before_finalize()
     progress.starts(_rank())
-    mpi = sys.modules["mpi4py.MPI"]
-    if mpi.COMM_WORLD.Get_size() == 1 or not settings.read().abort_on_error:
+    size = job.size if job is not None else sys.modules["mpi4py.MPI"].COMM_WORLD.Get_size()
+    if size == 1 or not settings.read().abort_on_error:
         return
     previous = sys.excepthook
 
     def report_and_abort(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if world.is_forked() or not world.mpi_runs():  # no rank waits for a child, and none after the end of MPI
+        if world.is_forked() or not world.job_runs():  # no rank waits for a child, and none after the end of MPI
             previous(kind, error, trace)
             return
         if isinstance(error, PeerFailed):
             time.sleep(GRACE_S)
         if issubclass(kind, KeyboardInterrupt):
-            _say_interrupted(mpi)
+            _say_interrupted()
         previous(kind, error, trace)
-        me = mpi.COMM_WORLD.Get_rank()
+        me = _rank()
         if (THIS.survival is not None and is_of_one_rank(error)) or _is_spare(error):
-            _leave_alone(mpi, me)
+            _leave_alone(sys.modules["mpi4py.MPI"], me)
         print(f"pushsum_opt: rank {me} failed with the error above; ending all ranks", file=sys.stderr, flush=True)
-        _end_all(mpi, 1)
+        _end_all(1, _reason(error))
 
     sys.excepthook = report_and_abort

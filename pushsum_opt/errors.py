@@ -52,7 +52,7 @@ class PushSumError(Exception):
 
 
 class LaunchError(PushSumError):
-    """The ranks were not started as one MPI job."""
+    """The ranks were not started as one job."""
 
 
 class ConfigurationError(PushSumError, ValueError):

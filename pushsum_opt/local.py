@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from . import transport, world
 from .channel import gather_once
+from .process_groups import GroupComm
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +17,8 @@ __all__ = ["local_device", "local_rank", "local_size"]
 
 RANK_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 SIZE_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+TORCH_RANK, TORCH_SIZE = ("LOCAL_RANK",), ("LOCAL_WORLD_SIZE",)
+"""What launchers of torch.distributed set. A program may set these names itself: with MPI they do not count."""
 
 
 def local_rank() -> int:
@@ -23,12 +26,12 @@ def local_rank() -> int:
 
     Some launchers set no variable that says so. Then this call is collective: all ranks must make it.
     """
-    return _local(RANK_VARIABLES, "local_rank()")[0]
+    return _local(RANK_VARIABLES, TORCH_RANK, "local_rank()")[0]
 
 
 def local_size() -> int:
     """Return the number of ranks on this host. See :func:`local_rank`."""
-    return _local(SIZE_VARIABLES, "local_size()")[1]
+    return _local(SIZE_VARIABLES, TORCH_SIZE, "local_size()")[1]
 
 
 def local_device() -> torch.device:
@@ -50,14 +53,14 @@ def local_device() -> torch.device:
 _found: tuple[int, int] | None = None
 
 
-def _local(variables: tuple[str, ...], call: str) -> tuple[int, int]:
+def _local(of_mpi: tuple[str, ...], of_torch: tuple[str, ...], call: str) -> tuple[int, int]:
     global _found
     if (own := world.rank_of_this_thread()) is not None:
         return own.local_rank, own.local_size
     comm = world.communicator()
     if comm.Get_size() == 1:
         return 0, 1
-    for name in variables:
+    for name in of_torch if isinstance(comm, GroupComm) else of_mpi:
         text = os.environ.get(name, "")
         if text.isdigit():
             return int(text), int(text)

@@ -67,7 +67,8 @@ class PushSumOptimizer(torch.optim.Optimizer):
         wire_dtype: round wider values to this dtype on the wire, such as ``torch.bfloat16``, or to ``"int8"``: see
             :class:`~pushsum_opt.PushSum`. None: send as it is.
         nonfinite: "raise" when a message holds inf or nan, or "skip" that part of it.
-        comm: an mpi4py communicator, or what :func:`pushsum_opt.testing.run` gives; None for ``MPI.COMM_WORLD``.
+        comm: an mpi4py communicator, a process group of torch.distributed, or what :func:`pushsum_opt.testing.run`
+            gives; None for all ranks.
         timeout: seconds without progress after which waiting for a peer is an error.
         rate_correction: with ``staleness="unbounded"``, scale local steps by this rank's step time over the mean, so
             that slow ranks count as much as fast ones.
@@ -78,7 +79,7 @@ class PushSumOptimizer(torch.optim.Optimizer):
         TypeError: ``optimizer`` is no torch optimizer, or ``model`` no module.
         ConfigurationError: an argument has a value that cannot be used, or not in this version.
         MismatchError: the ranks disagree about what they exchange.
-        LaunchError: the processes were not started as one MPI job.
+        LaunchError: the processes were not started as one job.
 
     >>> import torch, pushsum_opt as ps
     >>> def train(comm):

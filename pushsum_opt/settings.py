@@ -30,6 +30,9 @@ class Settings:
     cuda_aware: str = "auto"
     """Whether MPI is given GPU memory: "1" yes, "0" no (it goes through the host), "auto" what a trial finds best."""
 
+    transport: str = "auto"
+    """What carries messages: "mpi", "torch" (torch.distributed), or "auto": as the launcher of the ranks says."""
+
     ranks_per_host: int | None = None
     """Take so many consecutive ranks as a host, for ``within_host``; None: find out who shares memory."""
 
@@ -60,6 +63,7 @@ def read(environ: dict[str, str] | None = None) -> Settings:
         stall_seconds=_number(variables, "PUSHSUM_STALL_SECONDS", Settings.stall_seconds, least=0.01),
         chunk_bytes=_count(variables, "PUSHSUM_CHUNK_BYTES", least=64),
         cuda_aware=_choice(variables, "PUSHSUM_CUDA_AWARE", ("auto", "1", "0")),
+        transport=_choice(variables, "PUSHSUM_TRANSPORT", ("auto", "mpi", "torch")),
         ranks_per_host=_count(variables, "PUSHSUM_RANKS_PER_HOST", least=1),
         abort_on_error=_switch(variables, "PUSHSUM_ABORT_ON_ERROR", Settings.abort_on_error),
         restarts=_count(variables, "PUSHSUM_RESTARTS", least=0) or 0,

@@ -1,6 +1,6 @@
 """This process among the others: rank and size.
 
-MPI starts with the first call that needs it, never at import.
+MPI, or the store of torch.distributed, is asked with the first call that needs it, never at import.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from . import settings
+from . import launch, process_groups, settings
 from .environment import missing_variables
 from .errors import LaunchError
 from .installed import install_command
@@ -25,6 +25,7 @@ __all__ = [
     "finalize_if_nobody_does",
     "has_spares",
     "is_forked",
+    "job_runs",
     "launched_size",
     "mpi_runs",
     "others_live",
@@ -32,6 +33,7 @@ __all__ = [
     "size",
     "spare",
     "told_to_wait",
+    "torch_job",
     "when_called",
 ]
 
@@ -46,7 +48,7 @@ _forked = False
 def _count_fork() -> None:
     global _forks, _forked
     _forks += 1
-    _forked = _forked or mpi_runs()  # the user's own code may have started it
+    _forked = _forked or job_runs()  # the user's own code may have started MPI
 
 
 if hasattr(os, "register_at_fork"):
@@ -94,7 +96,7 @@ def changed_devices() -> tuple[str | None, str | None] | None:
 
 
 def is_forked() -> bool:
-    """Tell whether this process is a child, made by a fork, of a rank that had started MPI."""
+    """Tell whether this process is a child, made by a fork, of a rank that had joined the others."""
     return _forked or (_pid is not None and os.getpid() != _pid)  # a fork in compiled code calls no Python hook
 
 
@@ -102,6 +104,20 @@ def mpi_runs() -> bool:
     """Tell whether MPI has been started in this process (or in the one that forked it) and has not ended."""
     mpi = sys.modules.get("mpi4py.MPI")
     return mpi is not None and bool(mpi.Is_initialized()) and not mpi.Is_finalized()
+
+
+def job_runs() -> bool:
+    """Tell whether this process (or the one that forked it) is a rank of a job: of MPI, or of torch.distributed."""
+    return process_groups.job_of_torch() is not None or mpi_runs()
+
+
+def torch_job() -> process_groups.Job | None:
+    """Return the job of torch.distributed that this process is a rank of; None where it is one of an MPI job.
+
+    A rank of an MPI job may use a process group too, by ``comm=``.
+    """
+    mpi = mpi_runs() and sys.modules["mpi4py.MPI"].COMM_WORLD.Get_size() > 1
+    return None if mpi else process_groups.job_of_torch()
 
 
 if mpi_runs():  # started before this module was imported
@@ -113,8 +129,8 @@ def refuse_fork() -> None:
     if is_forked():
         rank = "?" if _place is None else _place[0]
         raise LaunchError(
-            f"process {os.getpid()} was made by a fork of rank {rank} (process {_pid or os.getppid()}): MPI and the "
-            "threads of pushsum_opt belong to the rank alone, so a forked child (os.fork, a DataLoader or "
+            f"process {os.getpid()} was made by a fork of rank {rank} (process {_pid or os.getppid()}): connections "
+            "and the threads of pushsum_opt belong to the rank alone, so a forked child (os.fork, a DataLoader or "
             "multiprocessing worker) cannot exchange anything. Make this call in the rank's own process"
         )
 
@@ -126,17 +142,24 @@ def rank_of_this_thread() -> Any:
 
 def communicator(comm: Any = None) -> Any:
     """Start MPI if needed and return ``comm``, or for None ``MPI.COMM_WORLD``; in a rank of
-    :func:`pushsum_opt.testing.run`, its own.
+    :func:`pushsum_opt.testing.run`, its own. Where torch.distributed carries the messages (:mod:`pushsum_opt.launch`),
+    None stands for all its ranks, and a process group for the ranks that it has.
 
     In a job with spares, both None and ``MPI.COMM_WORLD`` stand for the ranks that train. A spare waits here until it
     is called, and has a communicator of its own until it is taken in.
 
     Raises:
         LaunchError: mpi4py or its MPI library is missing; a launcher started several processes, but MPI sees one; MPI
-            has ended; or this process is a forked child of a rank.
+            has ended; the store of torch.distributed does not answer; or this process is a forked child of a rank.
     """
     if comm is None and (own := _rank_of_thread.get()) is not None:
         return own
+    if process_groups.is_group(comm) or isinstance(comm, process_groups.GroupComm):
+        refuse_fork()
+        return _of_torch(comm)
+    if comm is None and (choice := _choose()).torch:
+        refuse_fork()
+        return _of_torch(None, choice.why)
     if comm is not None:
         comm = _latest(comm)
     if comm is not None and "mpi4py.MPI" not in sys.modules:
@@ -159,6 +182,34 @@ def communicator(comm: Any = None) -> Any:
     return _latest(_those_that_train(_whole_job(MPI)))
 
 
+_choice: launch.Choice | None = None
+
+
+def _choose() -> launch.Choice:
+    """Return what carries the messages of this process; once it is known, it stays so."""
+    global _choice
+    if _choice is None:
+        mpi = sys.modules["mpi4py.MPI"].COMM_WORLD.Get_size() if mpi_runs() else 0
+        _choice = launch.choose(os.environ, mpi_size=mpi, torch_size=process_groups.size_of_default_group())
+    return _choice
+
+
+def _of_torch(comm: Any, why: str = "") -> process_groups.GroupComm:
+    """Return the communicator of a process group, or of all ranks."""
+    global _pid
+    if isinstance(comm, process_groups.GroupComm):
+        return comm
+    found = process_groups.find_job(why).everyone() if comm is None else process_groups.of_group(comm)
+    if _spares():
+        raise LaunchError(
+            f"PUSHSUM_SPARES={_spares()} and torch.distributed ({found.job.why}) do not go together: it cannot take in "
+            "a spare. Start with `pushsum run --spares`, over MPI"
+        )
+    if _pid is None:
+        _pid = os.getpid()
+    return found
+
+
 def _whole_job(mpi: Any) -> Any:
     """Return ``MPI.COMM_WORLD``.
 
@@ -172,8 +223,8 @@ def _whole_job(mpi: Any) -> Any:
         raise LaunchError(
             f"{name}={count}, but this process is alone in MPI.COMM_WORLD: the launcher and mpi4py's MPI library do "
             f"not belong together, and {count} copies of the same model would train and overwrite one checkpoint. "
-            "Under Slurm, start with `srun --mpi=pmix`; otherwise, and in place of torchrun, use the mpirun that "
-            "belongs to this Python (`pushsum run -np N script.py` finds it); `pushsum doctor` shows both"
+            "Under Slurm, start with `srun --mpi=pmix`; otherwise use the mpirun that belongs to this Python "
+            "(`pushsum run -np N script.py` finds it), or torchrun, which needs no MPI; `pushsum doctor` shows both"
         )
     return comm
 

@@ -33,7 +33,7 @@ def pytest_configure(config):
         share()
 
 
-START_PROGRAMS = ("tests/examples/", "tests/mpi/", "tests/docs/")
+START_PROGRAMS = ("tests/examples/", "tests/mpi/", "tests/docs/", "tests/torchrun/")
 
 
 @pytest.fixture(autouse=True)

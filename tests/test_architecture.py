@@ -48,6 +48,8 @@ ROOMS = (
     "ending",
     "forked_end",
     "world",
+    "process_groups",
+    "launch",
     "spares",
     "progress",
     "settings",

@@ -341,6 +341,19 @@ def test_a_hook_sees_what_every_state_dict_is_about_to_return_until_it_is_remove
     assert seen[0][1] is returned
 
 
+def test_the_default_store_is_found(tmp_path):
+    import torch.distributed as dist
+
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        before = store.num_keys()
+        _torch_compat.default_store().set("word", "left")
+        assert store.num_keys() == before + 1
+    finally:
+        dist.destroy_process_group()
+
+
 # ---------------------------------------------------------------------- the room itself
 
 

@@ -3,6 +3,7 @@
     pushsum run -np 4 examples/benchmarks/step.py
     pushsum run -np 1 examples/benchmarks/step.py
     pushsum run -np 4 examples/benchmarks/step.py --json step.json --repeat 31
+    pushsum run -np 4 examples/benchmarks/step.py --torch
     pushsum run -np 2 examples/benchmarks/step.py --tensors 10 161 1000 5000
 
 In one run, interleaved, so that a busy machine disturbs all alike:
@@ -12,6 +13,7 @@ In one run, interleaved, so that a busy machine disturbs all alike:
     gossip    the exchange and merge alone (one synchronous round, the check for non-finite values included)
     floor     one flat buffer of the same bytes by Sendrecv, then one in-place lerp_: nothing that mixes moves less
     gloo      torch's all-reduce of one flat buffer, over gloo
+    torch     with --torch: the exchange and merge as in gossip, over torch.distributed in place of MPI
 
 The figures are medians of the slowest rank, in milliseconds; quote the ratios.
 
@@ -72,6 +74,12 @@ def gloo_all_reduce(comm: MPI.Comm, flat: torch.Tensor) -> Callable[[], object]:
     return lambda: torch.distributed.all_reduce(flat)
 
 
+def over_torch_distributed() -> ps.PushSumOptimizer:
+    """An optimizer that exchanges over the processes of the default process group."""
+    inner = sgd_over(resnet50_shapes())
+    return ps.PushSumOptimizer(inner, graph=ps.graphs.Ring(), comm=torch.distributed.group.WORLD)
+
+
 def sgd_over(shapes: list[tuple[int, ...]]) -> torch.optim.SGD:
     """SGD with momentum, which has made its first step."""
     parameters = [torch.nn.Parameter(torch.randn(shape) * 1e-2) for shape in shapes]
@@ -112,6 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=21, help="timed runs of each (default 21)")
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--torch", action="store_true", help="the same over torch.distributed")
     parser.add_argument("--tensors", type=int, nargs="+", help="models of so many small tensors")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -144,6 +153,9 @@ def main() -> None:
     if comm.size > 1:
         reduced = torch.ones(nbytes // 4)
         actions |= {"gossip": optimizer.gossip, "floor": floor, "gloo": gloo_all_reduce(comm, reduced)}
+        if arguments.torch:
+            over_torch = over_torch_distributed()
+            actions["torch"] = over_torch.gossip
     times: dict[str, list[float]] = {name: [] for name in actions}
     for turn in range(arguments.repeat + 2):
         for name, action in actions.items():
@@ -160,6 +172,8 @@ def main() -> None:
             "(wrapped - bare) / floor": (median["wrapped"] - median["bare"]) / median["floor"],
             "gloo / gossip": median["gloo"] / median["gossip"],
         }
+        if "torch" in median:
+            ratios["torch / gossip"] = median["torch"] / median["gossip"]
     memory = {"held / parameters": held / nbytes, "peak growth / parameters": grown / nbytes}
     if comm.rank == 0:
         library = MPI.Get_library_version().split(",")[0].splitlines()[0].strip("\0 ")

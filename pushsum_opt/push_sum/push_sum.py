@@ -49,7 +49,8 @@ class PushSum:
             the mean over ranks stays exact. "int8": a byte for each number, its place on a fine grid modulo 256, which
             the receiver completes from its own values; whole numbers in the first rounds. None: send as it is.
         nonfinite: "raise" when a message holds inf or nan, or "skip" that part of it.
-        comm: an mpi4py communicator, or what :func:`pushsum_opt.testing.run` gives; None for ``MPI.COMM_WORLD``.
+        comm: an mpi4py communicator, a process group of torch.distributed, or what :func:`pushsum_opt.testing.run`
+            gives; None for all ranks.
         timeout: seconds without progress after which waiting for a peer is an error.
         rate_correction: with ``staleness="unbounded"``, scale local steps by this rank's step time over the mean, so
             that slow ranks count as much as fast ones.
@@ -64,7 +65,7 @@ class PushSum:
         ConfigurationError: an argument has a value that cannot be used.
         OutOfMemoryError: a GPU, or the host's pinned memory, has no room for the buffers of messages.
         MismatchError: the ranks disagree about what they exchange.
-        LaunchError: the processes were not started as one MPI job.
+        LaunchError: the processes were not started as one job.
 
     >>> import numpy as np
     >>> from pushsum_opt import PushSum, testing

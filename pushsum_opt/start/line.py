@@ -86,7 +86,7 @@ def compose(facts: RunFacts, hosts: list[Host], *, has_model: bool, moments: int
             "much more memory"
         )
     crowded = max(hosts, key=lambda host: host.threads / len(host.cores))
-    if facts.transport.name == "mpi" and facts.size > 1 and crowded.threads > len(crowded.cores):
+    if facts.transport.name != "loopback" and facts.size > 1 and crowded.threads > len(crowded.cores):
         parts.append(_crowd(crowded))
     if not has_model:
         parts.append("no model given: buffers and frozen parameters stay as they are on each rank")
@@ -96,7 +96,7 @@ def compose(facts: RunFacts, hosts: list[Host], *, has_model: bool, moments: int
 def crowded_links(facts: RunFacts, hosts: list[Host]) -> str | None:
     """Return what to warn about where the ranks of a host each send their whole model through its network card."""
     most = max(host.ranks for host in hosts)
-    if most == 1 or len(hosts) == 1 or facts.transport.name != "mpi":
+    if most == 1 or len(hosts) == 1 or facts.transport.name == "loopback":
         return None
     reduced = 2 * (len(hosts) - 1) / len(hosts) * facts.memory.nbytes
     return (

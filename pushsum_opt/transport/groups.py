@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..ending import THIS
+from ..process_groups import GroupComm
+from .base import Transport
 from .loopback import LoopbackComm, LoopbackTransport
 
 __all__ = ["host_label", "split"]
@@ -56,6 +58,8 @@ def _split(comm: Any, color: int) -> Any:
     """
     if isinstance(comm, LoopbackComm):
         return _split_loopback(comm, color)
+    if isinstance(comm, GroupComm):
+        return _split_group(comm, color)
     try:
         return comm.Split(color, comm.Get_rank())
     except Exception as error:
@@ -69,10 +73,24 @@ def _split(comm: Any, color: int) -> Any:
 
 def _split_loopback(comm: LoopbackComm, color: int) -> LoopbackComm:
     transport = LoopbackTransport(comm)
+    members = _of_color(transport, color)
+    part = comm.world.part((transport.context, color), members)
+    return LoopbackComm(part, members.index(comm.rank), comm.process)
+
+
+def _split_group(comm: GroupComm, color: int) -> GroupComm:
+    from .torch_distributed import TorchTransport
+
+    transport = TorchTransport(comm)
+    members = _of_color(transport, color)
+    transport.close()
+    return comm.job.comm([comm.ranks[rank] for rank in members])
+
+
+def _of_color(transport: Transport, color: int) -> list[int]:
+    """Collective. Return the ranks that passed the same number."""
     ticket, rows = transport.gather(struct.pack("<q", color), "splitting a communicator")
     while not ticket.done:
         transport.poll(1.0)
     colors = [struct.unpack("<q", row.tobytes())[0] for row in rows]
-    members = [rank for rank, its in enumerate(colors) if its == color]
-    part = comm.world.part((transport.context, color), members)
-    return LoopbackComm(part, members.index(comm.rank), comm.process)
+    return [rank for rank, its in enumerate(colors) if its == color]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import ConfigurationError
+from ..process_groups import GroupComm, is_group
 from .background import HOST_PERIOD_S, Background
 from .base import Transport
 from .crew import Crew
@@ -35,7 +36,8 @@ def connect(
     """Open a private transport over a communicator. Collective over its ranks.
 
     Args:
-        comm: an mpi4py communicator, or what :func:`pushsum_opt.testing.run` hands to each rank.
+        comm: an mpi4py communicator, the ranks of a process group, or what :func:`pushsum_opt.testing.run` hands to
+            each rank.
         background: let a thread move messages while the caller computes, where the MPI library allows threads;
             elsewhere they move whenever the caller polls.
         prepare: called by that thread before it first talks to MPI: it chooses the thread's accelerator.
@@ -71,6 +73,12 @@ def open_crew(comm: Any) -> Crew:
     """
     if isinstance(comm, LoopbackComm):
         return LoopbackCrew(comm, tuple(range(comm.size)))
+    if isinstance(comm, GroupComm):
+        raise ConfigurationError(
+            f"rank {comm.Get_rank()}: on_loss='continue' and torch.distributed ({comm.job.why}) do not go together: "
+            "its ranks cannot go on without one that has died. Start with `pushsum run --survive`, over MPI; or let "
+            "torchrun start all ranks again (--max-restarts), and a checkpoint.Saver resume"
+        )
     from .mpi_crew import open_mpi_crew
 
     return open_mpi_crew(comm)
@@ -79,6 +87,10 @@ def open_crew(comm: Any) -> Crew:
 def _open(comm: Any, timeout: float, report: Report) -> Transport:
     if isinstance(comm, LoopbackComm):
         return LoopbackTransport(comm)
+    if isinstance(comm, GroupComm):
+        from .torch_distributed import TorchTransport
+
+        return TorchTransport(comm, timeout, report)
     from .mpi import MpiTransport
 
     return MpiTransport(comm, timeout, report)
@@ -87,7 +99,7 @@ def _open(comm: Any, timeout: float, report: Report) -> Transport:
 def check(comm: Any) -> None:
     """Raise ConfigurationError unless ``comm`` is a communicator that :func:`connect` takes."""
     mpi = sys.modules.get("mpi4py.MPI")  # a program that has a communicator has imported it
-    if isinstance(comm, LoopbackComm):
+    if isinstance(comm, LoopbackComm | GroupComm) or is_group(comm):
         return
     if mpi is not None and isinstance(comm, mpi.Comm) and comm == mpi.COMM_NULL:
         raise ConfigurationError(
@@ -96,4 +108,7 @@ def check(comm: Any) -> None:
         )
     if mpi is not None and isinstance(comm, mpi.Intracomm):
         return
-    raise ConfigurationError(f"comm={comm!r}: expected an mpi4py communicator, or None for MPI.COMM_WORLD")
+    raise ConfigurationError(
+        f"comm={comm!r}: expected an mpi4py communicator, a process group of torch.distributed to which this rank "
+        "belongs, or None for all ranks"
+    )

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from pushsum_opt import launch
 from pushsum_opt.cli import doctor, findings, main, ucx
 from pushsum_opt.cli.findings import NOTE, OK, PROBLEM, Finding
 from pushsum_opt.cli.launcher import INTEL_MPI, MPICH, OPEN_MPI, Launcher
 from pushsum_opt.cli.probe import _first_line, probe
 from pushsum_opt.cuda_aware import TrialVerdict
 from pushsum_opt.installed import install_command
+from pushsum_opt.launch import Choice
 
 ROOT = Path(__file__).parents[2]
 RANK = {"host": "a", "python": "3.11.7", "torch": "2.13.0", "library": "Open MPI v5.0.11"}
@@ -61,6 +63,33 @@ def test_missing_or_old_packages_are_problems_with_the_command_that_installs_the
         assert found.status == PROBLEM
         assert "pip install" in found.fix
     assert findings.judge_torch(CPU).status == findings.judge_mpi4py("4.1.2").status == OK
+
+
+def test_transport_is_said_with_the_reason_and_torch_needs_gloo_for_its_own():
+    mpi, by_torchrun = Choice(False, launch.NONE), Choice(True, "started by torchrun")
+    assert "MPI (no launcher); with torchrun it is" in findings.judge_transport(mpi, {**CPU, "gloo": True}).seen
+    assert "with torchrun" not in findings.judge_transport(mpi, {**CPU, "gloo": False}).seen
+    found = findings.judge_transport(by_torchrun, {**CPU, "gloo": True})
+    assert (found.status, found.seen) == (OK, "torch.distributed (started by torchrun)")
+    assert findings.judge_transport(by_torchrun, {**CPU, "gloo": False}).status == PROBLEM
+    neither = findings.judge_transport(Choice(True, launch.NEITHER), {**CPU, "gloo": True})
+    assert (neither.status, "torchrun" in neither.fix, "pip install" in neither.fix) == (NOTE, True, True)
+
+
+def test_under_torchrun_mpi_is_not_started_and_not_missed(alone, capsys):
+    job = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}
+    for name, value in {**job, "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}.items():
+        alone.setenv(name, value)
+    alone.setattr(doctor, "probe", lambda seconds: pytest.fail("MPI was started"))
+    alone.setattr(doctor, "_version", lambda name: None)
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "Transport: torch.distributed (started by torchrun)" in said
+    assert "Ranks: 4, which meet at node1:29500" in said
+    assert "4 ranks here" in said
+    alone.setenv("RANK", "1")
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_healthy_mpi_is_all_ok():
@@ -315,5 +344,7 @@ def test_python_with_neither_torch_nor_mpi4py_is_examined_to_the_end(tmp_path):
         timeout=120,
     )
     assert (done.returncode, done.stderr) == (1, "")
-    problems = {one["name"] for one in json.loads(done.stdout)["findings"] if one["status"] == PROBLEM}
-    assert {"PyTorch", "mpi4py", "MPI library"} <= problems
+    found = {one["name"]: one for one in json.loads(done.stdout)["findings"]}
+    assert found["PyTorch"]["status"] == PROBLEM
+    assert found["Transport"]["status"] == NOTE
+    assert "start with torchrun" in found["Transport"]["fix"]

@@ -1,0 +1,294 @@
+"""The connections of gloo between all processes of a job, which all transports over torch.distributed share.
+
+A *frame* goes ahead of every message: for whom it is, its tag and its length. A short message travels inside its frame.
+A long one follows once its receiver has a buffer for it. So a message that does not fit is refused before it is
+received, where gloo would end the process, and an expectation can be taken back, which gloo does not know.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import LaunchError, PeerFailed
+from .torch_waits import FOREVER, Waits
+
+__all__ = ["Arrival", "Listener", "Mesh"]
+
+CONNECT = timedelta(seconds=120)
+"""Seconds that gloo has to connect processes that are all there."""
+FRAME_TAG = 0
+PROBE_TAG = 1
+FIRST_NUMBER, LAST_NUMBER = 2, (1 << 31) - 1
+"""Tags of gloo for long messages, one after the other; a number comes again after two thousand million messages."""
+HEAD = struct.Struct("<Bi16sqqi")  # kind, sender, context, tag, length, number
+FRAME_BYTES = 2048
+INSIDE_BYTES = FRAME_BYTES - HEAD.size
+"""A message of up to so many bytes travels inside its frame."""
+MESSAGE, STOPPED, END = range(3)
+"""Kinds of frames: of a message; the sender stops with an error; nothing comes from the sender any more."""
+FRAMES_AT_ONCE = 32
+"""Frames to one process that are kept until a thread looks whether they have been sent."""
+NO_CONTEXT = bytes(16)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A message that has come, or whose sender waits for a buffer for it."""
+
+    source: int
+    tag: int
+    length: int
+    data: bytes | None
+    """The message, where it was inside its frame."""
+    number: int
+
+
+class Listener(Protocol):
+    """What takes the messages of one context."""
+
+    def arrived(self, arrival: Arrival) -> None: ...
+
+    def stopped(self, source: int, reason: str) -> None: ...
+
+
+class Mesh:
+    """This process in the mesh. Constructing one is collective over the job, and all processes are there already.
+
+    Args:
+        store: of the job.
+        me: this process, of ``size``.
+
+    Raises:
+        LaunchError: gloo cannot connect the processes.
+    """
+
+    def __init__(self, store: Any, me: int, size: int) -> None:
+        import torch
+        import torch.distributed as dist
+
+        self.me, self.size = me, size
+        self._torch = torch
+        self.lock = threading.RLock()
+        """Held while messages and expectations find each other."""
+        self._listeners: dict[bytes, Listener] = {}
+        self._early: dict[bytes, list[Arrival]] = {}
+        self._closed: set[bytes] = set()
+        self._numbers = [FIRST_NUMBER] * size
+        self._unseen: list[list[Any]] = [[] for _ in range(size)]
+        self.stopped: dict[int, str] = {}
+        """Why processes have stopped, as far as they have said so."""
+        self._waits = Waits("pushsum_opt waits for gloo")
+        self.ending = False
+        """This process is at its end, and no news of others count."""
+        self._group: Any = None
+        self._thread: threading.Thread | None = None
+        if size > 1:
+            try:
+                self._group = dist.ProcessGroupGloo(store, me, size, CONNECT)
+            except RuntimeError as error:
+                raise LaunchError(_cannot_connect(me, error)) from error
+            self._thread = threading.Thread(target=self._listen, name="pushsum_opt hears gloo", daemon=True)
+            self._thread.start()
+
+    # ------------------------------------------------------------------ contexts
+
+    def open(self, context: bytes, listener: Listener) -> None:
+        """From now on a listener takes the messages of a context, those first that have come before."""
+        with self.lock:
+            self._listeners[context] = listener
+            for arrival in self._early.pop(context, ()):
+                listener.arrived(arrival)
+            for source, reason in self.stopped.items():
+                listener.stopped(source, reason)
+
+    def close(self, context: bytes) -> None:
+        """What still comes for a context is thrown away."""
+        with self.lock:
+            self._listeners.pop(context, None)
+            self._closed.add(context)
+
+    # ------------------------------------------------------------------ messages
+
+    def send(self, to: int, context: bytes, tag: int, data: Any, whole: bool, done: Callable[[], None]) -> None:
+        """Begin to send a flat uint8 array.
+
+        Args:
+            whole: call ``done`` only once the receiver has a buffer for it, however short it is.
+            done: called as soon as the array may change; by any thread, or before this returns.
+
+        Raises:
+            PeerFailed: the other process has died.
+        """
+        length = int(data.nbytes)
+        if to == self.me:
+            self._deliver(context, Arrival(to, tag, length, data.tobytes(), 0))
+            done()
+        elif length <= INSIDE_BYTES and not whole:
+            self._send_frame(to, HEAD.pack(MESSAGE, self.me, context, tag, length, 0) + data.tobytes())
+            done()
+        else:
+            with self.lock:
+                number = self._numbers[to]
+                self._numbers[to] = FIRST_NUMBER if number == LAST_NUMBER else number + 1
+            self._send_frame(to, HEAD.pack(MESSAGE, self.me, context, tag, length, number))
+            work = self._begin(to, self._group.send, [self._tensor(data if length else _nothing())], to, number)
+
+            def sent(error: Exception | None) -> None:
+                if error is None:
+                    done()  # otherwise whoever waits for the other process finds out that it has died
+
+            self._waits.add(("to", to, context, tag), (work,), sent)
+
+    def receive(self, arrival: Arrival, buffer: Any, done: Callable[[Exception | None], None]) -> None:
+        """Begin to receive a message into the beginning of a flat uint8 array that is long enough.
+
+        Args:
+            done: called once it is there, or with an error; by any thread, or before this returns.
+        """
+        if arrival.data is not None:
+            buffer[: arrival.length] = np.frombuffer(arrival.data, np.uint8)
+            done(None)
+            return
+        target = self._tensor(buffer[: arrival.length] if arrival.length else _nothing())
+        try:
+            work = self._begin(arrival.source, self._group.recv, [target], arrival.source, arrival.number)
+        except PeerFailed as error:
+            done(error)
+            return
+        self._waits.add(("from", arrival.source), (work,), done)
+
+    def is_gone(self, peer: int) -> bool:
+        """Tell whether the connection to a process has ended. Local.
+
+        gloo says so where something is to be received; what is posted here never comes.
+        """
+        if peer == self.me:
+            return False
+        try:
+            self._group.recv([self._tensor(_nothing())], peer, PROBE_TAG)
+        except RuntimeError:
+            return True
+        return False
+
+    # ------------------------------------------------------------------ the end
+
+    def say_stopped(self, reason: str) -> None:
+        """Tell all processes, at best effort, that this one stops with an error."""
+        text = reason.encode("utf-8", "replace")[:INSIDE_BYTES]
+        for to in range(self.size):
+            self._send_quietly(to, HEAD.pack(STOPPED, self.me, NO_CONTEXT, 0, len(text), 0) + text)
+
+    def end(self, seconds: float) -> bool:
+        """All processes are at their end. Stop to listen; tell whether no thread waits for gloo any more.
+
+        A thread that waits can be woken only by a message, so each process sends one to the next.
+        """
+        if self._thread is None:
+            return True
+        self._send_quietly((self.me + 1) % self.size, HEAD.pack(END, self.me, NO_CONTEXT, 0, 0, 0))
+        self._thread.join(seconds)
+        return not self._thread.is_alive() and self._waits.all_over()
+
+    # ------------------------------------------------------------------ frames
+
+    def _send_quietly(self, to: int, frame: bytes) -> None:
+        if to == self.me:
+            return
+        try:
+            self._send_frame(to, frame)
+        except PeerFailed:
+            return
+
+    def _send_frame(self, to: int, frame: bytes) -> None:
+        work = self._begin(
+            to, self._group.send, [self._tensor(np.frombuffer(bytearray(frame), np.uint8))], to, FRAME_TAG
+        )
+        with self.lock:
+            unseen = self._unseen[to]
+            unseen.append(work)
+            if len(unseen) < FRAMES_AT_ONCE:
+                return
+            self._unseen[to] = []
+        self._waits.add(("frames to", to), unseen)
+
+    def _listen(self) -> None:
+        while True:
+            frame = np.empty(FRAME_BYTES, np.uint8)
+            try:
+                self._group.recv_anysource([self._tensor(frame)], FRAME_TAG).wait(FOREVER)
+            except RuntimeError as error:
+                self._say_who_is_gone(error)
+                return
+            kind, source, context, tag, length, number = HEAD.unpack_from(frame.data)
+            data = None if number else frame[HEAD.size : HEAD.size + length].tobytes()
+            if kind == MESSAGE:
+                self._deliver(context, Arrival(source, tag, length, data, number))
+            elif kind == STOPPED:
+                self._note_stopped(source, (data or b"").decode("utf-8", "replace"))
+            else:
+                return
+
+    def _note_stopped(self, source: int, reason: str) -> None:
+        with self.lock:
+            self.stopped.setdefault(source, reason)
+            for listener in tuple(self._listeners.values()):
+                listener.stopped(source, self.stopped[source])
+
+    def _say_who_is_gone(self, error: Exception) -> None:
+        """Frames cannot be received from anybody any more, because a process has died: then gloo refuses it."""
+        if self.ending:
+            return
+        for peer in range(self.size):
+            if peer not in self.stopped and self.is_gone(peer):
+                self._note_stopped(peer, DIED.format(why=_first_line(error)))
+
+    def _deliver(self, context: bytes, arrival: Arrival) -> None:
+        with self.lock:
+            listener = self._listeners.get(context)
+            if listener is not None:
+                listener.arrived(arrival)
+            elif context not in self._closed:
+                self._early.setdefault(context, []).append(arrival)
+
+    def _begin(self, peer: int, call: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except RuntimeError as error:
+            raise PeerFailed(gone(self.me, peer, error)) from error
+
+    def _tensor(self, data: Any) -> Any:
+        return self._torch.from_numpy(data)
+
+
+def gone(me: int, peer: int, error: Exception | None = None) -> str:
+    """Return what is said of a process whose connection has ended."""
+    why = "" if error is None else _first_line(error)
+    return (
+        f"rank {me}: rank {peer} has died: " + DIED.format(why=why) + ": see what it printed, and the launcher's report"
+    )
+
+
+DIED = "its connection has ended{why}. It was killed, ran out of memory or crashed, or its host or network is gone"
+
+
+def _cannot_connect(me: int, error: Exception) -> str:
+    return (
+        f"rank {me}: gloo cannot connect the processes of this job{_first_line(error)}. One has died just now; or "
+        "hosts do not reach each other at the address that gloo has chosen: name the network card "
+        "(GLOO_SOCKET_IFNAME=eth0) on every host, and let them talk on all ports"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return f" (gloo: {str(error).splitlines()[0][:160]})"
+
+
+def _nothing() -> Any:
+    return np.zeros(1, np.uint8)

@@ -1,0 +1,105 @@
+"""Starts ranks as launchers of torch.distributed do: with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+
+from warm.python import warm_python
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+OF_A_LAUNCHER = ("OMPI_", "PMI_", "PMIX_", "SLURM_", "TORCHELASTIC_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_")
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return the environment of a program that no launcher has started."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(OF_A_LAUNCHER)}
+    path = os.pathsep.join([str(HERE.parent), str(HERE.parent / "mpi"), os.environ.get("PYTHONPATH", "")])
+    return {**plain, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": path, **more}
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def each_rank(size: int, program: str, *arguments: str, limit: float = 120.0, **variables: str):
+    """Run ``tests/torchrun/programs/<program>`` on ``size`` ranks; see :func:`start_ranks`."""
+    return start_ranks(size, [*warm_python(), str(HERE / "programs" / program), *arguments], limit, **variables)
+
+
+def start_ranks(size: int, script: list[str], limit: float = 120.0, **variables: str):
+    """Run a command on ``size`` ranks, without any launcher.
+
+    A run that takes longer than ``limit`` seconds is a hang: it is ended, and the test fails with its output.
+
+    Returns:
+        The exit code and the output of each rank.
+    """
+    job = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
+    job["MASTER_PORT"] = str(free_port())
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / str(rank) for rank in range(size)]
+        processes = []
+        for rank, file in enumerate(files):
+            mine = environment(RANK=str(rank), LOCAL_RANK=str(rank), **job, **variables)
+            with file.open("w") as output:
+                processes.append(subprocess.Popen(script, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=mine))
+        try:
+            codes = [process.wait(limit) for process in processes]
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{script} hung for {limit:g} s:\n{_read(files)[-6000:]}") from None
+        finally:
+            for process in processes:
+                process.kill()
+        return codes, [file.read_text(errors="replace") for file in files]
+
+
+def succeeds(size: int, program: str, *arguments: str, **options) -> str:
+    """Run a program that must succeed on every rank: each prints a line ``rank R of N: ok``."""
+    codes, outputs = each_rank(size, program, *arguments, **options)
+    for rank, (code, output) in enumerate(zip(codes, outputs, strict=True)):
+        assert code == 0, f"rank {rank}: exit code {code}\n{output[-6000:]}"
+        assert f"rank {rank} of {size}: ok" in output, output[-6000:]
+    return "".join(outputs)
+
+
+def torchrun_command(size: int, *words: str) -> list[str]:
+    """Return the command that starts a script with torchrun itself."""
+    options = ["--nproc-per-node", str(size), "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    return [*warm_python(), "-c", "from torch.distributed.run import main; main()", *options, *words]
+
+
+def torchrun(size: int, *words: str, limit: float = 180.0, **variables: str):
+    """Run a script with torchrun itself and return the finished process, output as text."""
+    return run(torchrun_command(size, *words), limit, **variables)
+
+
+def run(command: list[str], limit: float = 180.0, **variables: str):
+    """Run a command with a time limit; what it has started ends with it."""
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        env=environment(**variables),
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        raise AssertionError(f"{' '.join(command)} hung for {limit:g} s:\n{output[-4000:]}") from None
+    return subprocess.CompletedProcess(command, process.returncode, output)
+
+
+def _read(files: list[Path]) -> str:
+    return "".join(file.read_text(errors="replace") for file in files)

@@ -1,0 +1,64 @@
+"""The same promises over torch.distributed: the transport's contract, the bits of a training, and every way to end."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from support.scenarios import numpy_training
+from torchrun.launch import each_rank, run, succeeds
+from warm.python import warm_python
+
+from pushsum_opt import testing
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_transport_contract(size):
+    succeeds(size, "contract.py")
+
+
+def test_every_mode_trains_and_has_the_same_bits_as_on_loopback():
+    output = succeeds(4, "trainings.py", PUSHSUM_RANKS_PER_HOST="2")
+    for staleness in (0, 2):
+        expected = testing.run(4, lambda comm, tau=staleness: numpy_training(comm, staleness=tau))
+        found = re.findall(rf"digest {staleness} \d+ (\w+) (\S+)", output)
+        assert found == [(digest, repr(weight)) for digest, weight in expected]
+
+
+def test_one_process_alone_needs_neither_a_launcher_nor_mpi4py():
+    code = (
+        "import sys; sys.modules['mpi4py'] = None\n"
+        "import torch, pushsum_opt as ps\n"
+        "model = torch.nn.Linear(3, 2)\n"
+        "optimizer = ps.PushSumOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, staleness=1)\n"
+        "optimizer.step(); optimizer.close(); ps.barrier()\n"
+        "print(ps.rank(), ps.size(), ps.local_rank(), ps.average(3.0))"
+    )
+    done = run([*warm_python(), "-c", code], 60)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "0 1 0 3.0"), done.stdout
+
+
+def test_process_groups_are_communicators_and_their_own_collectives_go_on():
+    succeeds(4, "groups.py")
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("raises", r"PeerFailed: rank [01]: rank 2 stopped: ValueError: the disk of the last rank is full"),
+        ("finishes", r"PeerFinished: rank [01]: rank 2 finished after 3 rounds, while this rank waits"),
+        ("killed", r"PeerFailed: rank [01]: rank 2 has died: its connection has ended"),
+    ],
+)
+def test_how_a_rank_ends_is_told_by_those_that_wait_for_it(how, said):
+    codes, outputs = each_rank(3, "endings.py", how, limit=60)
+    assert 0 not in codes[:2]
+    assert re.search(said, outputs[0] + outputs[1]), outputs
+    if how == "raises":
+        assert "rank 2 failed with the error above; ending all ranks" in outputs[2]
+
+
+def test_calls_on_some_ranks_only_are_named():
+    codes, outputs = each_rank(2, "some_ranks_only.py", limit=60)
+    assert 0 not in codes
+    assert re.search(r"rank \d calls ps\.(average|barrier)\(\) while rank \d calls ps\.", "".join(outputs)), outputs
