@@ -176,6 +176,47 @@ def test_a_rank_without_a_file_is_named(tmp_path):
     assert trace_of(tmp_path).about["ranks_without_a_file"] == [1]
 
 
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_hosts_of_two_lanes_have_an_arrow_from_each_lane_to_the_same_lane_of_the_next_host(tmp_path, staleness):
+    torch = pytest.importorskip("torch")
+
+    def rank(comm):
+        model = torch.nn.Linear(50, 40)
+        inner = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer = ps.PushSumOptimizer(
+            inner, model, within_host="gradients", graph=ps.graphs.Ring(), staleness=staleness, comm=comm
+        )
+        ps.observe.Timeline(optimizer, tmp_path)
+        for _ in range(6):
+            optimizer.zero_grad()
+            model(torch.ones(3, 50)).sum().backward()
+            optimizer.step()
+        optimizer.close()
+
+    ps.testing.run(6, rank, local_size=2)
+    trace = trace_of(tmp_path)
+    drawn = [(start["pid"], finish["pid"]) for start, finish in trace.arrows]
+    assert len(drawn) == 6 * 6
+    for sender, receiver in drawn:
+        assert sender % 2 == receiver % 2
+        assert sender // 2 != receiver // 2
+    assert {one["pid"] for one in trace.named("round 5")} == set(range(6))
+
+
+def test_a_timeline_on_some_ranks_only_is_an_error_that_names_both_calls(tmp_path):
+    def rank(comm):
+        push_sum = ps.PushSum([np.zeros(5)], comm=comm)
+        if comm.rank == 1:
+            ps.observe.Timeline(push_sum, tmp_path)
+        for _ in range(4):
+            push_sum.mix()
+
+    with pytest.raises(ps.testing.RankErrors, match=r"ps\.observe\.Timeline\(\)") as found:
+        ps.testing.run(3, rank)
+    assert any(isinstance(error, ps.errors.MismatchError) for error in found.value.errors.values())
+    assert "mix() in round" in str(found.value)
+
+
 def test_the_newest_of_several_runs_is_taken(tmp_path, capsys):
     record(tmp_path, rounds=2)
     record(tmp_path, rounds=3)
