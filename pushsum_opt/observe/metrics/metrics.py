@@ -59,16 +59,16 @@ class Metrics(Collected):
         self._rows_from = push_sum.round
         self._closed = False
         self._moved = Moved(lambda: _parameters(optimizer, push_sum))
-        self._losses_written = len(push_sum.losses)
         self._sinks: list[Sink] = []
-        self._files: list[JsonLines] = []
         if tensorboard is not None:
             self._sinks.append(TensorBoard(Path(tensorboard), rank))
         if prometheus is not None:
             self._sinks.append(Prometheus(prometheus, address, rank))
         if jsonl is not None:
-            self._files.append(JsonLines(Path(jsonl), describe(optimizer, push_sum, every)))
-        self._sinks += self._files
+            file = JsonLines(Path(jsonl), lambda: describe(optimizer, push_sum, every), lambda: push_sum.losses)
+            if not push_sum.member.survival.waits:
+                file.begin()
+            self._sinks.append(file)
         push_sum.means()  # from now on ranks measure what it has
         push_sum.subscribe(self)
         push_sum.member.before_close.append(self.close)
@@ -101,11 +101,6 @@ class Metrics(Collected):
         numbers = self._row()
         if not self._closed:
             numbers.moved = self._moved.since_then(self._push_sum.round)
-        losses = self._push_sum.losses
-        for loss in losses[self._losses_written :]:
-            for file in self._files:
-                file.lost(loss)
-        self._losses_written = len(losses)
         numbers.means = self._push_sum.means()
         for sink in self._sinks:
             sink.take(numbers)
