@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from support.recorded import RecordedRun
 
@@ -37,6 +39,22 @@ def taking_turns(rank, round):
 def test_a_run_in_which_nothing_is_wrong_gets_no_advice_but_that_all_reduce_would_do(recorded):
     evidence = recorded()
     assert [rule.__name__ for rule in RULES if rule(evidence)] == ["all_reduce_would_do"]
+
+
+RECORDINGS = Path(__file__).parent / "recordings"
+"""Written by examples/slow_rank.py on four ranks under mpirun, a row every 100 rounds: as it is, and with
+``--slow -1 --staleness 1``."""
+
+
+def test_of_a_run_under_mpirun_with_a_slow_rank():
+    first, second = advise(Folder(RECORDINGS / "slow-rank").look())
+    assert "Rank 2 needs 124 ms for the own work of a step, 1.93 x the median of 64.2 ms" in first.text
+    assert "(59.9 ms more than usual are in the span 'data')" in first.text
+    assert "Ring() needs 20 rounds" in second.text
+
+
+def test_of_a_run_under_mpirun_in_which_no_rank_is_slow():
+    assert ["Ring()" in advice.text for advice in advise(Folder(RECORDINGS / "even").look())] == [True]
 
 
 class TestSlowRank:
