@@ -155,7 +155,7 @@ def test_every_metric_on_the_dashboard_is_exported():
     for query in asked:
         assert names(query) <= exported.keys(), query
         for name, matched in re.findall(r"(pushsum_\w+)\{([^}]*)\}", query):
-            assert set(re.findall(r"(\w+)(?:=|!=|=~)\"", matched)) <= exported[name], query
+            assert set(re.findall(r"(\w+)(?:=|!=|=~|!~)\"", matched)) <= exported[name], query
         grouped = set(", ".join(re.findall(r"(?:by|on) ?\(([^)]*)\)", query)).replace(" ", "").split(",")) - {""}
         assert grouped <= set().union(*(exported[name] for name in names(query))), query
 
