@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,15 @@ class Metrics(Collected):
         self._every = every
         self._rows_from = push_sum.round
         self._closed = False
-        self._moved = Moved(lambda: _parameters(optimizer, push_sum))
+        wrapper = weakref.ref(optimizer)  # nothing here may keep it alive: it is closed once the program has dropped it
+        self._moved = Moved(lambda: _parameters(wrapper(), push_sum))
         self._sinks: list[Sink] = []
         if tensorboard is not None:
             self._sinks.append(TensorBoard(Path(tensorboard), rank))
         if prometheus is not None:
             self._sinks.append(Prometheus(prometheus, address, rank))
         if jsonl is not None:
-            file = JsonLines(Path(jsonl), lambda: describe(optimizer, push_sum, every), lambda: push_sum.losses)
+            file = JsonLines(Path(jsonl), lambda: describe(wrapper(), push_sum, every), lambda: push_sum.losses)
             if not push_sum.member.survival.waits:
                 file.begin()
             self._sinks.append(file)
