@@ -197,6 +197,13 @@ def test_metrics_do_not_keep_an_optimizer_that_the_program_has_dropped(tmp_path)
     assert [row["round"] for row in rows(tmp_path, 0)] == [0, 0]
 
 
+@pytest.mark.parametrize("means", [True, False])
+def test_means_over_ranks_are_measured_unless_they_are_not_wanted(tmp_path, means):
+    run(3, jsonl=tmp_path, means=means)
+    found = rows(tmp_path, 0)[-1]["means"]
+    assert found.get("mass_held") == (3.0 if means else None)
+
+
 def test_after_close_nothing_is_heard_any_more(tmp_path):
     def rank(comm):
         with ps.PushSum([np.zeros(2)], comm=comm) as push_sum:

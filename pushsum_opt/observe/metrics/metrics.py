@@ -31,6 +31,8 @@ class Metrics(Collected):
         prometheus: a port; rank r answers Prometheus on port ``prometheus + r``. It needs the extra ``observe``.
         address: on which network address these ports are opened; the default is reached from this host alone.
         every: rounds from one row to the next.
+        means: whether rows have what :meth:`PushSum.means` returns. All ranks measure the consensus distance then,
+            which takes time in each window of the graph: 1 ms for ResNet-50, 9 ms for a model of 1000 tensors.
         clock: returns this rank's seconds; None: the clock of the machine that only grows.
 
     Raises:
@@ -46,6 +48,7 @@ class Metrics(Collected):
         prometheus: int | None = None,
         address: str = "127.0.0.1",
         every: int = 10,
+        means: bool = True,
         clock: Clock | None = None,
     ) -> None:
         push_sum = getattr(optimizer, "push_sum", optimizer)
@@ -71,7 +74,8 @@ class Metrics(Collected):
             if not push_sum.member.survival.waits:
                 file.begin()
             self._sinks.append(file)
-        push_sum.means()  # from now on ranks measure what it has
+        self._means = push_sum.means if means else dict
+        self._means()  # from now on all ranks measure what it has
         push_sum.subscribe(self)
         push_sum.member.before_close.append(self.close)
 
@@ -103,7 +107,7 @@ class Metrics(Collected):
         numbers = self._row()
         if not self._closed:
             numbers.moved = self._moved.since_then(self._push_sum.round)
-        numbers.means = self._push_sum.means()
+        numbers.means = self._means()
         for sink in self._sinks:
             sink.take(numbers)
 
