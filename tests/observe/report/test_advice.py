@@ -42,8 +42,8 @@ def test_a_run_in_which_nothing_is_wrong_gets_no_advice_but_that_all_reduce_woul
 
 
 RECORDINGS = Path(__file__).parent / "recordings"
-"""Written by examples/slow_rank.py on four ranks under mpirun, a row every 100 rounds: as it is, and with
-``--slow -1 --staleness 1``."""
+"""Written by examples/slow_rank.py on four ranks under mpirun with ``--seconds 0.03``, a row every 100 rounds; one
+of them with ``--slow -1 --staleness 1`` too."""
 
 
 def test_of_a_run_under_mpirun_with_a_slow_rank():
