@@ -41,6 +41,8 @@ TELLS_PER_S, TELLS_AT_ONCE = 10, 20
 ASKS_PER_LOOK = 64
 """Ranks that are asked at a time: in a large job most of them answer before all have been asked."""
 
+WHEREVER = ""
+"""As the channel of a need: nothing is counted there, so an answer proves nothing. It says where the rank is."""
 LOOKED_AT = 64
 """Ranks of a collective call that are looked at for a chain."""
 
@@ -93,6 +95,10 @@ class Progress:
     def heard(self, rank: int, round: int) -> None:
         """A message of a round has come from a rank."""
         self.roll.sent[self.ranks[rank]] = round, time.monotonic()
+
+    def anything(self, rank: int) -> Need:
+        """The wait for a rank to do what is not counted."""
+        return Need(WHEREVER, 0, (self.ranks[rank],))
 
     def collective(self, number: int, rank: int | None = None) -> Need:
         """The wait for a collective, or for one rank to begin it."""
@@ -279,10 +285,14 @@ class Waiting:
         found: list[Link] = []
         for need in self.needs:
             for rank in need.ranks[:LOOKED_AT]:
-                if rank != self._roll.me and (rank, need.channel, need.number) not in self._here and not blocks(found):
+                come = rank == self._roll.me or self._has_come((rank, need.channel, need.number))
+                if not come and not blocks(found):
                     further = self._links(rank)
                     found = further if blocks(further) or not found else found
         return found
+
+    def _has_come(self, key: tuple[int, str, int]) -> bool:
+        return key in self._here and key[1] != WHEREVER
 
     def sentence(self) -> str:
         """Return the chain in words; empty where it says nothing new."""
@@ -318,7 +328,7 @@ class Waiting:
         for need in self.needs:
             for rank in need.ranks:
                 key = rank, need.channel, need.number
-                if rank == self._roll.me or key in self._here or asked == ASKS_PER_LOOK:
+                if rank == self._roll.me or self._has_come(key) or asked == ASKS_PER_LOOK:
                     continue
                 before = self._asked.get(key)
                 if before is None or (key in self._answers and now - before >= ASK_AGAIN_S):
