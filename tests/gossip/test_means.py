@@ -134,11 +134,12 @@ def test_where_nobody_reports_the_headers_hold_zeros_and_no_window_is_found(monk
 
 
 def test_a_tensor_on_an_accelerator_is_read_once_per_window_only():
+    reads = []
+
     class OnDevice:
         """What a tensor on a device has, of which it is counted how often it is read."""
 
         device = type("device", (), {"type": "cuda"})
-        reads = []
 
         def __init__(self, value):
             self.value = value
@@ -152,7 +153,7 @@ def test_a_tensor_on_an_accelerator_is_read_once_per_window_only():
             return 1
 
         def __float__(self):
-            OnDevice.reads.append(self.value)
+            reads.append(self.value)
             return self.value
 
     def rank(comm):
@@ -163,7 +164,7 @@ def test_a_tensor_on_an_accelerator_is_read_once_per_window_only():
             return push_sum.means()["loss"]
 
     assert ps.testing.run(8, rank) == pytest.approx([15.0] * 8)
-    assert sorted(OnDevice.reads) == [float(3 * window) for window in range(6) for _ in range(8)]
+    assert sorted(reads) == [float(3 * window) for window in range(6) for _ in range(8)]
 
 
 # ---------------------------------------------------------------------- names
