@@ -3,7 +3,7 @@
 Push-sum on numbers (Kempe, Dobra and Gehrke 2003). Each rank holds a part of two sums for each value: of what the ranks
 have reported, and of how many have. It gives its out-peers the share of these that it gives them of its mass. The
 quotient of the two parts tends to the mean. Once a value changes, a rank adds the change to its part, so the sums stay
-what they should be.
+what they should be (dynamic average consensus: Zhu and Martinez 2010).
 
 Changes are added at the first round of a *window* only. A window has as many rounds as the graph needs to bring the
 ranks together; on a graph that averages exactly in a period, these are whole periods. Therefore all ranks read the same
@@ -138,6 +138,7 @@ class Means:
         self._lanes: Any = 0.0  # the parts of the other ranks of the host, where they tell them
         self._read: Any = None
         self._names: list[str] = []
+        self._values: dict[str, float | Callable[[], float]] = {}  # reported, and not looked at yet
         self._digests: dict[int, bytes] = {}  # of so many first names, here or on other ranks
         self._generation = 0
         self._flags = 0
@@ -153,17 +154,24 @@ class Means:
         """From now on all ranks measure what the library itself reports."""
         self._flags |= ASKED | MEASURES
 
-    def report(self, values: Mapping[str, float]) -> None:
+    def report(self, values: Mapping[str, float | Callable[[], float]]) -> None:
         """Take values that the user reports; the last ones count.
+
+        Args:
+            values: by name. What has to be called for its number is called when that is added to the sums.
 
         Raises:
             ConfigurationError: too many names, or one that the library uses itself.
             MismatchError: another rank reports another name in that place.
         """
         self._add(sorted(values.keys() - set(self._names)))
-        for name, value in values.items():
-            self._reported[:, USERS + self._names.index(name)] = value, 1.0
+        self._values |= values
         self._flags |= ASKED
+
+    def _take_values(self) -> None:
+        for name, value in self._values.items():
+            self._reported[:, USERS + self._names.index(name)] = value() if callable(value) else value, 1.0
+        self._values.clear()
 
     def read(self, size: int) -> dict[str, float]:
         """Return the means by name, as they were at the end of the last window.
@@ -206,6 +214,7 @@ class Means:
         """Add what has changed, if that is due."""
         if not self._flags or not self._in_window().begins(round):
             return
+        self._take_values()
         self._reported[:, MASS] = push_weight, 1.0
         if self._flags & MEASURES:
             self._report_distance()
@@ -348,6 +357,7 @@ class Means:
 
     def to_sum(self) -> Any:
         """Return a flat array for :meth:`take_sum`; nothing of any rank is in flight."""
+        self._take_values()
         generation = float(self._generation)
         head = (generation, generation**2, self._flags & ASKED, self._flags & MEASURES)
         return np.array([*head, *self._reported.reshape(-1)], np.float64)

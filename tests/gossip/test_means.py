@@ -133,6 +133,40 @@ def test_where_nobody_reports_the_headers_hold_zeros_and_no_window_is_found(monk
     assert HEADER_BYTES < EAGER_BYTES, "loopback sends what is larger as MPI sends large messages"
 
 
+def test_a_tensor_on_an_accelerator_is_read_once_per_window_only():
+    reads = []
+
+    class OnDevice:
+        """What a tensor on a device has, of which it is counted how often it is read."""
+
+        device = type("device", (), {"type": "cuda"})
+
+        def __init__(self, value):
+            self.value = value
+
+        def detach(self):
+            return self
+
+        clone = detach
+
+        def numel(self):
+            return 1
+
+        def __float__(self):
+            reads.append(self.value)
+            return self.value
+
+    def rank(comm):
+        with ps.PushSum([np.zeros(3)], graph=OnePeerExponential(), comm=comm) as push_sum:
+            for k in range(6 * 3):  # a window has 3 rounds
+                push_sum.report(loss=OnDevice(float(k)))
+                push_sum.mix()
+            return push_sum.means()["loss"]
+
+    assert ps.testing.run(8, rank) == pytest.approx([15.0] * 8)
+    assert sorted(reads) == [float(3 * window) for window in range(6) for _ in range(8)]
+
+
 # ---------------------------------------------------------------------- names
 
 
