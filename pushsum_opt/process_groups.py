@@ -34,8 +34,8 @@ class Job:
         self.rank = rank
         self.size = size
         self.why = why
-        self.mesh: Any = None
-        """The connections to the other processes, once there are any; made by the transport."""
+        self.meshes: dict[tuple[int, ...], Any] = {}
+        """Connections between processes, once there are any, by the ranks that they connect; made by the transport."""
         self._comms: dict[tuple[int, ...], GroupComm] = {}
 
     def comm(self, ranks: Sequence[int]) -> GroupComm:

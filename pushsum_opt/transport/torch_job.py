@@ -11,10 +11,12 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from .. import ending, forked_end, process_groups
-from ..process_groups import Job
-from .roll_call import Message, Progress, RollCall
+from ..errors import PeerFailed
+from ..process_groups import GroupComm, Job
+from .roll_call import Message, Progress, RollCall, group_name
 from .set_up import Forming, until_all_come
 from .torch_mesh import Mesh
 from .waiting import Report
@@ -22,6 +24,7 @@ from .waiting import Report
 __all__ = ["leave", "mesh_of", "roll_of"]
 
 LONGEST_NAP_S = 20e-3
+LOOK_FOR_OTHERS_EVERY_S = 5e-3
 LOOK_FOR_THE_DEAD_EVERY_S = 0.5
 LINGER_S = 10.0
 """Seconds for which a rank that ends answers questions, where not all ranks are known to use this library."""
@@ -48,6 +51,8 @@ class StorePost:
             count = self._store.add(f"words/{self.me}", 0)
             while self._read < count:
                 key = f"word/{self.me}/{self._read + 1}"
+                if not self._store.check([key]):  # it is being written
+                    break
                 messages.append(json.loads(self._store.get(key)))
                 self._store.delete_key(key)
                 self._read += 1
@@ -97,48 +102,68 @@ def _begin_to_end() -> None:
     _roll.ending = True
 
 
-def mesh_of(job: Job, timeout: float, report: Report) -> Mesh:
-    """Return the connections of this process. The first call is collective over the job.
+def mesh_of(comm: GroupComm, timeout: float, report: Report) -> Mesh:
+    """Return the connections between the ranks of a communicator.
+
+    Those between all ranks of the job serve all communicators. Where there are none yet, the ranks make some of their
+    own, so that a part of a job needs nobody else. Then the call is collective.
 
     Raises:
-        PeerTimeout: not every process came within ``timeout`` seconds.
-        PeerFinished: a process has ended its program.
+        PeerTimeout: not every rank came within ``timeout`` seconds.
+        PeerFinished: a rank has ended its program.
+        PeerFailed: the store of the job is gone.
     """
-    if job.mesh is None:
-        if job.size > 1:
-            _wait_for_all(job, timeout, report)
-        job.mesh = Mesh(job.store, job.rank, job.size)
-    mesh: Mesh = job.mesh
-    return mesh
+    job = comm.job
+    found: Mesh | None = job.meshes.get(tuple(range(job.size))) or job.meshes.get(comm.ranks)
+    if found is None:
+        store = None
+        if comm.size > 1:
+            store = _meet(comm, timeout, report)
+        found = job.meshes[comm.ranks] = Mesh(store, comm.ranks, job.rank)
+    return found
 
 
-def _wait_for_all(job: Job, timeout: float, report: Report) -> None:
-    """Wait until every process has come here. It is a collective of its own in the roll call."""
-    key = "here"
-    job.store.add(key, 1)
-    next_look = 0.0
+def _meet(comm: GroupComm, timeout: float, report: Report) -> Any:
+    """Wait until all ranks of a communicator have come here. It is a collective of its own in the roll call.
+
+    Returns:
+        A part of the store for them.
+    """
+    from torch.distributed import distributed_c10d
+
+    name, rank = group_name(comm.ranks), comm.job.rank
+    here, next_look = False, 0.0
+    store = distributed_c10d.PrefixStore(f"mesh {name}", comm.job.store)
+
+    def count(more: int) -> int:
+        try:
+            return int(store.add("here", more))
+        except RuntimeError as error:
+            raise PeerFailed(
+                f"rank {rank}: the store of torch.distributed is gone ({error}): rank 0 or the launcher, who hold it, "
+                "has ended"
+            ) from error
 
     def all_here() -> bool:
-        nonlocal next_look
-        now = time.monotonic()
-        if now < next_look:
-            return False
-        if job.store.add(key, 0) >= job.size:
-            return True
-        next_look = time.monotonic() + 5e-3
-        return False
+        nonlocal here, next_look
+        if not here and time.monotonic() >= next_look:
+            here = count(0) >= comm.size
+            next_look = time.monotonic() + LOOK_FOR_OTHERS_EVERY_S
+        return here
 
-    connecting = Progress(roll_of(job), "connecting", tuple(range(job.size)))
+    count(1)
+    connecting = Progress(roll_of(comm.job), f"connecting {name}", comm.ranks)
     connecting.reach_collective(1)
-    until_all_come(Forming(job.rank, connecting, all_here), timeout, report, 1)
+    until_all_come(Forming(rank, connecting, all_here), timeout, report, 1)
+    return store
 
 
 def _say_stopped(reason: str) -> None:
     """Tell all processes of the job, at best effort, that this one stops with an error."""
     job = process_groups.job_of_torch()
-    if job is not None and job.mesh is not None and job.size > 1:
+    for mesh in () if job is None else job.meshes.values():
         with contextlib.suppress(Exception):
-            job.mesh.say_stopped(reason)
+            mesh.say_stopped(reason)
 
 
 def leave() -> None:
@@ -153,27 +178,29 @@ def leave() -> None:
     _left = True
     roll = roll_of(job)
     roll.ended = True
-    if job.mesh is not None:
-        job.mesh.ending = True
+    for mesh in job.meshes.values():
+        mesh.ending = True
     with _store_may_be_gone():
         job.store.add(f"ended/{job.rank}", 1)
         job.store.add("ended", 1)
         _listen_until_all_have_ended(job, roll)
-    if job.mesh is not None and not job.mesh.end(END_S):
+    over = [mesh.end(END_S) for mesh in job.meshes.values()]
+    if not all(over):
         _end_at_once()
 
 
 def _listen_until_all_have_ended(job: Job, roll: RollCall) -> None:
+    everyone: Mesh | None = job.meshes.get(tuple(range(job.size)))
     begin = time.monotonic()
     look_at, dead = begin + LOOK_FOR_THE_DEAD_EVERY_S, 0
     while job.store.add("ended", 0) + dead < job.size:
         roll.listen()
         now = time.monotonic()
-        if job.mesh is None and now - begin > LINGER_S:
+        if everyone is None and now - begin > LINGER_S:
             return
-        if job.mesh is not None and now >= look_at:
+        if everyone is not None and now >= look_at:
             look_at = now + LOOK_FOR_THE_DEAD_EVERY_S
-            gone = [peer for peer in range(job.size) if job.mesh.is_gone(peer)]
+            gone = [peer for peer in range(job.size) if everyone.is_gone(peer)]
             dead = sum(not job.store.add(f"ended/{peer}", 0) for peer in gone)
         time.sleep(min(LONGEST_NAP_S, 1e-3 + 0.01 * (now - begin)))
 

@@ -1,4 +1,4 @@
-"""The connections of gloo between all processes of a job, which all transports over torch.distributed share.
+"""The connections of gloo between processes, which all transports over torch.distributed between them share.
 
 A *frame* goes ahead of every message: for whom it is, its tag and its length. A short message travels inside its frame.
 A long one follows once its receiver has a buffer for it. So a message that does not fit is refused before it is
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -59,21 +60,23 @@ class Listener(Protocol):
 
 
 class Mesh:
-    """This process in the mesh. Constructing one is collective over the job, and all processes are there already.
+    """This process in the mesh. Constructing one is collective over its ranks, which are all there already.
 
     Args:
-        store: of the job.
-        me: this process, of ``size``.
+        store: for these connections alone.
+        ranks: of the job; they are numbered in this order here.
+        rank: of this process in the job.
 
     Raises:
         LaunchError: gloo cannot connect the processes.
     """
 
-    def __init__(self, store: Any, me: int, size: int) -> None:
+    def __init__(self, store: Any, ranks: tuple[int, ...], rank: int) -> None:
         import torch
         import torch.distributed as dist
 
-        self.me, self.size = me, size
+        self.ranks = ranks
+        self.me, self.size = me, size = ranks.index(rank), len(ranks)
         self._torch = torch
         self.lock = threading.RLock()
         """Held while messages and expectations find each other."""
@@ -93,7 +96,7 @@ class Mesh:
             try:
                 self._group = dist.ProcessGroupGloo(store, me, size, CONNECT)
             except RuntimeError as error:
-                raise LaunchError(_cannot_connect(me, error)) from error
+                raise LaunchError(_cannot_connect(rank, error)) from error
             self._thread = threading.Thread(target=self._listen, name="pushsum_opt hears gloo", daemon=True)
             self._thread.start()
 
@@ -193,8 +196,11 @@ class Mesh:
         if self._thread is None:
             return True
         self._send_quietly((self.me + 1) % self.size, HEAD.pack(END, self.me, NO_CONTEXT, 0, 0, 0))
+        deadline = time.monotonic() + seconds
         self._thread.join(seconds)
-        return not self._thread.is_alive() and self._waits.all_over()
+        while not (over := self._waits.all_over()) and time.monotonic() < deadline:
+            time.sleep(1e-3)
+        return over and not self._thread.is_alive()
 
     # ------------------------------------------------------------------ frames
 
@@ -261,7 +267,7 @@ class Mesh:
         try:
             return call(*arguments)
         except RuntimeError as error:
-            raise PeerFailed(gone(self.me, peer, error)) from error
+            raise PeerFailed(gone(self.ranks[self.me], self.ranks[peer], error)) from error
 
     def _tensor(self, data: Any) -> Any:
         return self._torch.from_numpy(data)
