@@ -1,7 +1,4 @@
-"""What all transports over torch.distributed share in a process: its connections, and the roll call of the job.
-
-The words of the roll call are left in the store of the job. They are few: only a rank that waits asks.
-"""
+"""What all transports over torch.distributed share in a process: its connections, and the roll call of the job."""
 
 from __future__ import annotations
 
@@ -16,47 +13,35 @@ from typing import Any
 from .. import ending, forked_end, process_groups
 from ..errors import PeerFailed
 from ..process_groups import GroupComm, Job
-from .roll_call import Message, Progress, RollCall, group_name
+from .roll_call import Message, RollCall, group_name
 from .set_up import Forming, until_all_come
+from .torch_meeting import Meeting
 from .torch_mesh import Mesh
 from .waiting import Report
 
 __all__ = ["leave", "mesh_of", "roll_of"]
 
 LONGEST_NAP_S = 20e-3
-LOOK_FOR_OTHERS_EVERY_S = 5e-3
 LOOK_FOR_THE_DEAD_EVERY_S = 0.5
-LINGER_S = 10.0
-"""Seconds for which a rank that ends answers questions, where not all ranks are known to use this library."""
 END_S = 2.0
 """Seconds that the last words of a rank have to go out."""
 
 
-class StorePost:
-    """See :class:`~pushsum_opt.transport.roll_call.Post`. Where the store is gone, nothing comes any more."""
+class MeshPost:
+    """See :class:`~pushsum_opt.transport.roll_call.Post`. Ranks that are not connected hear nothing of each other."""
 
     def __init__(self, job: Job) -> None:
         self.me = job.rank
-        self._store = job.store
-        self._read = 0
+        self._job = job
 
     def send(self, to: int, message: Message) -> None:
-        with _store_may_be_gone():
-            number = self._store.add(f"words/{to}", 1)
-            self._store.set(f"word/{to}/{number}", json.dumps(message))
+        for mesh in self._job.meshes.values():
+            if to in mesh.ranks:
+                mesh.say(mesh.ranks.index(to), json.dumps(message).encode())
+                return
 
     def receive(self) -> list[Message]:
-        messages: list[Message] = []
-        with _store_may_be_gone():
-            count = self._store.add(f"words/{self.me}", 0)
-            while self._read < count:
-                key = f"word/{self.me}/{self._read + 1}"
-                if not self._store.check([key]):  # it is being written
-                    break
-                messages.append(json.loads(self._store.get(key)))
-                self._store.delete_key(key)
-                self._read += 1
-        return messages
+        return [json.loads(word) for mesh in self._job.meshes.values() for word in mesh.words()]
 
 
 @contextlib.contextmanager
@@ -76,24 +61,13 @@ def roll_of(job: Job) -> RollCall:
     """Return the roll call of the job, in which this process is one rank."""
     global _roll, _process
     if _roll is None:
-        _roll = RollCall(StorePost(job) if job.size > 1 else _Alone())
+        _roll = RollCall(MeshPost(job))
         _process = os.getpid()
         ending.when_the_end_begins(_begin_to_end)
         ending.when_all_is_closed(leave)  # the first that is told comes last
         ending.when_stopped(_say_stopped)
         forked_end.watch_exit_codes()  # the end of this rank may need to know its own
     return _roll
-
-
-class _Alone:
-    """The post of a process that is alone."""
-
-    me = 0
-
-    def send(self, to: int, message: Message) -> None: ...
-
-    def receive(self) -> list[Message]:
-        return []
 
 
 def _begin_to_end() -> None:
@@ -110,7 +84,6 @@ def mesh_of(comm: GroupComm, timeout: float, report: Report) -> Mesh:
 
     Raises:
         PeerTimeout: not every rank came within ``timeout`` seconds.
-        PeerFinished: a rank has ended its program.
         PeerFailed: the store of the job is gone.
     """
     job = comm.job
@@ -124,38 +97,24 @@ def mesh_of(comm: GroupComm, timeout: float, report: Report) -> Mesh:
 
 
 def _meet(comm: GroupComm, timeout: float, report: Report) -> Any:
-    """Wait until all ranks of a communicator have come here. It is a collective of its own in the roll call.
+    """Wait until all ranks of a communicator have come here.
 
     Returns:
-        A part of the store for them.
+        A part of the store for them, with nothing in it.
     """
     from torch.distributed import distributed_c10d
 
-    name, rank = group_name(comm.ranks), comm.job.rank
-    here, next_look = False, 0.0
-    store = distributed_c10d.PrefixStore(f"mesh {name}", comm.job.store)
-
-    def count(more: int) -> int:
-        try:
-            return int(store.add("here", more))
-        except RuntimeError as error:
-            raise PeerFailed(
-                f"rank {rank}: the store of torch.distributed is gone ({error}): rank 0 or the launcher, who hold it, "
-                "has ended"
-            ) from error
-
-    def all_here() -> bool:
-        nonlocal here, next_look
-        if not here and time.monotonic() >= next_look:
-            here = count(0) >= comm.size
-            next_look = time.monotonic() + LOOK_FOR_OTHERS_EVERY_S
-        return here
-
-    count(1)
-    connecting = Progress(roll_of(comm.job), f"connecting {name}", comm.ranks)
-    connecting.reach_collective(1)
-    until_all_come(Forming(rank, connecting, all_here), timeout, report, 1)
-    return store
+    rank = comm.job.rank
+    store = distributed_c10d.PrefixStore(f"mesh {group_name(comm.ranks)}", comm.job.store)
+    meeting = Meeting(store, comm.rank, comm.size)
+    try:
+        until_all_come(Forming(rank, None, meeting.all_here), timeout, report)
+    except RuntimeError as error:
+        raise PeerFailed(
+            f"rank {rank}: the store of torch.distributed is gone ({error}): rank 0, or the launcher that holds it, "
+            "has ended"
+        ) from error
+    return distributed_c10d.PrefixStore(meeting.token, store)
 
 
 def _say_stopped(reason: str) -> None:
@@ -178,30 +137,31 @@ def leave() -> None:
     _left = True
     roll = roll_of(job)
     roll.ended = True
-    for mesh in job.meshes.values():
+    meshes = [mesh for mesh in job.meshes.values() if mesh.size > 1]
+    for mesh in meshes:
         mesh.ending = True
-    with _store_may_be_gone():
-        job.store.add(f"ended/{job.rank}", 1)
-        job.store.add("ended", 1)
-        _listen_until_all_have_ended(job, roll)
-    over = [mesh.end(END_S) for mesh in job.meshes.values()]
+    for mesh in meshes:
+        with _store_may_be_gone():
+            mesh.store.add(f"ended {mesh.me}", 1)
+            mesh.store.add("ended", 1)
+    for mesh in meshes:
+        with _store_may_be_gone():
+            _listen_until_all_have_ended(mesh, roll)
+    over = [mesh.end(END_S) for mesh in meshes]
     if not all(over):
         _end_at_once()
 
 
-def _listen_until_all_have_ended(job: Job, roll: RollCall) -> None:
-    everyone: Mesh | None = job.meshes.get(tuple(range(job.size)))
+def _listen_until_all_have_ended(mesh: Mesh, roll: RollCall) -> None:
     begin = time.monotonic()
     look_at, dead = begin + LOOK_FOR_THE_DEAD_EVERY_S, 0
-    while job.store.add("ended", 0) + dead < job.size:
+    while mesh.store.add("ended", 0) + dead < mesh.size:
         roll.listen()
         now = time.monotonic()
-        if everyone is None and now - begin > LINGER_S:
-            return
-        if everyone is not None and now >= look_at:
+        if now >= look_at:
             look_at = now + LOOK_FOR_THE_DEAD_EVERY_S
-            gone = [peer for peer in range(job.size) if everyone.is_gone(peer)]
-            dead = sum(not job.store.add(f"ended/{peer}", 0) for peer in gone)
+            gone = [peer for peer in range(mesh.size) if mesh.is_gone(peer)]
+            dead = sum(not mesh.store.add(f"ended {peer}", 0) for peer in gone)
         time.sleep(min(LONGEST_NAP_S, 1e-3 + 0.01 * (now - begin)))
 
 

@@ -32,8 +32,8 @@ HEAD = struct.Struct("<Bi16sqqi")  # kind, sender, context, tag, length, number
 FRAME_BYTES = 2048
 INSIDE_BYTES = FRAME_BYTES - HEAD.size
 """A message of up to so many bytes travels inside its frame."""
-MESSAGE, STOPPED, END = range(3)
-"""Kinds of frames: of a message; the sender stops with an error; nothing comes from the sender any more."""
+MESSAGE, STOPPED, WORD, END = range(4)
+"""Kinds of frames: of a message; the sender stops with an error; of the roll call; nothing comes any more."""
 FRAMES_AT_ONCE = 32
 """Frames to one process that are kept until a thread looks whether they have been sent."""
 NO_CONTEXT = bytes(16)
@@ -75,6 +75,7 @@ class Mesh:
         import torch
         import torch.distributed as dist
 
+        self.store = store
         self.ranks = ranks
         self.me, self.size = me, size = ranks.index(rank), len(ranks)
         self._torch = torch
@@ -87,6 +88,7 @@ class Mesh:
         self._unseen: list[list[Any]] = [[] for _ in range(size)]
         self.stopped: dict[int, str] = {}
         """Why processes have stopped, as far as they have said so."""
+        self._words: list[bytes] = []
         self._waits = Waits("pushsum_opt waits for gloo")
         self.ending = False
         """This process is at its end, and no news of others count."""
@@ -180,6 +182,17 @@ class Mesh:
             return True
         return False
 
+    def say(self, to: int, word: bytes) -> None:
+        """Send a word of the roll call, at best effort."""
+        if len(word) <= INSIDE_BYTES:
+            self._send_quietly(to, HEAD.pack(WORD, self.me, NO_CONTEXT, 0, len(word), 0) + word)
+
+    def words(self) -> list[bytes]:
+        """Return the words that have come since the last call."""
+        with self.lock:
+            words, self._words = self._words, []
+        return words
+
     # ------------------------------------------------------------------ the end
 
     def say_stopped(self, reason: str) -> None:
@@ -238,6 +251,9 @@ class Mesh:
                 self._deliver(context, Arrival(source, tag, length, data, number))
             elif kind == STOPPED:
                 self._note_stopped(source, (data or b"").decode("utf-8", "replace"))
+            elif kind == WORD:
+                with self.lock:
+                    self._words.append(data or b"")
             else:
                 return
 
@@ -270,7 +286,8 @@ class Mesh:
             raise PeerFailed(gone(self.ranks[self.me], self.ranks[peer], error)) from error
 
     def _tensor(self, data: Any) -> Any:
-        return self._torch.from_numpy(data)
+        # torch warns of an array that may not be written to.
+        return self._torch.from_numpy(data if data.flags.writeable else data.copy())
 
 
 def gone(me: int, peer: int, error: Exception | None = None) -> str:
