@@ -38,6 +38,13 @@ def test_one_process_alone_needs_neither_a_launcher_nor_mpi4py():
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "0 1 0 3.0"), done.stdout
 
 
+def test_copies_that_do_not_see_each_other_are_refused():
+    command = [*warm_python(), "-c", "import pushsum_opt as ps; ps.size()"]
+    done = run(command, 60, PUSHSUM_TRANSPORT="torch", OMPI_COMM_WORLD_SIZE="4")
+    assert done.returncode == 1
+    assert "LaunchError: OMPI_COMM_WORLD_SIZE=4, but this process is alone" in done.stdout
+
+
 def test_process_groups_are_communicators_and_their_own_collectives_go_on():
     succeeds(4, "groups.py")
 
