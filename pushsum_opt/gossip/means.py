@@ -43,10 +43,14 @@ MOST_STEPS = 128
 """Of a window: on a graph that mixes more slowly, more is left."""
 ASYNCHRONOUS_WINDOWS = 2
 """An asynchronous window is so many times as long: ranks are not in step, and give less."""
+SKETCH_OFTEN = 128
+"""In so many first rounds there is a sketch for each window."""
+SKETCH_ROUNDS = 16
+"""Later, rounds from one sketch to the next, at least: of a model of many tensors one takes milliseconds."""
 FIRST = 3
-"""Windows without a distance: the sums of a new sketch are far from their mean on a graph with uneven shares."""
+"""Sketches without a distance: the sums of a new sketch are far from their mean on a graph with uneven shares."""
 SQUARES = 16
-"""Windows over which a rank averages the square of its distance."""
+"""Sketches over which a rank averages the square of its distance."""
 LOST_DIGITS = 1e9
 """A value that was so many times as large as the means are now has left a rounding error in the sums that matters."""
 
@@ -217,7 +221,7 @@ class Means:
         self._take_values()
         self._reported[:, MASS] = push_weight, 1.0
         if self._flags & MEASURES:
-            self._report_distance()
+            self._report_distance(round)
         if self._digits_are_lost():
             self.restart()
         with np.errstate(invalid="ignore", over="ignore"):
@@ -229,17 +233,22 @@ class Means:
         """Read the means, if a window is over."""
         if self._flags and self._in_window().ends(round):
             self._read = self._part + self._lanes
-            if self._flags & MEASURES:
+            if self._flags & MEASURES and self._sketch_is_due(round + 1):
                 self._next_sketch = self._sketch()
 
-    def _report_distance(self) -> None:
-        """Report the square of the distance of this rank's last sketch from the mean of all, and the new sketch."""
-        square = self._square_of_distance()
+    def _sketch_is_due(self, round: int) -> bool:
+        """Tell whether ranks report new sketches in the window that begins with this round."""
+        rounds = self._in_window().rounds
+        return round < SKETCH_OFTEN or round // rounds % -(-SKETCH_ROUNDS // rounds) == 0
+
+    def _report_distance(self, round: int) -> None:
+        """Report a new sketch if it is due; a window later the square of its distance from the mean of all."""
+        square = self._square_of_distance() if self._sketch_is_due(round - self._in_window().rounds) else None
         self._sketches += square is not None
         if square is not None and self._sketches > FIRST:
             self._squares.append(square)
             self._reported[:, DISTANCE] = sum(self._squares) / len(self._squares), 1.0
-        if self._next_sketch is not None:
+        if self._next_sketch is not None and self._sketch_is_due(round):
             self._reported[0, SKETCH], self._reported[1, SKETCH] = self._next_sketch, 1.0
 
     def _square_of_distance(self) -> float | None:

@@ -17,6 +17,7 @@ that is slow, raises no alarm.
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -159,6 +160,8 @@ class RollCall:
     def listen_if_quiet(self, *, moved: bool = False) -> None:
         """Do so while this rank computes, unless another thread does it now, or it would take a noticeable time.
 
+        It raises nothing: a rank that computes waits for nobody. What goes wrong shows in its next wait.
+
         Args:
             moved: this rank's program has come to another place: those who have asked for it and still wait are told.
         """
@@ -171,6 +174,8 @@ class RollCall:
                     self._look_at = end + min(LONGEST_PAUSE_S, (end - begin) / SHARE)
                 if moved and self._askers:
                     self._tell_where()
+            except Exception:
+                self._look_at = math.inf
             finally:
                 self.talking.release()
 
@@ -184,20 +189,21 @@ class RollCall:
     def reach(self, channel: str, number: int) -> None:
         """This rank has come to a number on a channel."""
         self.reached[channel] = number
-        self._askers.clear()  # who still waits asks again
+        self._askers = {}  # who still waits asks again; another thread may go through the old ones
 
     def _listen(self) -> None:
         for message in self._post.receive():
+            waiting = self.waiting  # looked at once: another thread may end its wait now
             if "answer" in message:
-                if self.waiting is not None:
-                    self.waiting.heard(message)
+                if waiting is not None:
+                    waiting.heard(message)
             else:
                 answer = self.answer(message)
                 self._post.send(message["from"], answer)
                 if answer["reached"] < answer["number"]:
                     self._askers[message["from"]] = message
-                if self.waiting is not None:
-                    self.waiting.was_asked_by(message)
+                if waiting is not None:
+                    waiting.was_asked_by(message)
 
     def answer(self, question: Message) -> Message:
         """Say how far this rank is on the channel that is asked about, and what it needs of the rank that asks."""
@@ -214,7 +220,7 @@ class RollCall:
             "left": self.left,
             "call": "" if waiting is None else waiting.call,
             "chain": [] if waiting is None else waiting.chain()[:MOST_LINKS],
-            "whereabouts": self.whereabouts() if self.waiting is None and not self.ended else None,
+            "whereabouts": self.whereabouts() if waiting is None and not self.ended else None,
             "needs": [(need.channel, need.number) for need in needs],
         }
 
@@ -271,9 +277,10 @@ class Waiting:
             MismatchError: a rank that is needed waits for this one, somewhere else.
         """
         self.needs, self._what = tuple(needs), what
-        if seconds >= ASK_AFTER_S:
-            self._ask()
-        self._roll.listen()
+        with self._roll.talking:
+            if seconds >= ASK_AFTER_S:
+                self._ask()
+            self._roll.listen()
         for need in self.needs:
             for rank in need.ranks:
                 answer = self._answers.get((rank, need.channel, need.number))
