@@ -20,7 +20,7 @@ from pushsum_opt.observe.report.reading import Folder
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
-COLUMNS = 112
+COLUMNS = 124
 SIZE = (1000, 1340)
 """Of the page, in px."""
 COLOURS = 96
@@ -56,7 +56,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         folder = work / "slow-run"
-        program = [str(ROOT / "examples" / "slow_rank.py"), "--metrics", str(folder), "--seconds", "0.04"]
+        program = [str(ROOT / "examples" / "slow_rank.py"), "--metrics", str(folder)]
         command = [sys.executable, "-m", "pushsum_opt", "run", "-np", "8", *program]
         subprocess.run(command, check=True, cwd=ROOT)
         draw_top(folder, work)

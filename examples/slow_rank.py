@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--metrics", default="slow-run", help="folder for the metrics (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--slow", type=int, default=2, help="the rank whose data takes longer; -1: none")
-    parser.add_argument("--seconds", type=float, default=0.02, help="what the data of a step takes on other ranks")
+    parser.add_argument("--seconds", type=float, default=0.04, help="what the data of a step takes on other ranks")
     parser.add_argument("--staleness", default="0", help="0, 1, 2, ... or unbounded")
     args = parser.parse_args()
     staleness = args.staleness if args.staleness == "unbounded" else int(args.staleness)

@@ -40,7 +40,7 @@ def watch() -> None:
 def _begin() -> None:
     """In a new child: prepare its end."""
     global _error_before
-    if not world.mpi_runs():
+    if not world.job_runs():
         return
     _error_before = _uncaught()
     if hasattr(sys, LAST):  # a child's child

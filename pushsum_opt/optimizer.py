@@ -10,11 +10,12 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from . import _torch_compat, combinations
+from . import _torch_compat, combinations, settings
 from .algorithms import Algorithm, Gossip
 from .algorithms.join import Join
 from .arguments import Adaptive, Buffers, Communicator, DType, GraphLike, Nonfinite, OnLoss, Staleness, WithinHost
 from .faults import Loss
+from .observe import Metrics
 from .push_sum import PushSum, rounds
 from .transport import calling
 from .wrapped import beginning, points, state
@@ -175,6 +176,8 @@ class PushSumOptimizer(torch.optim.Optimizer):
         self._watch = Watch(optimizer, parts.tensors, self.push_sum, self._host_gradients)
         self._local = LocalStep(parts, self.push_sum, self._watch, self._host_gradients)
         beginning.watch_first_step(self.push_sum)
+        if (folder := settings.read().metrics) is not None:
+            Metrics(self, jsonl=folder)
 
     # ------------------------------------------------------------------ the algorithm
 

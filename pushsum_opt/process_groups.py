@@ -34,8 +34,8 @@ class Job:
         self.rank = rank
         self.size = size
         self.why = why
-        self.mesh: Any = None
-        """The connections to the other processes, once there are any; made by the transport."""
+        self.meshes: dict[tuple[int, ...], Any] = {}
+        """Connections between processes, once there are any, by the ranks that they connect; made by the transport."""
         self._comms: dict[tuple[int, ...], GroupComm] = {}
 
     def comm(self, ranks: Sequence[int]) -> GroupComm:
@@ -127,16 +127,10 @@ def _find(why: str) -> Job:
 
 
 def _own_part(store: Any) -> Any:
-    """Return the part of a store that belongs to this library and this start of the job.
-
-    On one host, torchrun starts ranks again (``--max-restarts``) with the store of the ranks before, and what they have
-    left in it. On several hosts it makes a new store, and its counts may differ between hosts.
-    """
+    """Return the part of a store that belongs to this library."""
     from torch.distributed import distributed_c10d
 
-    alone = os.environ.get("GROUP_WORLD_SIZE") == "1"
-    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if alone else "0"
-    return distributed_c10d.PrefixStore(f"pushsum_opt/{start}", store)
+    return distributed_c10d.PrefixStore("pushsum_opt", store)
 
 
 def is_group(comm: Any) -> bool:

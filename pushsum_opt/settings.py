@@ -51,6 +51,9 @@ class Settings:
     timeline: str | None = None
     """A folder in which every rank writes its timeline, for ``pushsum timeline``; set on all ranks, or on none."""
 
+    metrics: str | None = None
+    """A folder in which the optimizer of every rank writes metrics, for ``pushsum top`` and ``pushsum report``."""
+
 
 def read(environ: dict[str, str] | None = None) -> Settings:
     """Read every variable from ``environ`` (default: ``os.environ``).
@@ -70,6 +73,7 @@ def read(environ: dict[str, str] | None = None) -> Settings:
         spares=_count(variables, "PUSHSUM_SPARES", least=0) or 0,
         progress=variables.get("PUSHSUM_PROGRESS") or None,
         timeline=variables.get("PUSHSUM_TIMELINE") or None,
+        metrics=variables.get("PUSHSUM_METRICS") or None,
     )
 
 

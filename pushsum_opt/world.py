@@ -200,6 +200,14 @@ def _of_torch(comm: Any, why: str = "") -> process_groups.GroupComm:
     if isinstance(comm, process_groups.GroupComm):
         return comm
     found = process_groups.find_job(why).everyone() if comm is None else process_groups.of_group(comm)
+    promised = launched_size(os.environ)
+    if found.job.size == 1 and promised is not None and promised[1] > 1 and "RANK" not in os.environ:
+        raise LaunchError(
+            f"{promised[0]}={promised[1]}, but this process is alone: torch.distributed carries the messages "
+            f"({found.job.why}), and RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are not set, so that {promised[1]} "
+            "copies of the same model would train and overwrite one checkpoint. Start with torchrun; or leave out "
+            "PUSHSUM_TRANSPORT=torch"
+        )
     if _spares():
         raise LaunchError(
             f"PUSHSUM_SPARES={_spares()} and torch.distributed ({found.job.why}) do not go together: it cannot take in "

@@ -33,7 +33,7 @@ def pytest_configure(config):
         share()
 
 
-START_PROGRAMS = ("tests/examples/", "tests/mpi/", "tests/docs/", "tests/torchrun/")
+START_PROGRAMS = ("tests/examples/", "tests/mpi/", "tests/docs/", "tests/torchrun/", "tests/test_ending.py")
 
 
 @pytest.fixture(autouse=True)

@@ -3,11 +3,14 @@
     pushsum run -np 2 examples/benchmarks/observing.py
     pushsum run -np 2 examples/benchmarks/observing.py --staleness 1
 
-Five optimizers take turns, a block of steps each, in one run, so that a busy machine disturbs all alike. Two of them
+Six optimizers take turns, a block of steps each, in one run, so that a busy machine disturbs all alike. Two of them
 have nothing attached: the difference between these is the noise. Gradients are ready, and the model is small, so a step
 is little more than the round and what is measured. A block has as many steps as lie between two rows of metrics, so
 writing the rows is part of it. Of a block counts the mean step of the slowest rank; the figures are means of the
 quickest twentieth of all blocks, because what else a machine does makes blocks slower and never quicker.
+
+Metrics with means have all ranks measure their consensus distance once in each window of the graph: every round on two
+ranks, and every sixth one on 64.
 """
 
 from __future__ import annotations
@@ -59,16 +62,17 @@ def main() -> None:
     parser.add_argument("--staleness", type=int, default=0)
     parser.add_argument("--every", type=int, default=10, help="rounds from one row of metrics to the next")
     args = parser.parse_args()
-    logging.getLogger("pushsum_opt").setLevel(logging.ERROR)  # five optimizers would say the same
+    logging.getLogger("pushsum_opt").setLevel(logging.ERROR)  # six optimizers would say the same
     comm = MPI.COMM_WORLD
     with tempfile.TemporaryDirectory() as own:
         folder = Path(comm.bcast(own))
         attached: dict[str, tuple[ps.PushSumOptimizer, ps.observe.Metrics | None]] = {}
-        for name in ("nothing", "nothing again", "metrics", "timeline", "both"):
+        for name in ("nothing", "nothing again", "no means", "metrics", "timeline", "both"):
             optimizer = optimizer_over(args.tensors, args.staleness)
             metrics = None
-            if name in ("metrics", "both"):
-                metrics = ps.observe.Metrics(optimizer, jsonl=folder / name, every=args.every)
+            if name in ("no means", "metrics", "both"):
+                wanted = name != "no means"
+                metrics = ps.observe.Metrics(optimizer, jsonl=folder / name, every=args.every, means=wanted)
             if name in ("timeline", "both"):
                 ps.observe.Timeline(optimizer, folder / name)
             attached[name] = optimizer, metrics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -91,9 +92,13 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
 
 
+_one_at_a_time = threading.Lock()
+"""Filters of warnings belong to the process: ranks that are threads would take away each other's."""
+
+
 def load_safely(file: Any, **more: Any) -> Any:
     """Load what torch has saved, onto the CPU, without running code from the file."""
-    with warnings.catch_warnings():
+    with _one_at_a_time, warnings.catch_warnings():
         # torch 2.14 warns that it looks at each sparse tensor, which is what is wanted. Where warnings are errors, a
         # sound file would count as one that cannot be read.
         warnings.filterwarnings("ignore", "Validating sparse tensor invariants")

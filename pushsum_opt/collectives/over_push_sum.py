@@ -25,7 +25,8 @@ __all__ = ["averaged", "consensus_distance"]
 class Wrapper(Protocol):
     """A PushSumOptimizer."""
 
-    push_sum: PushSum
+    @property
+    def push_sum(self) -> PushSum: ...
 
 
 def consensus_distance(optimizer: PushSum | Wrapper) -> float:

@@ -3,7 +3,7 @@
 Push-sum on numbers (Kempe, Dobra and Gehrke 2003). Each rank holds a part of two sums for each value: of what the ranks
 have reported, and of how many have. It gives its out-peers the share of these that it gives them of its mass. The
 quotient of the two parts tends to the mean. Once a value changes, a rank adds the change to its part, so the sums stay
-what they should be.
+what they should be (dynamic average consensus: Zhu and Martinez 2010).
 
 Changes are added at the first round of a *window* only. A window has as many rounds as the graph needs to bring the
 ranks together; on a graph that averages exactly in a period, these are whole periods. Therefore all ranks read the same
@@ -43,10 +43,14 @@ MOST_STEPS = 128
 """Of a window: on a graph that mixes more slowly, more is left."""
 ASYNCHRONOUS_WINDOWS = 2
 """An asynchronous window is so many times as long: ranks are not in step, and give less."""
+SKETCH_OFTEN = 128
+"""In so many first rounds there is a sketch for each window."""
+SKETCH_ROUNDS = 16
+"""Later, rounds from one sketch to the next, at least: of a model of many tensors one takes milliseconds."""
 FIRST = 3
-"""Windows without a distance: the sums of a new sketch are far from their mean on a graph with uneven shares."""
+"""Sketches without a distance: the sums of a new sketch are far from their mean on a graph with uneven shares."""
 SQUARES = 16
-"""Windows over which a rank averages the square of its distance."""
+"""Sketches over which a rank averages the square of its distance."""
 LOST_DIGITS = 1e9
 """A value that was so many times as large as the means are now has left a rounding error in the sums that matters."""
 
@@ -138,6 +142,7 @@ class Means:
         self._lanes: Any = 0.0  # the parts of the other ranks of the host, where they tell them
         self._read: Any = None
         self._names: list[str] = []
+        self._values: dict[str, float | Callable[[], float]] = {}  # reported, and not looked at yet
         self._digests: dict[int, bytes] = {}  # of so many first names, here or on other ranks
         self._generation = 0
         self._flags = 0
@@ -153,17 +158,24 @@ class Means:
         """From now on all ranks measure what the library itself reports."""
         self._flags |= ASKED | MEASURES
 
-    def report(self, values: Mapping[str, float]) -> None:
+    def report(self, values: Mapping[str, float | Callable[[], float]]) -> None:
         """Take values that the user reports; the last ones count.
+
+        Args:
+            values: by name. What has to be called for its number is called when that is added to the sums.
 
         Raises:
             ConfigurationError: too many names, or one that the library uses itself.
             MismatchError: another rank reports another name in that place.
         """
         self._add(sorted(values.keys() - set(self._names)))
-        for name, value in values.items():
-            self._reported[:, USERS + self._names.index(name)] = value, 1.0
+        self._values |= values
         self._flags |= ASKED
+
+    def _take_values(self) -> None:
+        for name, value in self._values.items():
+            self._reported[:, USERS + self._names.index(name)] = value() if callable(value) else value, 1.0
+        self._values.clear()
 
     def read(self, size: int) -> dict[str, float]:
         """Return the means by name, as they were at the end of the last window.
@@ -206,9 +218,10 @@ class Means:
         """Add what has changed, if that is due."""
         if not self._flags or not self._in_window().begins(round):
             return
+        self._take_values()
         self._reported[:, MASS] = push_weight, 1.0
         if self._flags & MEASURES:
-            self._report_distance()
+            self._report_distance(round)
         if self._digits_are_lost():
             self.restart()
         with np.errstate(invalid="ignore", over="ignore"):
@@ -220,17 +233,22 @@ class Means:
         """Read the means, if a window is over."""
         if self._flags and self._in_window().ends(round):
             self._read = self._part + self._lanes
-            if self._flags & MEASURES:
+            if self._flags & MEASURES and self._sketch_is_due(round + 1):
                 self._next_sketch = self._sketch()
 
-    def _report_distance(self) -> None:
-        """Report the square of the distance of this rank's last sketch from the mean of all, and the new sketch."""
-        square = self._square_of_distance()
+    def _sketch_is_due(self, round: int) -> bool:
+        """Tell whether ranks report new sketches in the window that begins with this round."""
+        rounds = self._in_window().rounds
+        return round < SKETCH_OFTEN or round // rounds % -(-SKETCH_ROUNDS // rounds) == 0
+
+    def _report_distance(self, round: int) -> None:
+        """Report a new sketch if it is due; a window later the square of its distance from the mean of all."""
+        square = self._square_of_distance() if self._sketch_is_due(round - self._in_window().rounds) else None
         self._sketches += square is not None
         if square is not None and self._sketches > FIRST:
             self._squares.append(square)
             self._reported[:, DISTANCE] = sum(self._squares) / len(self._squares), 1.0
-        if self._next_sketch is not None:
+        if self._next_sketch is not None and self._sketch_is_due(round):
             self._reported[0, SKETCH], self._reported[1, SKETCH] = self._next_sketch, 1.0
 
     def _square_of_distance(self) -> float | None:
@@ -348,6 +366,7 @@ class Means:
 
     def to_sum(self) -> Any:
         """Return a flat array for :meth:`take_sum`; nothing of any rank is in flight."""
+        self._take_values()
         generation = float(self._generation)
         head = (generation, generation**2, self._flags & ASKED, self._flags & MEASURES)
         return np.array([*head, *self._reported.reshape(-1)], np.float64)

@@ -232,8 +232,8 @@ class PushSum:
         stands.
 
         Args:
-            values: by names; numbers, or tensors of one element. A tensor on a GPU is waited for. Up to 16 names in
-                all, the same on every rank, first used in the same order.
+            values: by names; numbers, or tensors of one element. A tensor on a GPU is waited for once per window; see
+                :meth:`means`. Up to 16 names in all, the same on every rank, first used in the same order.
 
         Raises:
             ConfigurationError: a value is no number, there are too many names, or :meth:`means` has the name already.
@@ -400,9 +400,14 @@ class PushSum:
         )
 
 
-def _number(rank: int, name: str, value: Any) -> float:
+def _number(rank: int, name: str, value: Any) -> float | Callable[[], float]:
+    """Return a number; of a tensor on an accelerator, what returns it once it is needed."""
     try:
-        return float(value.detach() if hasattr(value, "detach") else value)  # a loss may still have its graph
+        if hasattr(value, "detach"):
+            value = value.detach()  # a loss may still have its graph
+            if value.device.type != "cpu" and value.numel() == 1:
+                return value.clone().__float__  # type: ignore[no-any-return]
+        return float(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigurationError(
             f"rank {rank}: report({name}=...): expected a number, or a tensor of one element; got "

@@ -1,4 +1,4 @@
-"""How a message moves: one protocol, MPI and n ranks in one process behind it."""
+"""How a message moves: one protocol; MPI, torch.distributed and n ranks in one process behind it."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ that is slow, raises no alarm.
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -36,11 +37,16 @@ ASK_AFTER_S = 0.5
 """Seconds of waiting after which a rank asks."""
 ASK_AGAIN_S = 1.0
 """Seconds before it asks a rank again whose answer proved nothing."""
+SHARE, LONGEST_PAUSE_S = 1e-3, 1.0
+"""The part of its time for which a rank that computes listens; and the seconds after which it does so in any case. Over
+MPI it takes about a microsecond; where words lie in a store, a message there and back."""
 TELLS_PER_S, TELLS_AT_ONCE = 10, 20
 """How often a rank that moves from span to span tells where it is: so often in the long run, and at first."""
 ASKS_PER_LOOK = 64
 """Ranks that are asked at a time: in a large job most of them answer before all have been asked."""
 
+WHEREVER = ""
+"""As the channel of a need: nothing is counted there, so an answer proves nothing. It says where the rank is."""
 LOOKED_AT = 64
 """Ranks of a collective call that are looked at for a chain."""
 
@@ -94,6 +100,10 @@ class Progress:
         """A message of a round has come from a rank."""
         self.roll.sent[self.ranks[rank]] = round, time.monotonic()
 
+    def anything(self, rank: int) -> Need:
+        """The wait for a rank to do what is not counted."""
+        return Need(WHEREVER, 0, (self.ranks[rank],))
+
     def collective(self, number: int, rank: int | None = None) -> Need:
         """The wait for a collective, or for one rank to begin it."""
         return Need(f"{self.channel} collectives", number, self.ranks if rank is None else (self.ranks[rank],))
@@ -124,6 +134,7 @@ class RollCall:
         self.sent: dict[int, tuple[int, float]] = {}
         """Of ranks that have sent messages here: the round of the last one, and when it came."""
         self._askers: dict[int, Message] = {}  # by rank, its question, while what it needs is not reached here
+        self._look_at = 0.0  # when to listen again while this rank computes
         self._told = ""  # where this rank was when it told them last
         self._tells = Rate(TELLS_PER_S, TELLS_AT_ONCE)
         self.talking = threading.RLock()
@@ -147,16 +158,24 @@ class RollCall:
             self._listen()
 
     def listen_if_quiet(self, *, moved: bool = False) -> None:
-        """Do so unless another thread does it now.
+        """Do so while this rank computes, unless another thread does it now, or it would take a noticeable time.
+
+        It raises nothing: a rank that computes waits for nobody. What goes wrong shows in its next wait.
 
         Args:
             moved: this rank's program has come to another place: those who have asked for it and still wait are told.
         """
         if self.talking.acquire(blocking=False):
             try:
-                self._listen()
+                begin = time.monotonic()
+                if begin >= self._look_at:
+                    self._listen()
+                    end = time.monotonic()
+                    self._look_at = end + min(LONGEST_PAUSE_S, (end - begin) / SHARE)
                 if moved and self._askers:
                     self._tell_where()
+            except Exception:
+                self._look_at = math.inf
             finally:
                 self.talking.release()
 
@@ -170,20 +189,21 @@ class RollCall:
     def reach(self, channel: str, number: int) -> None:
         """This rank has come to a number on a channel."""
         self.reached[channel] = number
-        self._askers.clear()  # who still waits asks again
+        self._askers = {}  # who still waits asks again; another thread may go through the old ones
 
     def _listen(self) -> None:
         for message in self._post.receive():
+            waiting = self.waiting  # looked at once: another thread may end its wait now
             if "answer" in message:
-                if self.waiting is not None:
-                    self.waiting.heard(message)
+                if waiting is not None:
+                    waiting.heard(message)
             else:
                 answer = self.answer(message)
                 self._post.send(message["from"], answer)
                 if answer["reached"] < answer["number"]:
                     self._askers[message["from"]] = message
-                if self.waiting is not None:
-                    self.waiting.was_asked_by(message)
+                if waiting is not None:
+                    waiting.was_asked_by(message)
 
     def answer(self, question: Message) -> Message:
         """Say how far this rank is on the channel that is asked about, and what it needs of the rank that asks."""
@@ -200,7 +220,7 @@ class RollCall:
             "left": self.left,
             "call": "" if waiting is None else waiting.call,
             "chain": [] if waiting is None else waiting.chain()[:MOST_LINKS],
-            "whereabouts": self.whereabouts() if self.waiting is None and not self.ended else None,
+            "whereabouts": self.whereabouts() if waiting is None and not self.ended else None,
             "needs": [(need.channel, need.number) for need in needs],
         }
 
@@ -257,9 +277,10 @@ class Waiting:
             MismatchError: a rank that is needed waits for this one, somewhere else.
         """
         self.needs, self._what = tuple(needs), what
-        if seconds >= ASK_AFTER_S:
-            self._ask()
-        self._roll.listen()
+        with self._roll.talking:
+            if seconds >= ASK_AFTER_S:
+                self._ask()
+            self._roll.listen()
         for need in self.needs:
             for rank in need.ranks:
                 answer = self._answers.get((rank, need.channel, need.number))
@@ -279,10 +300,14 @@ class Waiting:
         found: list[Link] = []
         for need in self.needs:
             for rank in need.ranks[:LOOKED_AT]:
-                if rank != self._roll.me and (rank, need.channel, need.number) not in self._here and not blocks(found):
+                come = rank == self._roll.me or self._has_come((rank, need.channel, need.number))
+                if not come and not blocks(found):
                     further = self._links(rank)
                     found = further if blocks(further) or not found else found
         return found
+
+    def _has_come(self, key: tuple[int, str, int]) -> bool:
+        return key in self._here and key[1] != WHEREVER
 
     def sentence(self) -> str:
         """Return the chain in words; empty where it says nothing new."""
@@ -318,7 +343,7 @@ class Waiting:
         for need in self.needs:
             for rank in need.ranks:
                 key = rank, need.channel, need.number
-                if rank == self._roll.me or key in self._here or asked == ASKS_PER_LOOK:
+                if rank == self._roll.me or self._has_come(key) or asked == ASKS_PER_LOOK:
                     continue
                 before = self._asked.get(key)
                 if before is None or (key in self._answers and now - before >= ASK_AGAIN_S):

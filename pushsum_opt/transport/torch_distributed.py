@@ -43,11 +43,11 @@ LONGEST_SLEEP_S = 0.05
 
 
 class TorchTransport(Transport):
-    """See :class:`~pushsum_opt.transport.Transport`. Constructing the first one of a job is collective over the job.
+    """See :class:`~pushsum_opt.transport.Transport`. The first one over some ranks connects them.
 
     Args:
         comm: the ranks.
-        timeout: seconds that the processes of the job have to come, where they are not connected yet.
+        timeout: seconds that the others have to come, where they are not connected yet.
         report: told of waits and stalls.
     """
 
@@ -57,9 +57,9 @@ class TorchTransport(Transport):
         self.rank, self.size = comm.rank, comm.size
         self.clock = comm.clock
         self.name = f"torch.distributed (gloo), {comm.job.why}"
-        self._job_ranks = comm.ranks
-        self._place = {its: rank for rank, its in enumerate(comm.ranks)}
-        self._mesh = mesh_of(comm.job, timeout, report or LogStalls(comm.job.rank))
+        self._mesh = mesh_of(comm, timeout, report or LogStalls(comm.job.rank))
+        self._numbers = [self._mesh.ranks.index(its) for its in comm.ranks]  # of its ranks in the mesh
+        self._place = {number: rank for rank, number in enumerate(self._numbers)}
         self.progress = self._progress = roll_of(comm.job).set_up(comm.ranks)[1]
         self.context = hashlib.blake2b(self._progress.channel.encode(), digest_size=16).digest()
         self._arrived: dict[int, list[Arrival]] = {}
@@ -99,7 +99,7 @@ class TorchTransport(Transport):
 
     def _send(self, ticket: Ticket, tag: int, whole: bool = False) -> None:
         assert ticket.peer is not None
-        to = self._job_ranks[ticket.peer]
+        to = self._numbers[ticket.peer]
         self._mesh.send(to, self.context, tag, _flat(ticket.buffer), whole, lambda: self._end(ticket))
 
     def _receive(self, ticket: Ticket, tag: int) -> None:
@@ -208,16 +208,15 @@ class TorchTransport(Transport):
             self._moved.wait(min(seconds - waited, LONGEST_SLEEP_S))
 
     def _take_in(self) -> bool:
-        """See which transfers are over; tell whether any was that a caller knows of."""
+        """See which transfers are over; tell whether there are any. Those of a collective are progress, too."""
         moved = False
         while self._ended:
             ticket, error = self._ended.popleft()
             if error is not None:
                 self._tickets.discard(ticket)
                 raise self._explain(ticket, error)
-            known = ticket in self._tickets
             self._finish(ticket)
-            moved = moved or known
+            moved = True
         return self._advance() or moved
 
     def _finish(self, ticket: Ticket) -> None:
@@ -244,7 +243,7 @@ class TorchTransport(Transport):
         if self._running:
             peers = set(range(self.size))
         for peer in sorted(peers):
-            if self._mesh.is_gone(self._job_ranks[peer]):
+            if self._mesh.is_gone(self._numbers[peer]):
                 if self._ended or self._inbox:  # what it did before may be all that is needed
                     return
                 raise PeerFailed(gone(self.job_rank(), self.job_rank(peer)))
@@ -262,7 +261,7 @@ class TorchTransport(Transport):
         for peer in peers:
             if peer != self.rank:
                 with contextlib.suppress(PeerFailed):
-                    self._mesh.send(self._job_ranks[peer], self.context, NOTICE_TAG, word, False, lambda: None)
+                    self._mesh.send(self._numbers[peer], self.context, NOTICE_TAG, word, False, lambda: None)
 
     def _hear(self, arrival: Arrival) -> None:
         assert arrival.data is not None

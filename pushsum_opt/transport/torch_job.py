@@ -1,7 +1,4 @@
-"""What all transports over torch.distributed share in a process: its connections, and the roll call of the job.
-
-The words of the roll call are left in the store of the job. They are few: only a rank that waits asks.
-"""
+"""What all transports over torch.distributed share in a process: its connections, and the roll call of the job."""
 
 from __future__ import annotations
 
@@ -11,11 +8,14 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from .. import ending, forked_end, process_groups
-from ..process_groups import Job
-from .roll_call import Message, Progress, RollCall
+from ..errors import PeerFailed
+from ..process_groups import GroupComm, Job
+from .roll_call import Message, RollCall, group_name
 from .set_up import Forming, until_all_come
+from .torch_meeting import Meeting
 from .torch_mesh import Mesh
 from .waiting import Report
 
@@ -23,35 +23,25 @@ __all__ = ["leave", "mesh_of", "roll_of"]
 
 LONGEST_NAP_S = 20e-3
 LOOK_FOR_THE_DEAD_EVERY_S = 0.5
-LINGER_S = 10.0
-"""Seconds for which a rank that ends answers questions, where not all ranks are known to use this library."""
 END_S = 2.0
 """Seconds that the last words of a rank have to go out."""
 
 
-class StorePost:
-    """See :class:`~pushsum_opt.transport.roll_call.Post`. Where the store is gone, nothing comes any more."""
+class MeshPost:
+    """See :class:`~pushsum_opt.transport.roll_call.Post`. Ranks that are not connected hear nothing of each other."""
 
     def __init__(self, job: Job) -> None:
         self.me = job.rank
-        self._store = job.store
-        self._read = 0
+        self._job = job
 
     def send(self, to: int, message: Message) -> None:
-        with _store_may_be_gone():
-            number = self._store.add(f"words/{to}", 1)
-            self._store.set(f"word/{to}/{number}", json.dumps(message))
+        for mesh in self._job.meshes.values():
+            if to in mesh.ranks:
+                mesh.say(mesh.ranks.index(to), json.dumps(message).encode())
+                return
 
     def receive(self) -> list[Message]:
-        messages: list[Message] = []
-        with _store_may_be_gone():
-            count = self._store.add(f"words/{self.me}", 0)
-            while self._read < count:
-                key = f"word/{self.me}/{self._read + 1}"
-                messages.append(json.loads(self._store.get(key)))
-                self._store.delete_key(key)
-                self._read += 1
-        return messages
+        return [json.loads(word) for mesh in self._job.meshes.values() for word in mesh.words()]
 
 
 @contextlib.contextmanager
@@ -71,7 +61,7 @@ def roll_of(job: Job) -> RollCall:
     """Return the roll call of the job, in which this process is one rank."""
     global _roll, _process
     if _roll is None:
-        _roll = RollCall(StorePost(job) if job.size > 1 else _Alone())
+        _roll = RollCall(MeshPost(job))
         _process = os.getpid()
         ending.when_the_end_begins(_begin_to_end)
         ending.when_all_is_closed(leave)  # the first that is told comes last
@@ -80,65 +70,59 @@ def roll_of(job: Job) -> RollCall:
     return _roll
 
 
-class _Alone:
-    """The post of a process that is alone."""
-
-    me = 0
-
-    def send(self, to: int, message: Message) -> None: ...
-
-    def receive(self) -> list[Message]:
-        return []
-
-
 def _begin_to_end() -> None:
     """The program is over; what is still open is closed after this."""
     assert _roll is not None
     _roll.ending = True
 
 
-def mesh_of(job: Job, timeout: float, report: Report) -> Mesh:
-    """Return the connections of this process. The first call is collective over the job.
+def mesh_of(comm: GroupComm, timeout: float, report: Report) -> Mesh:
+    """Return the connections between the ranks of a communicator.
+
+    Those between all ranks of the job serve all communicators. Where there are none yet, the ranks make some of their
+    own, so that a part of a job needs nobody else. Then the call is collective.
 
     Raises:
-        PeerTimeout: not every process came within ``timeout`` seconds.
-        PeerFinished: a process has ended its program.
+        PeerTimeout: not every rank came within ``timeout`` seconds.
+        PeerFailed: the store of the job is gone.
     """
-    if job.mesh is None:
-        if job.size > 1:
-            _wait_for_all(job, timeout, report)
-        job.mesh = Mesh(job.store, job.rank, job.size)
-    mesh: Mesh = job.mesh
-    return mesh
+    job = comm.job
+    found: Mesh | None = job.meshes.get(tuple(range(job.size))) or job.meshes.get(comm.ranks)
+    if found is None:
+        store = None
+        if comm.size > 1:
+            store = _meet(comm, timeout, report)
+        found = job.meshes[comm.ranks] = Mesh(store, comm.ranks, job.rank)
+    return found
 
 
-def _wait_for_all(job: Job, timeout: float, report: Report) -> None:
-    """Wait until every process has come here. It is a collective of its own in the roll call."""
-    key = "here"
-    job.store.add(key, 1)
-    next_look = 0.0
+def _meet(comm: GroupComm, timeout: float, report: Report) -> Any:
+    """Wait until all ranks of a communicator have come here.
 
-    def all_here() -> bool:
-        nonlocal next_look
-        now = time.monotonic()
-        if now < next_look:
-            return False
-        if job.store.add(key, 0) >= job.size:
-            return True
-        next_look = time.monotonic() + 5e-3
-        return False
+    Returns:
+        A part of the store for them, with nothing in it.
+    """
+    from torch.distributed import distributed_c10d
 
-    connecting = Progress(roll_of(job), "connecting", tuple(range(job.size)))
-    connecting.reach_collective(1)
-    until_all_come(Forming(job.rank, connecting, all_here), timeout, report, 1)
+    rank = comm.job.rank
+    store = distributed_c10d.PrefixStore(f"mesh {group_name(comm.ranks)}", comm.job.store)
+    meeting = Meeting(store, comm.rank, comm.size)
+    try:
+        until_all_come(Forming(rank, None, meeting.all_here), timeout, report)
+    except RuntimeError as error:
+        raise PeerFailed(
+            f"rank {rank}: the store of torch.distributed is gone ({error}): rank 0, or the launcher that holds it, "
+            "has ended"
+        ) from error
+    return distributed_c10d.PrefixStore(meeting.token, store)
 
 
 def _say_stopped(reason: str) -> None:
     """Tell all processes of the job, at best effort, that this one stops with an error."""
     job = process_groups.job_of_torch()
-    if job is not None and job.mesh is not None and job.size > 1:
+    for mesh in () if job is None else job.meshes.values():
         with contextlib.suppress(Exception):
-            job.mesh.say_stopped(reason)
+            mesh.say_stopped(reason)
 
 
 def leave() -> None:
@@ -153,28 +137,31 @@ def leave() -> None:
     _left = True
     roll = roll_of(job)
     roll.ended = True
-    if job.mesh is not None:
-        job.mesh.ending = True
-    with _store_may_be_gone():
-        job.store.add(f"ended/{job.rank}", 1)
-        job.store.add("ended", 1)
-        _listen_until_all_have_ended(job, roll)
-    if job.mesh is not None and not job.mesh.end(END_S):
+    meshes = [mesh for mesh in job.meshes.values() if mesh.size > 1]
+    for mesh in meshes:
+        mesh.ending = True
+    for mesh in meshes:
+        with _store_may_be_gone():
+            mesh.store.add(f"ended {mesh.me}", 1)
+            mesh.store.add("ended", 1)
+    for mesh in meshes:
+        with _store_may_be_gone():
+            _listen_until_all_have_ended(mesh, roll)
+    over = [mesh.end(END_S) for mesh in meshes]
+    if not all(over):
         _end_at_once()
 
 
-def _listen_until_all_have_ended(job: Job, roll: RollCall) -> None:
+def _listen_until_all_have_ended(mesh: Mesh, roll: RollCall) -> None:
     begin = time.monotonic()
     look_at, dead = begin + LOOK_FOR_THE_DEAD_EVERY_S, 0
-    while job.store.add("ended", 0) + dead < job.size:
+    while mesh.store.add("ended", 0) + dead < mesh.size:
         roll.listen()
         now = time.monotonic()
-        if job.mesh is None and now - begin > LINGER_S:
-            return
-        if job.mesh is not None and now >= look_at:
+        if now >= look_at:
             look_at = now + LOOK_FOR_THE_DEAD_EVERY_S
-            gone = [peer for peer in range(job.size) if job.mesh.is_gone(peer)]
-            dead = sum(not job.store.add(f"ended/{peer}", 0) for peer in gone)
+            gone = [peer for peer in range(mesh.size) if mesh.is_gone(peer)]
+            dead = sum(not mesh.store.add(f"ended {peer}", 0) for peer in gone)
         time.sleep(min(LONGEST_NAP_S, 1e-3 + 0.01 * (now - begin)))
 
 

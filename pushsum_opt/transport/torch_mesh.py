@@ -1,4 +1,4 @@
-"""The connections of gloo between all processes of a job, which all transports over torch.distributed share.
+"""The connections of gloo between processes, which all transports over torch.distributed between them share.
 
 A *frame* goes ahead of every message: for whom it is, its tag and its length. A short message travels inside its frame.
 A long one follows once its receiver has a buffer for it. So a message that does not fit is refused before it is
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -31,8 +32,8 @@ HEAD = struct.Struct("<Bi16sqqi")  # kind, sender, context, tag, length, number
 FRAME_BYTES = 2048
 INSIDE_BYTES = FRAME_BYTES - HEAD.size
 """A message of up to so many bytes travels inside its frame."""
-MESSAGE, STOPPED, END = range(3)
-"""Kinds of frames: of a message; the sender stops with an error; nothing comes from the sender any more."""
+MESSAGE, STOPPED, WORD, END = range(4)
+"""Kinds of frames: of a message; the sender stops with an error; of the roll call; nothing comes any more."""
 FRAMES_AT_ONCE = 32
 """Frames to one process that are kept until a thread looks whether they have been sent."""
 NO_CONTEXT = bytes(16)
@@ -59,21 +60,24 @@ class Listener(Protocol):
 
 
 class Mesh:
-    """This process in the mesh. Constructing one is collective over the job, and all processes are there already.
+    """This process in the mesh. Constructing one is collective over its ranks, which are all there already.
 
     Args:
-        store: of the job.
-        me: this process, of ``size``.
+        store: for these connections alone.
+        ranks: of the job; they are numbered in this order here.
+        rank: of this process in the job.
 
     Raises:
         LaunchError: gloo cannot connect the processes.
     """
 
-    def __init__(self, store: Any, me: int, size: int) -> None:
+    def __init__(self, store: Any, ranks: tuple[int, ...], rank: int) -> None:
         import torch
         import torch.distributed as dist
 
-        self.me, self.size = me, size
+        self.store = store
+        self.ranks = ranks
+        self.me, self.size = me, size = ranks.index(rank), len(ranks)
         self._torch = torch
         self.lock = threading.RLock()
         """Held while messages and expectations find each other."""
@@ -84,6 +88,7 @@ class Mesh:
         self._unseen: list[list[Any]] = [[] for _ in range(size)]
         self.stopped: dict[int, str] = {}
         """Why processes have stopped, as far as they have said so."""
+        self._words: list[bytes] = []
         self._waits = Waits("pushsum_opt waits for gloo")
         self.ending = False
         """This process is at its end, and no news of others count."""
@@ -93,7 +98,7 @@ class Mesh:
             try:
                 self._group = dist.ProcessGroupGloo(store, me, size, CONNECT)
             except RuntimeError as error:
-                raise LaunchError(_cannot_connect(me, error)) from error
+                raise LaunchError(_cannot_connect(rank, error)) from error
             self._thread = threading.Thread(target=self._listen, name="pushsum_opt hears gloo", daemon=True)
             self._thread.start()
 
@@ -177,6 +182,17 @@ class Mesh:
             return True
         return False
 
+    def say(self, to: int, word: bytes) -> None:
+        """Send a word of the roll call, at best effort."""
+        if len(word) <= INSIDE_BYTES:
+            self._send_quietly(to, HEAD.pack(WORD, self.me, NO_CONTEXT, 0, len(word), 0) + word)
+
+    def words(self) -> list[bytes]:
+        """Return the words that have come since the last call."""
+        with self.lock:
+            words, self._words = self._words, []
+        return words
+
     # ------------------------------------------------------------------ the end
 
     def say_stopped(self, reason: str) -> None:
@@ -193,8 +209,11 @@ class Mesh:
         if self._thread is None:
             return True
         self._send_quietly((self.me + 1) % self.size, HEAD.pack(END, self.me, NO_CONTEXT, 0, 0, 0))
+        deadline = time.monotonic() + seconds
         self._thread.join(seconds)
-        return not self._thread.is_alive() and self._waits.all_over()
+        while not (over := self._waits.all_over()) and time.monotonic() < deadline:
+            time.sleep(1e-3)
+        return over and not self._thread.is_alive()
 
     # ------------------------------------------------------------------ frames
 
@@ -232,6 +251,9 @@ class Mesh:
                 self._deliver(context, Arrival(source, tag, length, data, number))
             elif kind == STOPPED:
                 self._note_stopped(source, (data or b"").decode("utf-8", "replace"))
+            elif kind == WORD:
+                with self.lock:
+                    self._words.append(data or b"")
             else:
                 return
 
@@ -261,10 +283,11 @@ class Mesh:
         try:
             return call(*arguments)
         except RuntimeError as error:
-            raise PeerFailed(gone(self.me, peer, error)) from error
+            raise PeerFailed(gone(self.ranks[self.me], self.ranks[peer], error)) from error
 
     def _tensor(self, data: Any) -> Any:
-        return self._torch.from_numpy(data)
+        # torch warns of an array that may not be written to.
+        return self._torch.from_numpy(data if data.flags.writeable else data.copy())
 
 
 def gone(me: int, peer: int, error: Exception | None = None) -> str:

@@ -209,8 +209,10 @@ class Waiter:
         for ticket in pending:
             if ticket.peer is None:
                 found[progress.collective(ticket.collective)] = None
-            elif ticket.peer < 0 or not self._counts_rounds:
+            elif ticket.peer < 0:
                 continue
+            elif not self._counts_rounds:
+                found[progress.anything(ticket.peer)] = None
             elif round >= 0:
                 found[progress.round(round + 1, ticket.peer)] = None
             elif ticket.sends and isinstance(self._transport, Transport):  # taken at the latest in the next meeting

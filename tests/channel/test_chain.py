@@ -41,17 +41,23 @@ def soon(monkeypatch):
     monkeypatch.setattr(chain, "JUST_NOW_S", 0.5)
 
 
-def run(pattern, monkeypatch, *, size=4, staleness=0, stuck, asker=1, call=lambda push_sum: push_sum.mix()):
-    """Rank 0 is ``stuck`` before its 4th call, until a stall line of the last rank has a pattern; return that line."""
+def asked_and_heard(monkeypatch, *, asker, rank):
+    """Return two events; the second is set once a rank has asked another one."""
     heard, asked = threading.Event(), threading.Event()
     ask = RollCall.ask
 
-    def noted(roll, rank, need, wait):
-        ask(roll, rank, need, wait)
-        if (rank, roll.me) == (0, asker):
+    def noted(roll, to, need, wait):
+        ask(roll, to, need, wait)
+        if (to, roll.me) == (rank, asker):
             asked.set()
 
     monkeypatch.setattr(RollCall, "ask", noted)
+    return heard, asked
+
+
+def run(pattern, monkeypatch, *, size=4, staleness=0, stuck, asker=1, call=lambda push_sum: push_sum.mix()):
+    """Rank 0 is ``stuck`` before its 4th call, until a stall line of the last rank has a pattern; return that line."""
+    heard, asked = asked_and_heard(monkeypatch, asker=asker, rank=0)
 
     def rank(comm):
         said = Said(pattern, heard)
@@ -113,6 +119,36 @@ def test_a_collective_call_says_where_a_rank_is_that_does_not_come(staleness, mo
     pattern = r'^averaged\(\), a collective call .*\. Rank 0 (is|was last seen) in "forward"'
     line = run(pattern, monkeypatch, staleness=staleness, stuck=in_forward_once_asked, asker=3, call=call)
     assert re.search(pattern, line)
+
+
+def test_a_chain_goes_on_through_the_ranks_of_a_host(monkeypatch):
+    torch = pytest.importorskip("torch")
+    pattern = (
+        r"^rank 2: its message of round 2.*\. Rank 2 waits for rank 3 \(.* to meet the backward\(\).*\), which (is|was)"
+    )
+    pattern += r' .*in "loading"'
+    heard, asked = asked_and_heard(monkeypatch, asker=2, rank=3)
+
+    def rank(comm):
+        said = Said(pattern, heard)
+        z = torch.zeros(3, requires_grad=True)
+        inner = torch.optim.SGD([z], lr=0.1)
+        with ps.PushSumOptimizer(
+            inner, graph=to_the_next, within_host="gradients", timeout=60.0, comm=comm
+        ) as optimizer:
+            if comm.rank == 0:
+                optimizer.push_sum.subscribe(said)
+            for k in range(6):
+                optimizer.zero_grad()
+                if (comm.rank, k) == (3, 2):
+                    asked.wait(60)
+                    with ps.observe.span("loading"):
+                        assert heard.wait(60)
+                z.square().sum().backward()
+                optimizer.step()
+        return said.lines
+
+    assert any(re.search(pattern, line) for line in testing.run(4, rank, local_size=2, timeout=90)[0])
 
 
 def test_a_program_without_spans_is_known_by_its_rounds(monkeypatch):

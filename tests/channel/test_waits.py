@@ -238,3 +238,55 @@ def test_what_a_peer_did_before_it_failed_counts(serves):
     else:
         with pytest.raises(PeerFailed, match="rank 1 stopped: it has seen a difference"):
             waiter.wait((ticket,), 0)
+
+
+class Post:
+    """Words that come, and those that are sent."""
+
+    me = 0
+
+    def __init__(self, *messages):
+        self.messages, self.sent = list(messages), []
+
+    def send(self, to, message):
+        self.sent.append(message)
+
+    def receive(self):
+        come, self.messages = self.messages, []
+        return come
+
+
+QUESTION = {"id": 1, "from": 1, "channel": "a", "number": 3}
+
+
+def test_a_thread_that_listens_while_a_wait_ends_answers_and_goes_on():
+    class EndsItsWait(RollCall):
+        """Another thread sets ``waiting`` to None right after it was looked at."""
+
+        @property
+        def waiting(self):
+            found, self._waiting = self._waiting, None
+            return found
+
+        @waiting.setter
+        def waiting(self, value):
+            self._waiting = value
+
+    answer = EndsItsWait(Post()).answer(QUESTION)
+    roll = EndsItsWait(Post(answer, QUESTION))
+    for _ in range(2):
+        roll.waiting = roll_call.Waiting(roll, 0, int, "step()")
+        roll.listen()
+    assert [sent["answer"] for sent in roll._post.sent] == [1]
+
+
+def test_what_goes_wrong_while_a_rank_computes_and_listens_shows_in_its_next_wait():
+    class Broken(Post):
+        def receive(self):
+            raise ValueError("the network is gone")
+
+    roll = RollCall(Broken())
+    roll.listen_if_quiet()
+    roll.listen_if_quiet(moved=True)
+    with pytest.raises(ValueError, match="the network is gone"):
+        roll.listen()

@@ -52,7 +52,7 @@ def test_every_contender_gives_a_row_and_a_table_that_was_cut_short_goes_on(tmp_
     ddp = found["ddp", "float32"]  # a ring of two sends one model per step
     assert found["diloco/4", "float32"] == ddp // 4
     assert found["noloco/4", "float32"] == pytest.approx(ddp / 4, rel=0.02)
-    assert found["noloco/4", "bfloat16"] == pytest.approx(ddp / 8, rel=0.02)
+    assert found["noloco/4", "bfloat16"] == pytest.approx(ddp / 8, rel=0.03)
     assert found["sgp", "float32"] == pytest.approx(ddp, rel=0.02)
     texts = [text.text for text in ElementTree.parse(drawing).iter("{http://www.w3.org/2000/svg}text")]
     assert "noloco/4 bfloat16 (0.7, 0.5)" in texts

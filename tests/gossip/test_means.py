@@ -12,6 +12,7 @@ from support.problems import Irregular
 import pushsum_opt as ps
 from pushsum_opt.errors import ConfigurationError, MismatchError, PeerFailed
 from pushsum_opt.gossip.means import Means, window_of
+from pushsum_opt.gossip.sketch import Sketch
 from pushsum_opt.gossip.wire import HEADER_BYTES
 from pushsum_opt.graphs import BaseK, Complete, OnePeerExponential, Ring
 from pushsum_opt.transport.loopback_world import EAGER_BYTES
@@ -131,6 +132,40 @@ def test_where_nobody_reports_the_headers_hold_zeros_and_no_window_is_found(monk
     assert seen
     assert not any(any(numbers) for numbers in seen)
     assert HEADER_BYTES < EAGER_BYTES, "loopback sends what is larger as MPI sends large messages"
+
+
+def test_a_tensor_on_an_accelerator_is_read_once_per_window_only():
+    reads = []
+
+    class OnDevice:
+        """What a tensor on a device has, of which it is counted how often it is read."""
+
+        device = type("device", (), {"type": "cuda"})
+
+        def __init__(self, value):
+            self.value = value
+
+        def detach(self):
+            return self
+
+        clone = detach
+
+        def numel(self):
+            return 1
+
+        def __float__(self):
+            reads.append(self.value)
+            return self.value
+
+    def rank(comm):
+        with ps.PushSum([np.zeros(3)], graph=OnePeerExponential(), comm=comm) as push_sum:
+            for k in range(6 * 3):  # a window has 3 rounds
+                push_sum.report(loss=OnDevice(float(k)))
+                push_sum.mix()
+            return push_sum.means()["loss"]
+
+    assert ps.testing.run(8, rank) == pytest.approx([15.0] * 8)
+    assert sorted(reads) == [float(3 * window) for window in range(6) for _ in range(8)]
 
 
 # ---------------------------------------------------------------------- names
@@ -291,6 +326,24 @@ def test_the_live_consensus_distance_is_near_the_exact_one(size, graph, tau):
     assert live == pytest.approx([exact] * size, rel=0.35)
     tenfold, _ = pulled_apart(size, graph=graph, staleness=tau, scale=10.0)
     assert tenfold == pytest.approx([10.0 * one for one in live], rel=0.2)
+
+
+def test_after_the_first_rounds_a_sketch_is_taken_in_every_sixteenth_at_most(monkeypatch):
+    taken = []
+    counted = Sketch.__call__
+
+    def count(self):
+        taken[-1] += 1
+        return counted(self)
+
+    monkeypatch.setattr(Sketch, "__call__", count)
+    with ps.PushSum([np.zeros(3)], graph=OnePeerExponential()) as push_sum:  # a window has one round
+        for _ in range(160):
+            taken.append(0)
+            push_sum.mix()
+            push_sum.means()
+    assert sum(taken[:128]) >= 126
+    assert [round for round, count in enumerate(taken) if count and round > 128] == [143, 159]
 
 
 def test_many_ranks_make_it_more_exact():

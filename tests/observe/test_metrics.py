@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import socket
 import subprocess
 import sys
 import urllib.request
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -155,9 +157,51 @@ def test_every_metric_on_the_dashboard_is_exported():
     for query in asked:
         assert names(query) <= exported.keys(), query
         for name, matched in re.findall(r"(pushsum_\w+)\{([^}]*)\}", query):
-            assert set(re.findall(r"(\w+)(?:=|!=|=~)\"", matched)) <= exported[name], query
+            assert set(re.findall(r"(\w+)(?:=|!=|=~|!~)\"", matched)) <= exported[name], query
         grouped = set(", ".join(re.findall(r"(?:by|on) ?\(([^)]*)\)", query)).replace(" ", "").split(",")) - {""}
         assert grouped <= set().union(*(exported[name] for name in names(query))), query
+
+
+def test_the_variable_makes_metrics_without_a_change_of_the_program(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setenv("PUSHSUM_METRICS", str(tmp_path / "made" / "here"))
+
+    def rank(comm):
+        parameter = torch.nn.Parameter(torch.zeros(2))
+        parameter.grad = torch.ones(2)
+        with ps.PushSumOptimizer(torch.optim.SGD([parameter], lr=0.1), comm=comm) as optimizer:
+            for _ in range(10):
+                optimizer.step()
+
+    ps.testing.run(2, rank)
+    for number in range(2):
+        about, row, *_ = lines(tmp_path / "made" / "here", number)
+        assert (about["about"]["optimizer"], row["round"]) == ("SGD", 9)
+
+
+def test_metrics_do_not_keep_an_optimizer_that_the_program_has_dropped(tmp_path):
+    torch = pytest.importorskip("torch")
+
+    def rank(comm):
+        parameter = torch.nn.Parameter(torch.zeros(2))
+        optimizer = ps.PushSumOptimizer(torch.optim.SGD([parameter], lr=0.1), comm=comm)
+        ps.observe.Metrics(optimizer, jsonl=tmp_path, every=1)
+        push_sum, dropped = optimizer.push_sum, weakref.ref(optimizer)
+        del optimizer
+        gc.collect()
+        assert dropped() is None
+        push_sum.mix()
+        push_sum.close()
+
+    ps.testing.run(1, rank)
+    assert [row["round"] for row in rows(tmp_path, 0)] == [0, 0]
+
+
+@pytest.mark.parametrize("means", [True, False])
+def test_means_over_ranks_are_measured_unless_they_are_not_wanted(tmp_path, means):
+    run(3, jsonl=tmp_path, means=means)
+    found = rows(tmp_path, 0)[-1]["means"]
+    assert found.get("mass_held") == (3.0 if means else None)
 
 
 def test_after_close_nothing_is_heard_any_more(tmp_path):

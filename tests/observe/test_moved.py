@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import pushsum_opt as ps
-from pushsum_opt.observe.metrics.moved import LOOK_EVERY, LOOKS_KEPT, SAMPLE, Moved
+from pushsum_opt.observe.metrics.moved import LOOK_EVERY, LOOKS_KEPT, PLACES, RUN, Moved, _flat
 
 
 def test_the_distance_is_that_of_all_elements():
@@ -35,6 +35,19 @@ def test_of_a_small_model_it_is_exact_whatever_the_dtype():
         assert moved.since_then(1000)["distance"] == pytest.approx(0.5 * 20**0.5)
 
 
+@pytest.mark.parametrize("size", [20, 60_000])
+def test_tensors_that_are_not_contiguous_are_not_copied_and_count(size):
+    torch = pytest.importorskip("torch")
+    last = torch.zeros(4, 5, 1, size // 20).to(memory_format=torch.channels_last)
+    turned = np.zeros((size // 20, 20)).T
+    for value in (last, turned):
+        moved = Moved(lambda value=value: [value])
+        moved.since_then(0)
+        value += 0.5
+        assert moved.since_then(1000)["distance"] == pytest.approx(0.5 * size**0.5)
+        assert np.shares_memory(_flat(value), value) if value is turned else _flat(value).data_ptr() == value.data_ptr()
+
+
 def test_it_looks_seldom_and_back_for_so_many_looks():
     value = np.zeros(3)
     moved = Moved(lambda: [value])
@@ -57,7 +70,7 @@ def test_after_parameters_were_added_it_begins_anew():
 
 
 def test_a_model_that_is_not_finite_has_no_distance():
-    value = np.zeros(SAMPLE)
+    value = np.zeros(PLACES * RUN)
     moved = Moved(lambda: [value])
     moved.since_then(0)
     value[0] = np.inf

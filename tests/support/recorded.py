@@ -61,10 +61,12 @@ class RecordedRun:
         self._posted: dict[tuple[int, int, int], float] = {}
         self._began = began
         self._files: list[JsonLines] = []
+        self.losses: list[ps.Loss] = []
         self.collected: list[Collected] = []
         for rank in range(size):
             facts = self._about(rank, host(rank), run) | (about or {})
-            self._files.append(JsonLines(folder, facts, now=lambda rank=rank: began + self.clocks[rank]))
+            self._files.append(JsonLines(folder, *self._sources(rank, facts)))
+            self._files[rank].begin()
             self.collected.append(Collected(rank, lambda: range(size), clock=lambda rank=rank: self.clocks[rank]))
 
     def go(self, rounds: int) -> RecordedRun:
@@ -80,9 +82,7 @@ class RecordedRun:
     def lose(self, rank: int, loss: ps.Loss) -> None:
         """A rank dies, and the others notice."""
         self.ranks.remove(rank)
-        self._files[rank]._file.close()
-        for one in self.ranks:
-            self._files[one].lost(loss)
+        self.losses.append(loss)
 
     def end(self, ranks: Iterable[int] | None = None) -> None:
         """Come to the end, on these ranks; None: on all that go on."""
@@ -90,6 +90,9 @@ class RecordedRun:
             self._write(rank)
             self._files[rank].close()
             self.ranks.remove(rank)
+
+    def _sources(self, rank: int, facts: dict[str, Any]) -> tuple[Callable[[], Any], ...]:
+        return lambda: facts, lambda: self.losses, lambda: self._began + self.clocks[rank]
 
     def _compute(self, rank: int) -> None:
         heard, round = self.collected[rank], self.round

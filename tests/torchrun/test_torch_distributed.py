@@ -38,6 +38,13 @@ def test_one_process_alone_needs_neither_a_launcher_nor_mpi4py():
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "0 1 0 3.0"), done.stdout
 
 
+def test_copies_that_do_not_see_each_other_are_refused():
+    command = [*warm_python(), "-c", "import pushsum_opt as ps; ps.size()"]
+    done = run(command, 60, PUSHSUM_TRANSPORT="torch", OMPI_COMM_WORLD_SIZE="4")
+    assert done.returncode == 1
+    assert "LaunchError: OMPI_COMM_WORLD_SIZE=4, but this process is alone" in done.stdout
+
+
 def test_process_groups_are_communicators_and_their_own_collectives_go_on():
     succeeds(4, "groups.py")
 
@@ -56,6 +63,12 @@ def test_how_a_rank_ends_is_told_by_those_that_wait_for_it(how, said):
     assert re.search(said, outputs[0] + outputs[1]), outputs
     if how == "raises":
         assert "rank 2 failed with the error above; ending all ranks" in outputs[2]
+
+
+def test_a_message_that_is_too_long_is_refused_and_what_is_left_of_it_keeps_no_process_from_ending():
+    codes, outputs = each_rank(2, "too_long.py", limit=60)
+    assert codes == [5, 0], outputs
+    assert "a message from rank 0 does not fit what was expected (its message: 10 bytes, got 100000)" in outputs[1]
 
 
 def test_calls_on_some_ranks_only_are_named():

@@ -159,6 +159,7 @@ def test_local_buffers_are_the_evaluations_own_and_keep_what_it_gives_them():
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")  # of torch 2.14
 def test_a_scripted_models_buffer_is_put_back():
     torch_script = torch.jit.script(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))
 

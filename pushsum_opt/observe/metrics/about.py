@@ -30,7 +30,7 @@ def describe(optimizer: Any, push_sum: Any, every: int) -> dict[str, Any]:
     The command line is not among them: it may hold secrets, and reports are handed on.
 
     Args:
-        optimizer: the wrapper, or the push-sum itself.
+        optimizer: the wrapper, the push-sum itself, or None where the wrapper is no more.
         every: rounds from one row to the next.
     """
     options = push_sum.member.options

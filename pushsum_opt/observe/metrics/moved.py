@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 __all__ = ["Moved"]
 
-SAMPLE = 4096
-"""Elements, about: evenly over the model; all of them where there are fewer."""
+PLACES = 128
+"""So many, evenly over the model, are looked at: the more, the longer a look takes with many small tensors."""
+RUN = 32
+"""Elements that follow each other at a place; where a model has no more than PLACES * RUN, all of it is looked at."""
 LOOK_EVERY = 100
 """Rounds from one look at the model to the next, at least."""
 LOOKS_KEPT = 10
@@ -38,37 +42,47 @@ class Moved:
         It is measured anew where so many rounds have passed since the last look.
         """
         if not self._looks or round - self._looks[-1][0] >= LOOK_EVERY:
-            sample, scale = self._look()
+            sample = self._look()
             if self._looks and len(self._looks[-1][1]) != len(sample):
                 self._looks.clear()  # parameters were added
             self._looks.append((round, sample))
             first, then = self._looks[0]
-            distance = scale * float(np.linalg.norm(sample - then))
+            distance = float(np.linalg.norm(sample - then))
             known = first < round and len(sample) and math.isfinite(distance)
             self._found = {"distance": distance, "rounds": float(round - first)} if known else {}
         return self._found
 
-    def _look(self) -> tuple[Any, float]:
-        """Return some elements, and by what their norm is multiplied to stand for all."""
-        flat = [one.reshape(-1) for one in self._parameters() if _on_host(one)]
-        total = sum(map(len, flat))
-        step = max(1, total // SAMPLE) | 1  # odd: rows of tensors mostly have even lengths
-        taken, begin = [], 0
-        for one in flat:
-            first = -begin % step
-            if first < len(one):
-                taken.append(_values(one[first::step]))
-            begin += len(one)
-        sample = np.concatenate(taken) if taken else np.zeros(0)
-        return sample, math.sqrt(total / max(1, len(sample)))
+    def _look(self) -> Any:
+        """Return some elements, each multiplied so that their norm stands for that of all."""
+        tensors = [one for one in self._parameters() if _on_host(one)]
+        ends = list(accumulate(math.prod(one.shape) for one in tensors))
+        total = ends[-1] if ends else 0
+        if total <= PLACES * RUN:
+            return np.concatenate([np.zeros(0), *(_values(_flat(one)) for one in tensors)])
+        taken = []
+        for place in range(PLACES):
+            at = (2 * place + 1) * total // (2 * PLACES)
+            number = bisect_right(ends, at)
+            flat = _flat(tensors[number])
+            begin = max(0, min(at - ends[number] + len(flat), len(flat) - RUN))
+            run = _values(flat[begin : begin + RUN])
+            taken.append(run * math.sqrt(total / PLACES / len(run)))
+        return np.concatenate(taken)
 
 
 def _on_host(tensor: Any) -> bool:
     return isinstance(tensor, np.ndarray) or tensor.device.type == "cpu"
 
 
+def _flat(tensor: Any) -> Any:
+    """Return its elements as they lie in memory, where they lie close together: without a copy of them."""
+    strides = tensor.strides if isinstance(tensor, np.ndarray) else tensor.stride()
+    order = sorted(range(len(strides)), key=lambda axis: -strides[axis])
+    own = tensor if isinstance(tensor, np.ndarray) else tensor.detach()
+    return (own.transpose(order) if isinstance(own, np.ndarray) else own.permute(order)).reshape(-1)
+
+
 def _values(elements: Any) -> Any:
     if isinstance(elements, np.ndarray):
         return elements.copy()
-    own = elements.detach()
-    return (own if own.is_complex() else own.double()).resolve_conj().numpy().copy()
+    return (elements if elements.is_complex() else elements.double()).resolve_conj().numpy().copy()

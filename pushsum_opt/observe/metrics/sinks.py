@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -31,33 +31,55 @@ class Sink(Protocol):
 class JsonLines:
     """Writes a line of JSON for each row, at once.
 
-    A file begins with ``{"about": ...}``, which says what ran. ``{"loss": ...}`` follows each loss of ranks, and
-    ``{"ended": time}`` is the last line of a rank that came to its end.
+    A file begins with ``{"about": ...}``, which says what ran. ``{"loss": ...}`` follows each loss of ranks, once more
+    when spares have taken their places, and ``{"ended": time}`` is the last line of a rank that came to its end.
 
     Args:
-        about: facts of :func:`~.about.describe`.
+        about: returns facts of :func:`~.about.describe`.
+        losses: returns the losses so far: :class:`~pushsum_opt.Loss`.
         now: returns the seconds since 1970.
     """
 
-    def __init__(self, directory: Path, about: dict[str, Any], now: Callable[[], float] = time.time) -> None:
-        rank, head = about["rank"], json.dumps({"about": about}) + "\n"
-        self._file = BoundedFile(
-            directory / file_name("metrics", about["run"], rank), LIMIT_BYTES, rank, lambda: head, "file of metrics"
-        )
-        self._now = now
+    def __init__(
+        self,
+        directory: Path,
+        about: Callable[[], dict[str, Any]],
+        losses: Callable[[], Sequence[Any]] = tuple,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._directory, self._about, self._losses, self._now = directory, about, losses, now
+        self._file: BoundedFile | None = None
+        self._lost = list(losses())
 
-    def lost(self, loss: Any) -> None:
-        """Write that ranks were lost: a :class:`~pushsum_opt.Loss`."""
-        self._file.append(json.dumps({"loss": {"time": self._now(), **asdict(loss)}}) + "\n")
-        self._file.flush()
+    def begin(self) -> None:
+        """Make the file. The first row does it too: a spare does not know before which run it takes part in."""
+        about = self._about()
+        rank, head = about["rank"], json.dumps({"about": about}) + "\n"
+        path = self._directory / file_name("metrics", about["run"], rank)
+        if path.exists():  # the rank whose place this spare takes has written it
+            path = path.with_name(f"{path.stem}-{about['pid']}{path.suffix}")
+        self._file = BoundedFile(path, LIMIT_BYTES, rank, lambda: head, "file of metrics")
 
     def take(self, numbers: Numbers) -> None:
-        self._file.append(json.dumps({"time": self._now(), **asdict(numbers)}) + "\n")
-        self._file.flush()
+        if self._file is None:
+            self.begin()
+        losses = [loss for loss in self._losses() if loss not in self._lost]
+        self._lost += losses
+        self._write(
+            *({"loss": {"time": self._now(), **asdict(loss)}} for loss in losses),
+            {"time": self._now(), **asdict(numbers)},
+        )
 
     def close(self) -> None:
-        self._file.append(json.dumps({"ended": self._now()}) + "\n")
-        self._file.close()
+        if self._file is not None:
+            self._write({"ended": self._now()})
+            self._file.close()
+
+    def _write(self, *lines: dict[str, Any]) -> None:
+        assert self._file is not None
+        for line in lines:
+            self._file.append(json.dumps(line) + "\n")
+        self._file.flush()
 
 
 class TensorBoard:

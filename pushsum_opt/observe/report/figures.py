@@ -85,8 +85,8 @@ class RunFigures:
     def __post_init__(self) -> None:
         self.step = _median([one.step for one in self.ranks])
         """The median over ranks of the mean step time, in s."""
-        self.own = _median([one.own for one in self.ranks])
-        """The median over ranks of the time of a step that is not waited, in s."""
+        self.own = statistics.median_low([one.own for one in self.ranks]) if self.ranks else 0.0
+        """The median over ranks of the time of a step that is not waited, in s; of two ranks, that of the quicker."""
         self.wait = _mean([one.wait for one in self.ranks])
         """Waited in rounds, the mean over ranks, in s per step."""
         self.wait_all = _mean([one.wait_all for one in self.ranks])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,7 @@ class RankLog:
             if len(self.rows) > 2 * most:
                 self.rows = [*self.rows[1:-1:2], self.rows[-1]]
         elif "loss" in line:
-            if line["loss"] not in self.losses:
-                self.losses.append(line["loss"])
+            _add_loss(self.losses, line["loss"])
         elif "ended" in line:
             self.ended = float(line["ended"])
 
@@ -71,10 +70,12 @@ class RankLog:
 class Run:
     """What all ranks of one run have written so far."""
 
-    def __init__(self, name: str, ranks: dict[int, RankLog]) -> None:
+    def __init__(self, name: str, logs: Collection[RankLog]) -> None:
         self.name = name
-        self.ranks = dict(sorted(ranks.items()))
-        """By rank."""
+        latest = {log.rank: log for log in sorted(logs, key=lambda log: log.about["began"])}
+        self.ranks = dict(sorted(latest.items()))
+        """By rank; where a spare has taken the place of a rank, what the spare has written."""
+        self._logs = logs
 
     @property
     def about(self) -> dict[str, Any]:
@@ -90,7 +91,7 @@ class Run:
     @property
     def began(self) -> float:
         """When its first rank began, in s since 1970."""
-        return min(float(one.about["began"]) for one in self.ranks.values())
+        return min(float(one.about["began"]) for one in self._logs)
 
     @property
     def seen(self) -> float:
@@ -100,11 +101,11 @@ class Run:
     @property
     def losses(self) -> list[dict[str, Any]]:
         """Losses of ranks, oldest first, each once."""
-        found: dict[tuple[Any, ...], dict[str, Any]] = {}
-        for one in self.ranks.values():
-            for loss in one.losses:
-                found.setdefault((loss["round"], *loss["ranks"]), loss)
-        return sorted(found.values(), key=lambda loss: loss["time"])
+        found: list[dict[str, Any]] = []
+        for log in self._logs:
+            for loss in log.losses:
+                _add_loss(found, loss)
+        return sorted(found, key=lambda loss: float(loss["time"]))
 
     @property
     def lost(self) -> set[int]:
@@ -166,7 +167,7 @@ class Folder:
             for line in self._new_lines(log.path):
                 log.take(line, most)
         assert self._wanted is not None
-        return Run(self._wanted, {log.rank: log for log in self._logs.values()})
+        return Run(self._wanted, list(self._logs.values()))
 
     def _find(self, known: dict[Path, RankLog] | None = None) -> dict[str, list[RankLog]]:
         """Return the logs of files that are not known, by run; of one run, where that is chosen."""
@@ -207,6 +208,16 @@ class Folder:
                 yield from _complete(file.read())[0]
         except OSError:
             return
+
+
+def _add_loss(losses: list[dict[str, Any]], loss: dict[str, Any]) -> None:
+    """Add a loss to others, or to what is known of it: its ranks may have been replaced since."""
+    for index, known in enumerate(losses):
+        if (known["round"], known["ranks"]) == (loss["round"], loss["ranks"]):
+            more = max(known, loss, key=lambda one: len(one["replaced"]))
+            losses[index] = {**more, "time": min(known["time"], loss["time"])}
+            return
+    losses.append(loss)
 
 
 def recorded(row: Row, name: str) -> float | None:

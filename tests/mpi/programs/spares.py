@@ -123,6 +123,7 @@ if is_spare and is_whole():
 while end is None or step < end:
     if step in kills:
         die()
+    optimizer.report(member=optimizer.members[optimizer.rank])
     optimizer.zero_grad()
     scaler.scale(model(torch.randn(8, 50)).square().mean()).backward()
     scaler.step(optimizer)
@@ -139,6 +140,8 @@ while end is None or step < end:
         if not one_closes:
             compare(before, is_new=False)
 assert scheduler.last_epoch == step
+if mode == "0":
+    assert abs(optimizer.means()["member"] - sum(optimizer.members) / optimizer.size) < 1e-12, optimizer.means()
 if one_closes:
     saver.close()
 optimizer.drain()

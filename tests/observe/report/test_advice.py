@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from support.recorded import RecordedRun
 
@@ -39,12 +41,32 @@ def test_a_run_in_which_nothing_is_wrong_gets_no_advice_but_that_all_reduce_woul
     assert [rule.__name__ for rule in RULES if rule(evidence)] == ["all_reduce_would_do"]
 
 
+RECORDINGS = Path(__file__).parent / "recordings"
+"""Written by examples/slow_rank.py on four ranks under mpirun with ``--seconds 0.03``, a row every 100 rounds; one
+of them with ``--slow -1 --staleness 1`` too."""
+
+
+def test_of_a_run_under_mpirun_with_a_slow_rank():
+    first, second = advise(Folder(RECORDINGS / "slow-rank").look())
+    assert "Rank 2 needs 124 ms for the own work of a step, 1.94 x the median of 64.0 ms" in first.text
+    assert "(60.0 ms more than usual are in the span 'data')" in first.text
+    assert "Ring() needs 20 rounds" in second.text
+
+
+def test_of_a_run_under_mpirun_in_which_no_rank_is_slow():
+    assert ["Ring()" in advice.text for advice in advise(Folder(RECORDINGS / "even").look())] == [True]
+
+
 class TestSlowRank:
     def test_one_rank(self, recorded):
         advice = speed.a_rank_is_slow(recorded(own=slow(3)))
         assert "Rank 3 needs 90.0 ms for the own work of a step, 1.80 x the median of 50.0 ms" in advice.text
         assert "staleness='unbounded'" in advice.text
         assert advice.saves == pytest.approx(4 / 9, abs=0.02)
+
+    def test_one_of_two(self, recorded):
+        advice = speed.a_rank_is_slow(recorded(size=2, own=slow(1)))
+        assert "Rank 1 needs 90.0 ms for the own work of a step, 1.80 x the median of 50.0 ms" in advice.text
 
     def test_a_whole_host(self, recorded):
         advice = speed.a_rank_is_slow(recorded(own=slow(4, 5), size=12, host=lambda rank: f"node{rank // 2}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 
@@ -111,6 +112,27 @@ def test_ranks_that_come_later_are_found(tmp_path):
     late.write_bytes(text)
     assert folder.look().missing == []
     model.end()
+
+
+def test_a_spare_writes_beside_the_rank_whose_place_it_takes_and_counts_from_then_on(tmp_path):
+    run = RecordedRun(tmp_path, 3).go(50)
+    run.lose(1, ps.Loss((1,), 51, 0.75, 1, 0.25, 1.5))
+    run.go(50)
+    folder = Folder(tmp_path)
+    assert folder.look().lost == {1}
+    run.losses[0] = dataclasses.replace(run.losses[0], replaced=(1,))
+    spare = RecordedRun(tmp_path, 3, began=BEGAN + max(run.clocks), about={"pid": 77})
+    spare.go(50)
+    run.go(50)
+    for other in (0, 2):
+        next(tmp_path.glob(f"*-{other:05d}-77.jsonl")).unlink()
+    assert len(list(tmp_path.glob("*-00001*"))) == 2
+    found = folder.look()
+    assert found.ranks[1].about["pid"] == 77
+    assert found.lost == set()
+    [loss] = found.losses
+    assert loss["replaced"] == [1]
+    assert loss["time"] < BEGAN + 3.1  # when the rank was lost
 
 
 def test_a_folder_without_metrics_is_an_error_that_says_how_to_make_some(tmp_path):

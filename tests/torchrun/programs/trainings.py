@@ -56,5 +56,11 @@ if size % 2 == 0:
     values = ps.allgather(float(model.weight.detach().sum()))
     assert values[rank] == values[rank ^ 1], values
     pair.close()
-assert not torch.distributed.is_initialized()  # the program's own process group is its own affair
+
+# The program's own process group is its own affair: it has needed none, and may make one now.
+assert not torch.distributed.is_initialized()
+torch.distributed.init_process_group("gloo")
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+ps.barrier()
 print(f"rank {rank} of {size}: ok")

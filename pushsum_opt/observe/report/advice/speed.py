@@ -71,7 +71,7 @@ def _named(evidence: Evidence, slow: list[RankFigures]) -> str:
 def _span_that_explains(evidence: Evidence, worst: RankFigures) -> str:
     more = worst.own - evidence.figures.own
     usual = {
-        name: statistics.median(one.spans.get(name, 0.0) for one in evidence.figures.ranks) for name in worst.spans
+        name: statistics.median_low(one.spans.get(name, 0.0) for one in evidence.figures.ranks) for name in worst.spans
     }
     found = max(worst.spans, key=lambda name: worst.spans[name] - usual[name], default=None)
     if found is None or worst.spans[found] - usual[found] < SPAN_EXPLAINS * more:

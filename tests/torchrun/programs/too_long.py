@@ -1,0 +1,25 @@
+"""Rank 1 has a smaller buffer than rank 0's message: gloo itself would end the process. Rank 0 ends with code 5."""
+
+import sys
+
+import numpy as np
+
+from pushsum_opt import transport, world
+from pushsum_opt.errors import MismatchError
+from pushsum_opt.observe.events import Events
+from pushsum_opt.transport.waiting import Waiter
+
+comm = world.communicator()
+channel = transport.connect(comm)
+waiter = Waiter(channel, Events(), 30.0)
+if comm.rank == 0:
+    channel.post(np.zeros(100_000, np.uint8), 1, 0, "it")
+else:
+    try:
+        waiter.wait((channel.expect(np.zeros(10, np.uint8), 0, 0, "its message"),), 0)
+    except MismatchError as error:
+        print(error)
+waiter.wait((channel.barrier("the end"),), 0)
+channel.close()
+if comm.rank == 0:  # its message is never taken, and a thread still waits for that
+    sys.exit(5)
