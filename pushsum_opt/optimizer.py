@@ -97,6 +97,9 @@ class PushSumOptimizer(torch.optim.Optimizer):
     [3, 3]
     """
 
+    push_sum: PushSum
+    """What exchanges, and what is known of it."""
+
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
