@@ -94,10 +94,14 @@ def spread(values: Iterable[float], digits: int = 2) -> str:
 
 
 RATES = (0.1, 0.05, 0.025, 0.0125, 0.00625)
+EPOCHS_AT_RATE = 2
 
 
 def deviations(arguments: argparse.Namespace) -> list[Row]:
-    """Distances of the ranks' models from their average, at several learning rates, with one peer and with two."""
+    """Distances of the ranks' models from their average after a drop of the learning rate, with one peer and with two.
+
+    All runs are the same until then, so that the gradients are of about one size.
+    """
     rows = []
     for graph in (OnePeerExponential(), KPeerExponential(2)):
         for rate in RATES:
@@ -106,8 +110,7 @@ def deviations(arguments: argparse.Namespace) -> list[Row]:
                 def work(job: Job, graph: Any = graph, rate: float = rate) -> np.ndarray:
                     return distances(job, graph, rate, arguments.epochs)
 
-                steps = np.stack(on_ranks(arguments.ranks, seed, work))  # ranks x steps
-                late = steps[:, steps.shape[1] // 2 :]  # training has settled, and ranks are at rest
+                late = np.stack(on_ranks(arguments.ranks, seed, work))  # ranks x steps
                 rows.append(
                     {
                         "graph": str(graph), "rate": rate, "seed": seed, "mean": late.mean(),
@@ -127,15 +130,18 @@ def deviations(arguments: argparse.Namespace) -> list[Row]:
 
 
 def distances(job: Job, graph: Any, rate: float, epochs: int) -> np.ndarray:
-    """Return this rank's distance from the average after each step."""
-    optimizer = ps.PushSumOptimizer(job.sgd(rate), job.model, graph=graph, comm=job.comm)
+    """Train at the highest rate, then at another one; return distances from the average in the last epoch."""
+    optimizer = ps.PushSumOptimizer(job.sgd(RATES[0]), job.model, graph=graph, comm=job.comm)
     found = []
-    for epoch in range(epochs):
+    for epoch in range(epochs + EPOCHS_AT_RATE):
+        if epoch == epochs:
+            optimizer.param_groups[0]["lr"] = rate
         for images, labels in job.batches(epoch):
             job.backward(images, labels)
             optimizer.step()
-            mine = job.flat()
-            found.append(np.linalg.norm(mine - ps.average(mine, data_weight=1.0, comm=job.comm)))
+            if epoch == epochs + EPOCHS_AT_RATE - 1:
+                mine = job.flat()
+                found.append(np.linalg.norm(mine - ps.average(mine, data_weight=1.0, comm=job.comm)))
     optimizer.close()
     return np.array(found)
 
