@@ -51,7 +51,7 @@ def train(
         hosts: whose memory each rank has; None: all share one.
         dies: the step in which rank 1 dies, before it saves.
         breaks: the step after which something is passed that cannot be saved.
-        finished: a set that all ranks share: those that have come to step ``stop``.
+        finished: a set that all ranks share: those that have come to step ``stop`` and have saved in memory.
     """
     if options.pop("slow", False):
         options["algorithm"] = ps.algorithms.SlowMomentum(every=3)
@@ -80,9 +80,11 @@ def train(
         own = run.optimizer.state_dict()["push_sum"]
         z = {name: wide(p.detach().clone()) for name, p in run.model.named_parameters()}
         seen.append({"w": own["push_weight"], "z": z, "r": own["residuals"]})
-    if run.optimizer.staleness == "unbounded":  # a rank that has ended would be missed in the first save, which waits
-        finished.add(comm.rank)
+    if run.optimizer.staleness == "unbounded":
+        # The first save waits for all ranks: each takes steps until all have been in it.
         while len(finished) < comm.size:
+            if saver._memory._generation > 0:
+                finished.add(comm.rank)
             run.steps(stop, stop + 1)
             saver.after_step(step=stop)
     end = run.everything()
