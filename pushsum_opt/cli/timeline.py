@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, default=Path("trace.json"), metavar="OUT", help="the file to write (trace.json)"
     )
     parser.epilog = (
-        "Open the file with ui.perfetto.dev or chrome://tracing. It may be made while the run goes on, and after a run "
+        "Open the file with ui.perfetto.dev. It may be made while the run goes on, and after a run "
         "that was killed. Where the folder holds several runs, the newest is taken."
     )
 

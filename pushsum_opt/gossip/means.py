@@ -27,10 +27,10 @@ from ..graphs.settling import rounds_to_settle
 from .sketch import NUMBERS
 from .wire import NO_NUMBERS, NUMBERS_BYTES
 
-__all__ = ["CONSENSUS_DISTANCE", "MASS_HELD", "MOST_NAMES", "Means", "Window", "window_of"]
+__all__ = ["CONSENSUS_DISTANCE", "MASS_HELD", "MASS_IN_FLIGHT", "MOST_NAMES", "Means", "Window", "window_of"]
 
 MOST_NAMES = 16
-CONSENSUS_DISTANCE, MASS_HELD = "consensus_distance", "mass_held"
+CONSENSUS_DISTANCE, MASS_HELD, MASS_IN_FLIGHT = "consensus_distance", "mass_held", "mass_in_flight"
 OWN = (CONSENSUS_DISTANCE, MASS_HELD)
 """What the library itself reports, in the first places; then come the numbers of sketches, and the user's values."""
 DISTANCE, MASS = range(len(OWN))
@@ -181,7 +181,7 @@ class Means:
         """Return the means by name, as they were at the end of the last window.
 
         Args:
-            size: n, the number of participants.
+            size: n, the number of participants, and all the mass that there is.
         """
         if self._read is None:
             return {}
@@ -193,11 +193,12 @@ class Means:
             found[CONSENSUS_DISTANCE] = math.sqrt(max(0.0, found[CONSENSUS_DISTANCE]))
         if MASS_HELD in found:
             found[MASS_HELD] *= size
+            found[MASS_IN_FLIGHT] = max(0.0, size - found[MASS_HELD])
         return found
 
     def _add(self, new: Sequence[str]) -> None:
         here, names = self._name(None), [*self._names, *new]
-        if taken := [name for name in new if name in OWN]:
+        if taken := [name for name in new if name in (*OWN, MASS_IN_FLIGHT)]:
             raise ConfigurationError(
                 f"rank {here}: report({taken[0]}=...): means() has this name already. Choose another"
             )

@@ -71,10 +71,16 @@ class Listener:
     # ------------------------------------------------------------------ waits
 
     def wait_begins(self, call: str, peer: int | None, round: int) -> None:
-        """This rank begins to wait, in a round or in a collective call; there ``peer`` is None."""
+        """This rank begins to wait, in a round or in a collective call; there ``peer`` is None.
+
+        Where it waits for several peers, ``peer`` is one of them.
+        """
 
     def wait_ends(self, call: str, peer: int | None, round: int, seconds: float) -> None:
-        """That wait is over, perhaps by an error. It lasted ``seconds`` seconds. Calls :meth:`waited`."""
+        """That wait is over, perhaps by an error. It lasted ``seconds`` seconds. Calls :meth:`waited`.
+
+        Where it was for several peers, ``peer`` is the one that kept this rank waiting to the end.
+        """
         self.waited(seconds)
 
     def waited(self, seconds: float) -> None:

@@ -255,9 +255,9 @@ class PushSum:
         After a resume and after a loss they begin anew. An exact average (:meth:`average`) makes them exact. With
         ``within_host``, the ranks with the same number on their hosts are averaged.
 
-        Once it was called on any rank, all ranks measure two numbers more. ``consensus_distance`` is an estimate of
+        Once it was called on any rank, all ranks measure three numbers more. ``consensus_distance`` is an estimate of
         what :func:`~pushsum_opt.consensus_distance` returns, 10 to 35 % off with few ranks; not where the model is on a
-        GPU. ``mass_held`` is the sum over ranks of w, without what is in flight.
+        GPU. ``mass_held`` is the sum over ranks of w, and ``mass_in_flight`` what messages hold; together they are n.
 
         Returns:
             An empty dict in the first window.

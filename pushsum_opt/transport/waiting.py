@@ -103,13 +103,14 @@ class Waiter:
         begin = moved = clock()
         said = 1
         slice = min(LISTEN_AFTER_S, self._timeout, self._stall_seconds)
-        peer, call = pending[0].peer, current_call(pending[0].what)
-        peer = None if peer is None or peer < 0 else peer
-        self._report.wait_begins(call, peer, round)
+        call = current_call(pending[0].what)
+        last = pending[0]  # of several, the one that was missing to the end is what this rank waited for
+        self._report.wait_begins(call, _peer(last), round)
         with contextlib.ExitStack() as stack:
-            stack.callback(lambda: self._report.wait_ends(call, peer, round, clock() - begin))
+            stack.callback(lambda: self._report.wait_ends(call, _peer(last), round, clock() - begin))
             waiting: Waiting | None = None
             while True:
+                last = pending[0]
                 moved_now = self._transport.poll(slice)
                 pending = left()
                 if pending and self._listen():  # what a rank did before it failed may be all that is needed
@@ -256,6 +257,10 @@ class Waiter:
 
 def _chain(waiting: Waiting | None) -> str:
     return "" if waiting is None else waiting.sentence()
+
+
+def _peer(ticket: Ticket) -> int | None:
+    return None if ticket.peer is None or ticket.peer < 0 else ticket.peer
 
 
 def _in_round(round: int, before: str) -> str:

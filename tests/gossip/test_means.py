@@ -217,6 +217,7 @@ def test_a_name_in_the_place_of_another_one_is_refused_where_it_is_first_used():
     [
         ({f"number_{k}": 1.0 for k in range(17)}, r"17 names in all \(number_0, .*room for 16"),
         ({"mass_held": 1.0}, r"report\(mass_held=...\): means\(\) has this name already"),
+        ({"mass_in_flight": 1.0}, r"report\(mass_in_flight=...\): means\(\) has this name already"),
         ({"loss": "low"}, r"report\(loss=...\): expected a number, or a tensor of one element; got str"),
         ({"loss": np.zeros(2)}, "expected a number, or a tensor of one element; got ndarray"),
     ],
@@ -382,3 +383,4 @@ def test_tensors_that_are_no_parameters_are_left_out_of_the_distance():
 def test_the_mass_that_ranks_hold_is_what_is_not_in_flight(tau, held):
     found = watched(4, 60, lambda rank, k: None, graph=OnePeerExponential(), staleness=tau, data_weight=1.0)
     assert [path[-1]["mass_held"] for path in found] == pytest.approx([held] * 4, rel=1e-9)
+    assert [path[-1]["mass_in_flight"] for path in found] == pytest.approx([4.0 - held] * 4, rel=1e-9)

@@ -60,7 +60,7 @@ def test_a_file_of_each_rank_holds_a_row_for_every_so_many_rounds(tmp_path):
         assert set(found[3]["wait_seconds_total"]) <= {"all", str(1 - rank)}
         assert str(1 - rank) in found[3]["wait_seconds_total"]
         assert first["message_age"] == {"mean": 0.0, "max": 0.0}
-        assert last["means"] == {"mass_held": 2.0, "consensus_distance": 0.0}
+        assert last["means"] == {"mass_held": 2.0, "mass_in_flight": 0.0, "consensus_distance": 0.0}
 
 
 def test_a_file_begins_with_what_ran_and_ends_with_the_end(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -130,10 +132,35 @@ def test_calls_and_waits_come_in_pairs_and_name_the_call(staleness):
         assert waits
         for begin, end in zip(waits[::2], waits[1::2], strict=True):
             assert (begin["name"], end["name"]) == ("wait begins", "wait ends")
-            assert [begin[key] for key in ("call", "peer", "round")] == [end[key] for key in ("call", "peer", "round")]
+            assert [begin[key] for key in ("call", "round")] == [end[key] for key in ("call", "round")]
             assert begin["call"] in {"mix()", *names}
-            assert begin["peer"] in (None, (rank + 1) % 3, (rank - 1) % 3)
+            for peer in (begin["peer"], end["peer"]):
+                assert peer in (None, (rank + 1) % 3, (rank - 1) % 3)
             assert end["seconds"] >= 0
+
+
+@pytest.mark.parametrize("late", [0, 2, 3])
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_wait_for_several_messages_is_for_the_one_that_comes_last(staleness, late):
+    def rank(comm):
+        z = np.zeros(10)
+        with ps.PushSum([z], graph=ps.graphs.Complete(), staleness=staleness, comm=comm) as push_sum:
+            diary = Diary(z)
+            push_sum.subscribe(diary)
+            for _ in range(3):
+                push_sum.mix()
+            push_sum.unsubscribe(diary)
+            return diary
+
+    def delays(sender, receiver, sent_before):
+        return 0.2 if sender == late else 0.0
+
+    for number, diary in enumerate(ps.testing.run(4, rank, delays=delays)):
+        waited = Counter()
+        for line in diary.named("wait ends"):
+            waited[line["peer"]] += line["seconds"]
+        if number != late:
+            assert max(waited, key=waited.get) == late
 
 
 def test_the_local_step_is_told_before_and_after_the_parameters_change():

@@ -102,11 +102,61 @@ def test_the_trace_shows_rounds_waits_spans_calls_and_counters_on_every_rank(tmp
         assert f"wait for {(rank - 1) % 3}" in names
         assert "close()" in names
         counters = [event for event in trace.events if event["ph"] == "C" and event["pid"] == rank]
-        assert [one["args"]["push weight"] for one in counters if one["name"] == "push weight"] == [1.0] * 12
-        assert all(one["args"][one["name"]] > 0 for one in counters)
+        assert [one["args"]["w"] for one in counters if one["name"] == "push weight"] == [1.0] * 12
+        assert all(one["args"]["per second"] > 0 for one in counters if one["name"] == "bytes sent")
     assert {event["args"]["name"].split(" on ")[0] for event in trace.events if event["name"] == "process_name"} == {
         "rank 0", "rank 1", "rank 2",
     }  # fmt: skip
+
+
+def test_the_trace_has_counters_of_the_means_over_ranks(tmp_path):
+    def rank(comm):
+        z = np.full(20_000, float(comm.rank))
+        with ps.PushSum([z], comm=comm, staleness=1) as push_sum:
+            ps.observe.Timeline(push_sum, tmp_path)
+            push_sum.report(loss=comm.rank, bad=np.nan)
+            for k in range(40):
+                z += 1e-3 * comm.rank * k
+                push_sum.mix()
+
+    ps.testing.run(4, rank)
+    counters = [event for event in trace_of(tmp_path).events if event["ph"] == "C"]
+    for rank in range(4):
+        last = {one["name"]: one["args"] for one in counters if one["pid"] == rank}
+        assert last.pop("bytes sent")["per second"] > 0
+        assert last.pop("push weight") == {"w": pytest.approx(2 / 3)}
+        last = {name: series["over ranks"] for name, series in last.items()}
+        assert last.pop("consensus_distance") > 0
+        assert last == pytest.approx({"loss": 1.5, "mass_held": 8 / 3, "mass_in_flight": 4 / 3})
+
+
+def test_a_timeline_without_means_has_none_measured(tmp_path):
+    def rank(comm):
+        with ps.PushSum([np.full(20, float(comm.rank))], comm=comm) as push_sum:
+            ps.observe.Timeline(push_sum, tmp_path, means=False)
+            for _ in range(20):
+                push_sum.mix()
+            return push_sum.means()
+
+    assert ps.testing.run(2, rank) == [{}, {}]
+    assert {one["name"] for one in trace_of(tmp_path).events if one["ph"] == "C"} == {
+        "push weight", "bytes sent",
+    }  # fmt: skip
+
+
+def test_a_wait_is_named_after_the_rank_that_was_waited_for_to_the_end(tmp_path):
+    def rank(comm):
+        with ps.PushSum([np.zeros(10)], graph=ps.graphs.Complete(), comm=comm) as push_sum:
+            ps.observe.Timeline(push_sum, tmp_path)
+            push_sum.mix()
+
+    ps.testing.run(4, rank, delays=lambda sender, receiver, before: 0.2 if sender == 3 else 0.0)
+    trace = trace_of(tmp_path)
+    for rank in range(3):
+        waits = [
+            one for one in trace.slices if one["pid"] == rank and one["cat"] == "wait" and one["args"]["round"] == 0
+        ]
+        assert max(waits, key=lambda one: one["dur"])["name"] == "wait for 3"
 
 
 def test_only_the_rounds_that_were_asked_for_are_written(tmp_path):

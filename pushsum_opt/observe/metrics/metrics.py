@@ -22,7 +22,8 @@ class Metrics(Collected):
 
     Step time (quantiles, mean, max), time waited by the rank waited for, ages of messages, push weight, bytes, skipped
     chunks, missed blocks, the seconds of each :func:`span`, and what :meth:`log` adds. Also the means over ranks of
-    :meth:`PushSum.means`: of what ranks report, the consensus distance, and the mass held; all ranks measure them then.
+    :meth:`PushSum.means`: of what ranks report, the consensus distance, and the mass held and in flight. All ranks
+    measure them then.
 
     Args:
         optimizer: a :class:`~pushsum_opt.PushSumOptimizer` or a :class:`~pushsum_opt.PushSum`.

@@ -131,7 +131,7 @@ def _who_waits(figures: RunFigures, blocks: Sequence[Sequence[RankFigures]]) -> 
     most = max(waited, key=lambda rank: waited[rank], default=None)
     said = (
         "Each row is a rank that waits, each column the rank that it waits for; the stronger the colour, the longer. A "
-        "wait for several messages at a time counts for the first of them."
+        "wait for several messages at a time counts for the one that came last."
     )
     if most is not None and waited[most] > 0:
         said += f" {percent(waited[most] / sum(waited.values()))} of all waiting is for rank {most}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -82,9 +83,14 @@ class Tracks:
         if kind in BEGINS:
             self._open.setdefault(thread, []).append(_opened(kind, now, rest))
         elif kind in ENDS:
+            if kind == "w":
+                self._name_wait(thread, rest)
             yield from self._ended(ENDS[kind], thread, now)
             if kind == "r":
                 yield from self._counters(now, rest[1])
+        elif kind == "v":
+            known = {name: value for name, value in rest[0].items() if math.isfinite(value)}
+            yield from (self._counter(now, name, "over ranks", value) for name, value in known.items())
         elif kind == "p":
             yield self._posted(thread, now, *rest)
         elif kind == "m":
@@ -97,6 +103,12 @@ class Tracks:
             yield self._mark(thread, now, f"{rest[2]} blocks from {rest[1]} missed", {"round": rest[0]})
         elif kind == "!":
             yield self._mark(thread, now, rest[0], {})
+
+    def _name_wait(self, thread: int, rest: list[Any]) -> None:
+        """Only the end of a wait says which of several peers it was for."""
+        wait = next((one for one in reversed(self._open.get(thread, [])) if one.kind == "W"), None)
+        if wait is not None:
+            wait.name = _wait_name(rest[1])
 
     def _ended(self, kind: str, thread: int, now: float) -> Iterator[dict[str, Any]]:
         """End the innermost slice of a kind, and with it what was begun inside and left by an error."""
@@ -136,13 +148,15 @@ class Tracks:
         return {"ph": "i", "s": "t", "pid": self._rank, "tid": thread, "ts": now, "name": name, "args": about}
 
     def _counters(self, now: float, push_weight: float) -> Iterator[dict[str, Any]]:
-        yield self._counter(now, "push weight", push_weight)
+        yield self._counter(now, "push weight", "w", push_weight)
         if self._round_ended is not None and now > self._round_ended:
-            yield self._counter(now, "bytes sent per second", round(self._bytes / (now - self._round_ended) * 1e6))
+            per_second = round(self._bytes / (now - self._round_ended) * 1e6)
+            yield self._counter(now, "bytes sent", "per second", per_second)
         self._round_ended, self._bytes = now, 0
 
-    def _counter(self, now: float, name: str, value: float) -> dict[str, Any]:
-        return {"ph": "C", "pid": self._rank, "ts": now, "name": name, "args": {name: value}}
+    def _counter(self, now: float, name: str, series: str, value: float) -> dict[str, Any]:
+        # Perfetto shows a counter under its name and its series, as one text.
+        return {"ph": "C", "pid": self._rank, "ts": now, "name": name, "args": {series: value}}
 
 
 CATEGORIES = {
@@ -160,4 +174,8 @@ def _opened(kind: str, now: float, rest: list[Any]) -> _Open:
         return _Open(kind, f"round {rest[0]}", now, about)
     if kind == "C":
         return _Open(kind, rest[1], now, about)
-    return _Open(kind, "wait" if rest[1] is None else f"wait for {rest[1]}", now, {**about, "call": rest[2]})
+    return _Open(kind, _wait_name(rest[1]), now, {**about, "call": rest[2]})
+
+
+def _wait_name(peer: int | None) -> str:
+    return "wait" if peer is None else f"wait for {peer}"

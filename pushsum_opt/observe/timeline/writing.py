@@ -30,9 +30,9 @@ LAST_CALL = "close()"
 class Timeline(Listener):
     """Collective. Writes what this rank does to a file; ``pushsum timeline`` makes one trace of all ranks' files.
 
-    Steps, rounds, messages, waits, collective calls and :func:`spans <span>` are written, each with its time. The file
-    holds everything up to the last round, however the process ends. Where it would grow beyond ``limit`` bytes, the
-    oldest events are dropped. All ranks compare their clocks now and when the optimizer is closed.
+    Steps, rounds, messages, waits, collective calls, :func:`spans <span>` and means are written, each with its time.
+    The file holds everything up to the last round, however the process ends. Where it would grow beyond ``limit``
+    bytes, the oldest events are dropped. All ranks compare their clocks now and when the optimizer is closed.
 
     ``PUSHSUM_TIMELINE=DIR`` makes one for every optimizer, without a change of the program.
 
@@ -41,6 +41,8 @@ class Timeline(Listener):
         directory: where the files of all ranks are written; it is made if it is not there.
         rounds: write rounds ``rounds[0] <= k < rounds[1]`` only; None: all of them.
         limit: the most bytes that this rank's files take, at least 64 KiB.
+        means: whether to write what :meth:`PushSum.means` returns, where it has changed. All ranks measure the
+            consensus distance then; :class:`Metrics` says what that takes.
         clock: returns this rank's seconds; None: the clock of the machine that only grows.
 
     Raises:
@@ -54,6 +56,7 @@ class Timeline(Listener):
         *,
         rounds: tuple[int, int] | None = None,
         limit: int = 64 << 20,
+        means: bool = True,
         clock: Clock | None = None,
     ) -> None:
         push_sum = getattr(optimizer, "push_sum", optimizer)
@@ -73,6 +76,8 @@ class Timeline(Listener):
             lambda: self._head,
         )
         self._compare_clocks("ps.observe.Timeline()")
+        self._read_means = push_sum.means if means else dict
+        self._means = json.dumps(self._read_means())  # from now on all ranks measure what it has
         self._round_may_begin(push_sum.round)
         push_sum.subscribe(self)
         push_sum.member.before_close.append(self._last_comparison)
@@ -168,6 +173,9 @@ class Timeline(Listener):
 
     def round_ends(self, round: int, push_weight: float) -> None:
         self._write("r", f",{round},{float(push_weight)!r}")
+        if self._on and (means := json.dumps(self._read_means())) != self._means:
+            self._means = means
+            self._write("v", f",{means}")
         self._file.flush()
         self._round_may_begin(round + 1)
 

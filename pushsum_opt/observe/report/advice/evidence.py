@@ -59,16 +59,6 @@ class Evidence:
         found = [one for one in self.figures.ranks if one.own > limit and self.figures.own > 0]
         return sorted(found, key=lambda one: -one.own)
 
-    @cached_property
-    def several_messages(self) -> bool:
-        """Whether a rank is ever sent several messages in a round: a wait then counts for one of them."""
-        rounds = {log.about["participant"]: log.about["rounds"] for log in self.run.ranks.values()}
-        for k in range(min(map(len, rounds.values()))):
-            receivers = [peer for given in rounds.values() for peer, _ in given[k]]
-            if len(receivers) > len(set(receivers)):
-                return True
-        return False
-
     def part(self, seconds: float) -> float:
         """Return a time as a part of a step."""
         return seconds / self.step if self.step > 0 else 0.0

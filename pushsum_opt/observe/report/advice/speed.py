@@ -84,7 +84,7 @@ def messages_of_a_rank_are_late(evidence: Evidence) -> Advice | None:
     waited = evidence.figures.waited_for
     everything = sum(waited.values())
     size = len(evidence.figures.ranks)
-    if size < 3 or evidence.part(everything / size) < LITTLE or evidence.several_messages:
+    if size < 3 or evidence.part(everything / size) < LITTLE:
         return None
     rank, *others = sorted(waited, key=lambda one: -waited[one])
     part = waited[rank] / everything
