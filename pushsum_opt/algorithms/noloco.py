@@ -21,8 +21,9 @@ __all__ = ["NoLoCo"]
 class NoLoCo(OuterStep):
     """Every H steps, ranks meet in random pairs and take an outer step with momentum. No rank waits for all others.
 
-    NoLoCo (Kolehmainen, Blagoev, Donaghy, Ersoy and Nies 2025, arXiv 2506.10911). Between outer steps a rank trains
-    alone, from its slow weights phi_i, and comes to theta_i. Then, with means over its pair,
+    NoLoCo (Kolehmainen, Blagoev, Donaghy, Ersoy and Nies 2025, arXiv 2506.10911; the rule is that of the authors' own
+    program, jkolehm/noloco on GitHub). Between outer steps a rank trains alone, from its slow weights phi_i, and comes
+    to theta_i. Then, with means over its pair,
 
         delta_i <- alpha delta_i + beta mean(theta - phi) - gamma (phi_i - mean(phi));   phi_i <- phi_i + delta_i,
 
@@ -36,14 +37,13 @@ class NoLoCo(OuterStep):
 
     Args:
         every: H, local steps between outer steps.
-        outer_lr: beta, > 0; 0.7 in the paper, as far as we know.
-        outer_momentum: alpha, 0 <= alpha < 1. 0.9 needs hundreds of outer steps; less suits shorter runs.
-        pull: gamma, > 0, how strongly the slow weights of a pair are drawn together. None: 1 - alpha^2, which keeps the
-            ranks about as close as any value does. From about twice that on, momentum drives them apart.
+        outer_lr: beta, > 0; 0.7 in the authors' runs.
+        outer_momentum: alpha, 0 <= alpha < 1; 0.5 in the authors' runs. 0.9 needs hundreds of outer steps.
+        pull: gamma, > 0, how strongly the slow weights of a pair are drawn together. None: ``outer_lr``, as the authors
+            have it, but at most 1 - alpha^2. That keeps the ranks about as close as any value does, and from about
+            twice that on momentum drives them apart.
         seed: of the pairs, the same on every rank. They are those of :class:`~pushsum_opt.graphs.RandomMatching`,
             unless the optimizer is given a ``graph``.
-
-    The rule is written down as we know it, without the paper at hand: compare it before you rely on the name.
 
     Memory: two copies of the parameters, and during an outer step a third where ``pull`` is not ``outer_lr``. The
     wrapped optimizer keeps its state across outer steps. ``gossip_every`` stays 1: ``every`` says when a round is due.
@@ -51,8 +51,8 @@ class NoLoCo(OuterStep):
     Raises:
         ConfigurationError: an argument is out of range.
 
-    >>> NoLoCo(every=50, outer_momentum=0.5)
-    NoLoCo(every=50, outer_lr=0.7, outer_momentum=0.5, pull=0.75, seed=0)
+    >>> NoLoCo(every=50)
+    NoLoCo(every=50, outer_lr=0.7, outer_momentum=0.5, pull=0.7, seed=0)
     """
 
     synchronous = True
@@ -61,7 +61,7 @@ class NoLoCo(OuterStep):
         self,
         every: int = 50,
         outer_lr: float = 0.7,
-        outer_momentum: float = 0.9,
+        outer_momentum: float = 0.5,
         pull: float | None = None,
         *,
         seed: int = 0,
@@ -70,7 +70,8 @@ class NoLoCo(OuterStep):
         self.local_steps = count("every", every, 1)
         self.outer_lr = number("outer_lr", outer_lr, above=0.0)
         self.outer_momentum = number("outer_momentum", outer_momentum, least=0.0, below=1.0)
-        self.pull = 1.0 - self.outer_momentum**2 if pull is None else number("pull", pull, above=0.0)
+        closest = 1.0 - self.outer_momentum**2
+        self.pull = min(self.outer_lr, closest) if pull is None else number("pull", pull, above=0.0)
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise ConfigurationError(f"seed={seed!r}: expected an int")
         self.seed = seed

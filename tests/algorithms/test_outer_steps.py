@@ -73,7 +73,7 @@ def test_nesterov_outside_is_what_torch_writes():
     np.testing.assert_allclose(own, seen, atol=1e-14)
 
 
-def test_a_value_of_pull_that_is_not_given_is_the_one_that_keeps_ranks_closest():
+def test_a_value_of_pull_that_is_not_given_is_the_outer_rate_or_what_keeps_ranks_closest_if_that_is_less():
     """The mean square of the disagreement under noise of size 1 in every outer step, many ranks, pairs at random."""
 
     def disagreement(alpha, gamma):
@@ -82,10 +82,11 @@ def test_a_value_of_pull_that_is_not_given_is_the_one_that_keeps_ranks_closest()
         return np.linalg.solve(np.eye(3) - rows, np.ones(3))[0]
 
     for alpha in (0.0, 0.3, 0.5, 0.8, 0.9):
-        gamma = NoLoCo(outer_momentum=alpha).pull
+        gamma = NoLoCo(outer_lr=2.0, outer_momentum=alpha).pull
         least = disagreement(alpha, gamma)
         assert least > 0
         assert all(disagreement(alpha, gamma * factor) > least for factor in (0.8, 0.95, 1.05, 1.2))
+    assert NoLoCo(outer_lr=0.6).pull == 0.6
 
 
 # ---------------------------------------------------------------------- the wire
