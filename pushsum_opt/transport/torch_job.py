@@ -16,7 +16,7 @@ from ..process_groups import GroupComm, Job
 from .roll_call import Message, RollCall, group_name
 from .set_up import Forming, until_all_come
 from .torch_meeting import Meeting
-from .torch_mesh import Mesh
+from .torch_mesh import INSIDE_BYTES, Mesh
 from .waiting import Report
 
 __all__ = ["leave", "mesh_of", "roll_of"]
@@ -35,13 +35,28 @@ class MeshPost:
         self._job = job
 
     def send(self, to: int, message: Message) -> None:
-        for mesh in self._job.meshes.values():
+        for mesh in self._meshes():
             if to in mesh.ranks:
-                mesh.say(mesh.ranks.index(to), json.dumps(message).encode())
+                mesh.say(mesh.ranks.index(to), word_of(message))
                 return
 
     def receive(self) -> list[Message]:
-        return [json.loads(word) for mesh in self._job.meshes.values() for word in mesh.words()]
+        return [json.loads(word) for mesh in self._meshes() for word in mesh.words()]
+
+    def _meshes(self) -> tuple[Mesh, ...]:
+        return tuple(self._job.meshes.values())  # a thread may send or receive while another one makes a mesh
+
+
+def word_of(message: Message) -> bytes:
+    """Return a message as it travels: inside a frame, which has no room for a long chain of ranks or a long name.
+
+    The ranks at the end of the chain are left out then, and where that is not enough, the place in the program.
+    """
+    while len(word := json.dumps(message).encode()) > INSIDE_BYTES and message.get("chain"):
+        message = {**message, "chain": message["chain"][:-1]}
+    if len(word) > INSIDE_BYTES:
+        word = json.dumps({**message, "whereabouts": None}).encode()
+    return word
 
 
 @contextlib.contextmanager

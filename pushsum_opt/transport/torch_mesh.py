@@ -20,7 +20,7 @@ import numpy as np
 from ..errors import LaunchError, PeerFailed
 from .torch_waits import FOREVER, Waits
 
-__all__ = ["Arrival", "Listener", "Mesh"]
+__all__ = ["INSIDE_BYTES", "Arrival", "Listener", "Mesh"]
 
 CONNECT = timedelta(seconds=120)
 """Seconds that gloo has to connect processes that are all there."""
