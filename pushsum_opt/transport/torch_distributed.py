@@ -108,6 +108,8 @@ class TorchTransport(Transport):
             for arrival in there:
                 if ticket.peer in (ANY, self._place[arrival.source]):
                     there.remove(arrival)
+                    if not there:
+                        del self._arrived[tag]
                     self._take(arrival, ticket)
                     return
             self._expected.setdefault(tag, []).append(ticket)
