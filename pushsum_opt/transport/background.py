@@ -51,9 +51,9 @@ def pause_s(quiet_s: float, transfers: int, bytes_under_way: int, period_s: floa
 class Background(Wrapping):
     """Any transport, polled by a thread of its own while the caller computes, and by the caller too while it waits.
 
-    Only one thread at a time talks to the transport below, and the lock that sees to it is never held while waiting: so
-    thread level SERIALIZED is enough. What goes wrong in the thread is raised by the caller's next call, with its
-    original traceback.
+    Only one thread at a time talks to the transport below, and the lock that sees to it is never held while waiting.
+    But the caller may use other transports, or MPI itself, while the thread polls this one: so thread level SERIALIZED
+    is not enough. What goes wrong in the thread is raised by the caller's next call, with its original traceback.
 
     Args:
         prepare: called by the thread before it first talks to the transport: it chooses the thread's accelerator.

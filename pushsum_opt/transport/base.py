@@ -91,6 +91,10 @@ class Transport(ABC):
     threaded: bool = False
     """Whether a thread other than the main one may call, as long as no two do at the same time."""
 
+    concurrent: bool = False
+    """Whether a thread may call while another one uses another transport: this rank has several, and the program may
+    use the same network by itself."""
+
     def job_rank(self, rank: int | None = None) -> int:
         """Return a rank, or this one, as the user knows it."""
         own = self.rank if rank is None else rank

@@ -73,7 +73,7 @@ class LoopbackTransport(Transport):
     """The transport of one rank in a :class:`LoopbackWorld`."""
 
     name = "loopback"
-    threaded = True
+    threaded = concurrent = True
 
     def __init__(self, comm: LoopbackComm) -> None:
         self._world = comm.world

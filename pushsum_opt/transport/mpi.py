@@ -73,6 +73,7 @@ class MpiTransport(Transport):
         self._closed = False
         self._has_failed = False  # some rank has said so here
         self.threaded = MPI.Query_thread() >= MPI.THREAD_SERIALIZED
+        self.concurrent = MPI.Query_thread() >= MPI.THREAD_MULTIPLE
         _alive.add(self)
         fork.watch(self.rank, self.size)
         if self.size > 1:

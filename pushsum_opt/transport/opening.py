@@ -38,8 +38,8 @@ def connect(
     Args:
         comm: an mpi4py communicator, the ranks of a process group, or what :func:`pushsum_opt.testing.run` hands to
             each rank.
-        background: let a thread move messages while the caller computes, where the MPI library allows threads;
-            elsewhere they move whenever the caller polls.
+        background: let a thread move messages while the caller computes, where the MPI library allows that (at thread
+            level MULTIPLE); elsewhere they move whenever the caller polls.
         prepare: called by that thread before it first talks to MPI: it chooses the thread's accelerator.
         pending_buffers: some buffers will be a :class:`~pushsum_opt.buffers.PendingBuffer`.
         timeout: seconds that the other ranks have to do the same.
@@ -60,7 +60,7 @@ def connect(
         compare_calls(transport, timeout, report)
     if pending_buffers:
         transport = Deferred(transport)
-    if not (background and transport.threaded and transport.size > 1):
+    if not (background and transport.concurrent and transport.size > 1):
         return transport
     return Background(transport, prepare, period=ACCELERATOR_PERIOD_S if pending_buffers else HOST_PERIOD_S)
 

@@ -51,7 +51,7 @@ class TorchTransport(Transport):
         report: told of waits and stalls.
     """
 
-    threaded = True
+    threaded = concurrent = True
 
     def __init__(self, comm: GroupComm, timeout: float = TIMEOUT, report: Report | None = None) -> None:
         self.rank, self.size = comm.rank, comm.size

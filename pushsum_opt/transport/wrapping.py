@@ -22,6 +22,7 @@ class Wrapping(Transport):
         self.progress = inner.progress
         self.ranks = inner.ranks
         self.threaded = inner.threaded
+        self.concurrent = inner.concurrent
         self.clock = inner.clock
 
     @property
