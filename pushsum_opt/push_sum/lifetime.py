@@ -113,10 +113,14 @@ class Lifetime:
         self.interrupted = is_interrupt(error)
         if self._survives and not self.interrupted and ending.is_of_one_rank(error):
             return
-        with contextlib.suppress(Exception):  # if this fails too, the error at hand is still the one to raise
+        # One of these may fail too, as after an error of the thread that moves messages. Then all others still hear of
+        # it, and the error at hand is still the one to raise.
+        with contextlib.suppress(Exception):
             self._channel.tell(self._partners, failed=True, rounds=round, reason=self.failure)
-            self._channel.transport.poll(0.0)
+        with contextlib.suppress(Exception):
             self._participant.tell(failed=True, rounds=round, reason=self.failure)
+        with contextlib.suppress(Exception):
+            self._channel.transport.poll(0.0)
 
     def refuse_if_over(self) -> None:
         """Raise ClosedError after close(), or after an error."""
