@@ -139,7 +139,12 @@ class InMemory:
         return f"{self._push_sum.member.name}.{epoch}" if epoch else self._push_sum.member.name
 
     def _first(self, optimizer: Any, companions: Companions, extra: Any) -> None:
+        turn: int | None = None
+
         def write() -> None:
+            nonlocal turn
+            # Where ranks die, this is done again, over the same file: the other may be what the run was resumed from.
+            turn = self._turn = self._next if turn is None else turn
             nbytes = self._write(optimizer, companions, extra)
             self._files[self._next].reserve(nbytes)
             self._refuse_too_full(nbytes)

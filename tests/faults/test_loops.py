@@ -13,6 +13,7 @@ import torch
 
 import pushsum_opt as ps
 from pushsum_opt.algorithms.activity import Activity
+from pushsum_opt.checkpoint.memory_file import read_about
 from pushsum_opt.checkpoint.memory_folder import MemoryFolder, name_of_run
 from pushsum_opt.testing import Faults, Moment
 from pushsum_opt.transport.injection import Killed
@@ -177,6 +178,40 @@ def test_the_last_rank_ends_its_block_alone(tmp_path):
     said = each(3, tmp_path, train, faults)
     assert said[0] is said[2] is None
     assert said[1][1] == (1,)
+
+
+def test_what_a_run_was_resumed_from_stays_until_survivors_have_all_written_something_newer(tmp_path):
+    """Rank 2 dies in the first save after resume(), which all do together; the others do it again."""
+    saver = {"memory_every": 4, "check_every": 2}
+
+    def begin(loop):
+        loop.steps(9)
+        loop.saver._end(well=False)  # the job dies
+
+    each(3, tmp_path, begin, None, saver=saver)
+    kept = []
+
+    def go_on(loop):
+        assert loop.saver.resume() == {"step": 8}
+        memory = loop.saver._memory
+        write, written = memory._write, []
+
+        def write_and_die(*parts):
+            written.append(write(*parts))
+            if loop.me == 2:
+                loop.optimizer.push_sum.comm.world.kill(2)
+                raise Killed(2)
+            return written[-1]
+
+        memory._write = write_and_die
+        loop.steps(5)
+        assert len(written) == 2
+        held = [read_about(file.path) for file in memory._files]
+        kept.append(sorted((about.run == memory._used[0], about.round, about.size) for about in held))
+
+    said = each(3, tmp_path, go_on, Faults({}), saver=saver)
+    assert [one[1] for one in said if one is not None] == [(0, 1)] * 2
+    assert kept == [[(False, 12, 2), (True, 8, 3)]] * 2
 
 
 @pytest.mark.parametrize("staleness", [0, 1, "unbounded"])
