@@ -79,6 +79,7 @@ class Slot:
         self.number = number
         self.files = tuple(folder / f"{number:04d}.{one}" for one in _PAIR)
         self._lock: int | None = lock
+        self._process = os.getpid()
 
     def remove(self) -> None:
         """Remove both files."""
@@ -87,8 +88,15 @@ class Slot:
                 file.unlink()
 
     def release(self) -> None:
-        """Let another process take it."""
+        """Let another process take it.
+
+        Forked children, such as workers of a DataLoader, hold the same lock: closing it here would leave it with them.
+        """
+        import fcntl
+
         if self._lock is not None:
+            if os.getpid() == self._process:
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
             os.close(self._lock)
             self._lock = None
 
