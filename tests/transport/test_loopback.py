@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from transport.contract import CONTRACT, opened
@@ -78,17 +80,18 @@ def test_prescribed_delays_let_messages_overtake_each_other_between_peers():
     def rank(comm):
         channel, waiter, _ = opened(comm)
         if comm.rank == 0:
-            boxes = [channel.expect(np.zeros(500, np.uint8), peer, 0, "it") for peer in (1, 2)]
-            order = []
-            while len(order) < 2:
-                channel.poll(0.2)
-                order += [ticket.peer for ticket in boxes if ticket.done and ticket.peer not in order]
-            return order
+            first, second = (channel.expect(np.zeros(500, np.uint8), peer, 0, "it") for peer in (1, 2))
+            waiter.wait((second,), 0)
+            return first.done
+        if comm.rank == 2:
+            assert sent.wait(60)
         waiter.wait((channel.post(np.zeros(500, np.uint8), 0, 0, "it"),), 0)
+        sent.set()
         return None
 
-    late = lambda sender, receiver, count: 0.3 if sender == 1 else 0.0  # noqa: E731
-    assert testing.run(3, rank, delays=late)[0] == [2, 1]
+    sent = threading.Event()
+    late = lambda sender, receiver, count: 3600.0 if sender == 1 else 0.0  # noqa: E731
+    assert testing.run(3, rank, delays=late)[0] is False
 
 
 def test_run_returns_results_in_rank_order():
