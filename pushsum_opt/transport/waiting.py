@@ -134,12 +134,12 @@ class Waiter:
                         what = pending[0].what
                         what += "" if f"round {round}" in what else _in_round(round, ", in")
                         waiting.look(self._needs(pending, round), now - moved, what)
-                if now - moved >= self._timeout and not patient:
-                    raise PeerTimeout(self._timeout_message(pending[0], round, now - moved, waiting))
-                if now - moved >= said * self._stall_seconds:
+                if now - moved >= said * self._stall_seconds:  # said before an error, however late this looks
                     said += 1
                     what = ". ".join(filter(None, (self._describe(pending[0], round, waiting), _chain(waiting))))
                     self._report.stalled(now - moved, what)
+                if now - moved >= self._timeout and not patient:
+                    raise PeerTimeout(self._timeout_message(pending[0], round, now - moved, waiting))
 
     def begin_round(self, round: int) -> None:
         """From now on messages of this round are exchanged: a rank that waits for this one's will get them."""

@@ -11,7 +11,7 @@ from support.ranks import on_ranks
 import pushsum_opt as ps
 from pushsum_opt import testing
 from pushsum_opt.collectives import averaged
-from pushsum_opt.errors import MismatchError, PeerFailed, PeerFinished
+from pushsum_opt.errors import MismatchError, PeerFailed, PeerFinished, PeerTimeout
 from pushsum_opt.graphs import Ring
 from pushsum_opt.transport import Notice, Ticket, roll_call, waiting
 from pushsum_opt.transport.roll_call import RollCall
@@ -238,6 +238,36 @@ def test_what_a_peer_did_before_it_failed_counts(serves):
     else:
         with pytest.raises(PeerFailed, match="rank 1 stopped: it has seen a difference"):
             waiter.wait((ticket,), 0)
+
+
+class NothingComes:
+    """What a waiter polls on a host so busy that each look takes ten seconds."""
+
+    rank = 0
+    progress = None
+
+    def __init__(self):
+        self.now = 0.0
+
+    def clock(self):
+        return self.now
+
+    def job_rank(self, rank=None):
+        return 0 if rank is None else rank
+
+    def poll(self, seconds):
+        self.now += 10.0
+        return False
+
+    def notices(self):
+        return []
+
+
+def test_a_stall_is_told_before_the_time_is_up_also_where_the_rank_looks_too_late(caplog):
+    waiter = waiting.Waiter(NothingComes(), LogStalls(0), timeout=5.0, stall_seconds=1.0)
+    with pytest.raises(PeerTimeout, match=r"waited 10\.0 s for rank 1: its message"):
+        waiter.wait((Ticket("its message", 1, None),), 0)
+    assert [record.message[:34] for record in caplog.records] == ["rank 0 has waited 10.0 s for rank "]
 
 
 class Post:
