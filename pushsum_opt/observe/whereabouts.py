@@ -27,8 +27,7 @@ class Whereabouts(Listener):
 
     def __call__(self) -> tuple[str, float]:
         """Return where it is, such as ``in "forward"``, and for how many seconds."""
-        spans = self._spans
-        where, since = spans[-1] if spans else self._between
+        where, since = (*self._spans[-1:], self._between)[0]  # another thread asks: a span may end at any moment
         return where, time.monotonic() - since
 
     def round_begins(self, round: int) -> None:
