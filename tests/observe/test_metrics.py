@@ -282,6 +282,13 @@ def test_a_port_that_is_taken_is_an_error_that_names_it():
             run(1, 1, prometheus=taken.getsockname()[1])
 
 
+def test_a_port_above_the_highest_is_an_error_that_names_it():
+    """With many ranks on a host, port prometheus + r may not exist."""
+    pytest.importorskip("prometheus_client")
+    with pytest.raises(ps.testing.RankErrors, match=r"port 65536 of 127\.0\.0\.1 cannot be opened"):
+        run(1, 1, prometheus=65536)
+
+
 def test_tensorboard_reads_a_run_for_each_rank(tmp_path):
     reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run(tensorboard=tmp_path, every=5)

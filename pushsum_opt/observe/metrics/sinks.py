@@ -110,7 +110,7 @@ class Prometheus:
         registry.register(self)
         try:
             self._server, self._thread = client.start_http_server(port + rank, addr=address, registry=registry)
-        except OSError as error:
+        except (OSError, OverflowError) as error:  # the second: above 65535
             raise ConfigurationError(
                 f"rank {rank}: prometheus={port}: port {port + rank} of {address} cannot be opened: {error}. Each rank "
                 "has the port prometheus + rank: give a number from which on as many ports are free as there are ranks"
