@@ -11,10 +11,10 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from support.started import finish, program, start
 from warm.python import warm_python
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 NEED_TORCH = {
     "buffers.py", "emulated.py", "ends.py", "forks.py", "host_loss.py", "like_ddp.py", "outer_steps.py", "preempted.py",
     "spares.py",
@@ -44,11 +44,11 @@ def environment(**more: str) -> dict[str, str]:
     }
 
 
-def script(program: str, *arguments: str, warm: bool | None = None) -> list[str]:
+def script(name: str, *arguments: str, warm: bool | None = None) -> list[str]:
     """Return the command of one rank. Where it needs torch, it finds it imported, or with ``warm=False`` not."""
     if warm is None:
-        warm = any(name in NEED_TORCH for name in (program, *arguments))
-    return [*(warm_python() if warm else [sys.executable]), str(HERE / "programs" / program), *arguments]
+        warm = any(word in NEED_TORCH for word in (name, *arguments))
+    return [*(warm_python() if warm else [sys.executable]), program(HERE, name), *arguments]
 
 
 def mpirun(size: int, program: str, *arguments: str, limit: float = 120.0, **variables: str):
@@ -123,33 +123,18 @@ def fault_tolerant(size: int, program: str, *arguments: str, limit: float = 120.
         count = str(size + spares)
         variables |= {"PUSHSUM_SPARES": str(spares)} if spares else {}
         command = ["--with-ft", "ulfm", "-np", count, "sh", "-c", to_file, *script(program, *arguments)]
-        done = _start([*launcher(), *command], limit, variables, Path(folder), size)
+        done = finished([*launcher(), *command], limit, Path(folder), **variables)
         done.stdout += _collect(Path(folder))
         return done
 
 
 def _run(size: int, words: list[str], limit: float, variables: dict[str, str], folder: Path | None = None):
-    return _start([*launcher(), "-np", str(size), *words], limit, variables, folder, size)
+    return finished([*launcher(), "-np", str(size), *words], limit, folder, **variables)
 
 
-def _start(command: list[str], limit: float, variables: dict[str, str], folder: Path | None, size: int):
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-        env=environment(**variables),
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=limit)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
-        output, _ = process.communicate()
-        output += "" if folder is None else _collect(folder)
-        raise AssertionError(f"{' '.join(command)} on {size} ranks hung for {limit:g} s:\n{output[-4000:]}") from None
-    return subprocess.CompletedProcess(command, process.returncode, output)
+def finished(command: list[str], limit: float, folder: Path | None = None, **variables: str):
+    """Run a command with a time limit; ranks write what they print to files of ``folder``, if there is one."""
+    return finish(start(command, environment(**variables)), limit, str if folder is None else lambda: _collect(folder))
 
 
 def _collect(folder: Path) -> str:

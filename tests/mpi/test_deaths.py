@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from mpi import launch
 from mpi.deaths import DEATHS, Others, table
-from mpi.launch import HERE, ROOT
+from mpi.launch import HERE
 from mpi.needs import needs_fault_tolerance
 from mpi.test_restarts import AGENT
 from mpi.test_run import namespaces
+from support.started import ROOT
 
 import pushsum_opt as ps
 from pushsum_opt.collectives import averaged

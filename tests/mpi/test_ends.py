@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from mpi.launch import HERE, _start, launcher, succeeds
+from mpi.launch import HERE, finished, launcher, succeeds
 from mpi.needs import needs_fault_tolerance
 from warm.python import warm_python
 
@@ -39,7 +39,7 @@ def under_pytest(*more, options=()):
     pytest_runs = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
     program = str(HERE / "programs" / "under_pytest.py")
     command = [*options, "-np", "2", *warm_python(), "-c", pytest_runs, *words, program]
-    return _start([*launcher(), *command], 150.0, {}, None, 2)
+    return finished([*launcher(), *command], 150.0)
 
 
 def test_test_that_fails_on_one_rank_fails_on_all_and_the_next_one_is_sound():

@@ -10,7 +10,8 @@ import sys
 import time
 
 import pytest
-from mpi.launch import ROOT, environment, launcher, mpirun, script
+from mpi.launch import environment, launcher, mpirun, script
+from support.started import ROOT
 
 pytestmark = [pytest.mark.mpi, pytest.mark.slow]
 

@@ -8,8 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from mpi.launch import ROOT, each_rank, environment, fault_tolerant, script
+from mpi.launch import each_rank, environment, fault_tolerant, script
 from mpi.needs import needs_fault_tolerance
+from support.started import ROOT
 
 pytestmark = pytest.mark.mpi
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import tempfile
 from pathlib import Path
 
+from support.started import ROOT, end, finish, program, start
 from warm.python import warm_python
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 OF_A_LAUNCHER = ("OMPI_", "PMI_", "PMIX_", "SLURM_", "TORCHELASTIC_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_")
 
 
@@ -29,9 +28,9 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def each_rank(size: int, program: str, *arguments: str, limit: float = 120.0, **variables: str):
-    """Run ``tests/torchrun/programs/<program>`` on ``size`` ranks; see :func:`start_ranks`."""
-    return start_ranks(size, [*warm_python(), str(HERE / "programs" / program), *arguments], limit, **variables)
+def each_rank(size: int, name: str, *arguments: str, limit: float = 120.0, **variables: str):
+    """Run ``tests/torchrun/programs/<name>`` on ``size`` ranks; see :func:`start_ranks`."""
+    return start_ranks(size, [*warm_python(), program(HERE, name), *arguments], limit, **variables)
 
 
 def start_ranks(size: int, script: list[str], limit: float = 120.0, **variables: str):
@@ -61,19 +60,23 @@ def start_ranks(size: int, script: list[str], limit: float = 120.0, **variables:
         return codes, [file.read_text(errors="replace") for file in files]
 
 
-def succeeds(size: int, program: str, *arguments: str, **options) -> str:
+def succeeds(size: int, name: str, *arguments: str, **options) -> str:
     """Run a program that must succeed on every rank: each prints a line ``rank R of N: ok``."""
-    codes, outputs = each_rank(size, program, *arguments, **options)
+    codes, outputs = each_rank(size, name, *arguments, **options)
     for rank, (code, output) in enumerate(zip(codes, outputs, strict=True)):
         assert code == 0, f"rank {rank}: exit code {code}\n{output[-6000:]}"
         assert f"rank {rank} of {size}: ok" in output, output[-6000:]
     return "".join(outputs)
 
 
+def torchrun_main() -> list[str]:
+    return [*warm_python(), "-c", "from torch.distributed.run import main; main()"]
+
+
 def torchrun_command(size: int, *words: str) -> list[str]:
     """Return the command that starts a script with torchrun itself."""
     options = ["--nproc-per-node", str(size), "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-    return [*warm_python(), "-c", "from torch.distributed.run import main; main()", *options, *words]
+    return [*torchrun_main(), *options, *words]
 
 
 def torchrun(size: int, *words: str, limit: float = 180.0, **variables: str):
@@ -81,24 +84,29 @@ def torchrun(size: int, *words: str, limit: float = 180.0, **variables: str):
     return run(torchrun_command(size, *words), limit, **variables)
 
 
+def agents(sizes: list[int], *words: str, limit: float = 180.0, **variables: str):
+    """Run a script with one torchrun for each host; here all of them are on this one.
+
+    Args:
+        sizes: how many ranks each torchrun starts.
+
+    Returns:
+        The finished process of each, output as text.
+    """
+    where = f"127.0.0.1:{free_port()}"
+    together = ["--nnodes", str(len(sizes)), "--rdzv-backend", "c10d", "--rdzv-endpoint", where, "--rdzv-id", "hosts"]
+    command = [*torchrun_main(), *together, "--local-addr", "127.0.0.1"]
+    started = [start([*command, "--nproc-per-node", str(n), *words], environment(**variables)) for n in sizes]
+    try:
+        return [finish(process, limit) for process in started]
+    finally:
+        for process in started:
+            end(process)
+
+
 def run(command: list[str], limit: float = 180.0, **variables: str):
     """Run a command with a time limit; what it has started ends with it."""
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-        env=environment(**variables),
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=limit)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        raise AssertionError(f"{' '.join(command)} hung for {limit:g} s:\n{output[-4000:]}") from None
-    return subprocess.CompletedProcess(command, process.returncode, output)
+    return finish(start(command, environment(**variables)), limit)
 
 
 def _read(files: list[Path]) -> str:

@@ -1,7 +1,7 @@
 """A run whose rank 1 is killed once, in step 10: python restarted.py FOLDER STEPS.
 
-Each rank writes what it ends with to FOLDER/end-R: how often torchrun has started it again, the step at which it began,
-its push weight, and a digest of all bits.
+Each rank writes what it ends with to FOLDER/end-R: how often its torchrun has seen a rank fail, the step at which it
+began, its push weight, and a digest of all bits.
 """
 
 import os
@@ -21,7 +21,8 @@ saver = ps.checkpoint.Saver(folder / "checkpoints", optimizer, every=4)
 begin = (saver.resume() or {"step": 0})["step"]
 for step in range(begin, steps):
     optimizer.step(closure_of(model, step, rank))
-    if step == 10 and restarts == 0 and rank == 1:
+    if step == 10 and rank == 1 and not (folder / "killed").exists():
+        (folder / "killed").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     saver.after_step(step=step + 1)
 optimizer.close()
