@@ -18,7 +18,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NoReturn, Protocol
 
-from . import progress, settings, world
+from . import joined, progress, settings, training_ranks, world
 from .errors import PeerFailed, PushSumError
 from .exit_codes import INTERRUPTED
 
@@ -110,7 +110,7 @@ def when_all_is_closed(callback: Callable[[], None]) -> None:
 def _end() -> None:
     """Close what is open, once; every rank does so in the same order. MPI still runs."""
     global _ended
-    if _ended or world.is_forked() or not world.job_runs():
+    if _ended or joined.is_forked() or not joined.job_runs():
         return
     _ended = True
     try:
@@ -130,9 +130,9 @@ def _end() -> None:
 @atexit.register
 def _at_exit() -> None:
     _end()
-    if world.is_forked():
+    if joined.is_forked():
         return
-    if _self_keyval is not None and world.mpi_runs():
+    if _self_keyval is not None and joined.mpi_runs():
         world.finalize_if_nobody_does()
 
 
@@ -191,13 +191,13 @@ def _leave_alone(mpi: Any, me: int) -> None:
         with contextlib.suppress(mpi.Exception):
             mpi.COMM_WORLD.Iprobe()  # MPI hears of deaths only while it is called
         time.sleep(SETTLE_S / 10)
-    if world.others_live():
+    if training_ranks.others_live():
         os.kill(os.getpid(), signal.SIGKILL)  # an exit code other than 0 would end the whole job
 
 
 def _is_spare(error: BaseException) -> bool:
     """Tell whether an error is of a spare that the others have not taken in: they can go on without it."""
-    return world.spare() is not None and isinstance(error, Exception)
+    return training_ranks.spare() is not None and isinstance(error, Exception)
 
 
 _when_stopped: list[Callable[[str], None]] = []
@@ -221,7 +221,7 @@ def _end_all(code: int, reason: str) -> NoReturn:
 
 
 _hooked = False
-world.when_called(lambda: stop_all_on_error())
+training_ranks.when_called(lambda: stop_all_on_error())
 
 
 def stop_all_on_error() -> None:
@@ -231,7 +231,7 @@ def stop_all_on_error() -> None:
     uncaught exceptions alone. From the first call on, the end of the program closes what is open.
     """
     global _hooked
-    if _hooked or not world.job_runs():  # ranks of one process need none of this
+    if _hooked or not joined.job_runs():  # ranks of one process need none of this
         return
     _hooked = True
     job = world.torch_job()
@@ -244,7 +244,7 @@ def stop_all_on_error() -> None:
     previous = sys.excepthook
 
     def report_and_abort(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if world.is_forked() or not world.job_runs():  # no rank waits for a child, and none after the end of MPI
+        if joined.is_forked() or not joined.job_runs():  # no rank waits for a child, and none after the end of MPI
             previous(kind, error, trace)
             return
         if isinstance(error, PeerFailed):

@@ -14,7 +14,7 @@ import signal
 import sys
 from typing import Any, NoReturn
 
-from . import world
+from . import joined
 from .exit_codes import INTERRUPTED
 
 __all__ = ["exit_code", "watch", "watch_exit_codes"]
@@ -40,7 +40,7 @@ def watch() -> None:
 def _begin() -> None:
     """In a new child: prepare its end."""
     global _error_before
-    if not world.job_runs():
+    if not joined.job_runs():
         return
     _error_before = _uncaught()
     if hasattr(sys, LAST):  # a child's child

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from .. import ending, transport, world
+from .. import ending, training_ranks, transport, world
 from ..errors import CallOrderError
 from . import by_communicator
 from .channel import Channel
@@ -33,7 +33,7 @@ def together(comm: Any, call: str, work: Callable[[Channel], T]) -> T:
     given = world.communicator(comm)
     ending.stop_all_on_error()
     survival = transport.process(given).survival
-    if world.spare() is not None and call not in SPARE_MAY_CALL:
+    if training_ranks.spare() is not None and call not in SPARE_MAY_CALL:
         raise CallOrderError(world.told_to_wait(call))
 
     def once() -> T:

@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
         choice = ALONE
     missing = {} if choice.torch else missing_variables(os.environ)
     os.environ.update(missing)  # as `pushsum run` and every rank do
-    announced = world.launched_size(os.environ)
+    announced = launch.launched_size(os.environ)
     mpi = _NOT_NEEDED if choice.torch else probe(args.seconds)
     found = [*examine(mpi, announced, choice), *findings.judge_environment(missing)]
     # Every rank has the same findings, and one prints them. MPI may see each rank as rank 0 of 1, so the launcher's

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from .. import settings, world
+from .. import joined, settings
 from ..log import log
 from .trial import Facts, TrialVerdict, judge, try_out
 
@@ -58,7 +58,7 @@ def _say(verdict: TrialVerdict) -> None:
 
 def _say_changed_devices(rank: int) -> None:
     global _said_changed
-    changed = world.changed_devices()
+    changed = joined.changed_devices()
     if changed is None or _said_changed:
         return
     _said_changed = True

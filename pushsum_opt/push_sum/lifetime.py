@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
-from .. import ending, world
+from .. import ending, joined
 from ..channel import Channel
 from ..errors import CallOrderError, ClosedError, RanksLost
 from ..hosts import Participant
@@ -59,7 +59,7 @@ class Lifetime:
         self.successor = False
         """Whether a newer one has taken its place."""
         self.closed = False
-        self._forks = world.forks()
+        self._forks = joined.forks()
 
     def move(self, channel: Channel, partners: Collection[int], participant: Participant) -> None:
         """Go on among other ranks, as after a loss."""
@@ -75,7 +75,7 @@ class Lifetime:
     @property
     def forked(self) -> bool:
         """Whether this is a forked child: then nothing here belongs to it."""
-        return world.forks() != self._forks
+        return joined.forks() != self._forks
 
     @contextmanager
     def failing_together(self, left: str = WHOLE, *, only_interrupts: bool = False) -> Iterator[None]:

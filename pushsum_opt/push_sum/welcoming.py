@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import world
+from .. import training_ranks, world
 from ..channel import Channel
 from ..errors import RanksLost
 from ..faults import Account, Loss, Settlement, settle, shared
@@ -83,7 +83,7 @@ def be_taken_in(member: Member, load: Load, pack: Pack) -> None:
         SystemExit: this spare is not needed: the ranks that train have ended.
     """
     survival: Any = member.survival
-    spare = world.spare()
+    spare = training_ranks.spare()
     while survival.waits:
         invitation = spare.wait_until_invited()
         if not spare.accept():
@@ -265,7 +265,7 @@ def _settle(
         member.run, member.name = known["run"], known["name"]
         survival.committed = known["committed"]
         taken &= set(known["vacant"])
-        world.spare().is_in()
+        training_ranks.spare().is_in()
         member.stand_still()
     survival.grow(crew, channel, int(known["epoch"]) + 1, _replaced(losses, taken))
     survival.vacant = [place for place in known["vacant"] if place not in taken]

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from mpi4py import MPI
 
-from .. import forked_end, progress, world
+from .. import forked_end, progress, training_ranks
 from ..ending import THIS
 from ..errors import ConfigurationError, RanksLost
 from ..log import log
@@ -38,7 +38,7 @@ class MpiCrew(Crew):
     def __init__(self, comm: MPI.Comm, ranks: tuple[int, ...]) -> None:
         super().__init__(comm, ranks)
         self._awaited: dict[int, tuple[MPI.Request, bytearray]] | None = None  # once this rank has come
-        self.bench = world.bench()
+        self.bench = training_ranks.bench()
         forked_end.watch_exit_codes()  # the end of this rank may need to know its own
 
     @cached_property
@@ -147,7 +147,7 @@ def open_mpi_crew(comm: MPI.Comm) -> MpiCrew:
             f"rank {comm.Get_rank()}: on_loss='continue': {missing}. Start the job with `pushsum run --survive -np "
             f"{comm.Get_size()} python ...`, or with `mpirun --with-ft ulfm ...` of Open MPI 5"
         )
-    spare = world.spare()
+    spare = training_ranks.spare()
     if spare is None:
         return MpiCrew(comm, tuple(range(comm.Get_size())))
     crew = MpiCrew(comm, (spare.place,))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from .. import ending, forked_end, world
+from .. import ending, forked_end, training_ranks, world
 from .roll_call import Message, RollCall
 
 __all__ = ["MpiPost", "leave", "roll_of_the_job"]
@@ -156,7 +156,7 @@ def leave() -> None:
     run, or in a forked process. Idempotent.
     """
     global _left
-    if world.spare() is not None:  # nobody asks it, and it is not one of those that leave together
+    if training_ranks.spare() is not None:  # nobody asks it, and it is not one of those that leave together
         return
     if _left or not MPI.Is_initialized() or MPI.Is_finalized() or MPI.COMM_WORLD.Get_size() == 1:
         return
@@ -169,9 +169,9 @@ def leave() -> None:
         survival.say_over()
     roll.ended = True
     assert _post is not None
-    if world.has_spares():
+    if training_ranks.has_spares():
         _wait_for_those_that_train(roll)
-        world.dismiss_spares()
+        training_ranks.dismiss_spares()
     elif _post.office is not None:
         _wait_for_all(roll, _post)
     else:
@@ -214,7 +214,7 @@ def _wait_for_those_that_train(roll: RollCall) -> None:
 
     The roll call goes over ``MPI.COMM_WORLD`` in a job with spares, so that it reaches those that are taken in.
     """
-    if world.bench() is None:  # this rank has not asked for the others
+    if training_ranks.bench() is None:  # this rank has not asked for the others
         return
     with contextlib.suppress(MPI.Exception):
         _listen_until(roll, world.communicator().Ibarrier().Test, float("inf"))
