@@ -20,6 +20,8 @@ same job, one after the other in blocks that repeat, with the same disturbances.
     tau 1, tau 2  push-sum, overlapped
     async         push-sum, staleness "unbounded"
     within host   push-sum, overlapped, with --within-host: left out where PushSumOptimizer does not take that value
+    d-psgd        pairs of ranks swap models during compute (Lian et al. 2017); only where --only names it
+    ad-psgd       averages with random peers in a second thread (Lian et al. 2018); only where --only names it
 
 Times are means over ranks. "x compute" is the mean step time over the mean time that compute should take, disturbances
 included: 1.00 would be free communication on an idle machine. The row `compute` says what this machine adds by itself,
@@ -41,6 +43,7 @@ from pathlib import Path
 import numpy as np
 
 PROGRAMS = ["compute", "bare", "tau 1", "tau 2", "async", "sync", "sync int8", "within host", "ddp", "all-reduce"]
+IF_NAMED = ["d-psgd", "ad-psgd"]
 LAYERS = 10
 WARM_UP = 17  # steps: weights settle, messages are in flight, and messages in eight bits are no longer whole
 PASSED_ON = ("parameters", "compute", "steps", "blocks", "jitter", "straggler", "hiccup", "within_host")
@@ -59,7 +62,7 @@ def main() -> None:
     parser.add_argument("--jitter", type=float, default=0.0, help="sigma of a log-normal factor on every step")
     parser.add_argument("--hiccup", help="PROBABILITY:FACTOR: any rank, any step, by itself")
     parser.add_argument("--within-host", help="adds the row `within host`, with this value of within_host=")
-    parser.add_argument("--only", nargs="+", choices=PROGRAMS, default=PROGRAMS)
+    parser.add_argument("--only", nargs="+", choices=[*PROGRAMS, *IF_NAMED], default=PROGRAMS)
     parser.add_argument("--json", type=Path, help="write every step time to this file")
     parser.add_argument("--plot", type=Path, help="draw the mean step times into this file, one panel a row")
     parser.add_argument("--draw", type=Path, nargs="+", help="run nothing: show and draw what --json has written")
@@ -183,6 +186,8 @@ COLOURS = {
     "within host": "#756bb1",
     "ddp": "#d62728",
     "all-reduce": "#8c564b",
+    "d-psgd": "#ff7f0e",
+    "ad-psgd": "#bcbd22",
 }
 LABELS = {
     "compute": "compute alone",
@@ -195,6 +200,8 @@ LABELS = {
     "within host": "push-sum, within_host",
     "ddp": "DDP, gloo",
     "all-reduce": "MPI all-reduce",
+    "d-psgd": "D-PSGD",
+    "ad-psgd": "AD-PSGD",
 }
 
 
@@ -205,7 +212,7 @@ def plot(rows: list[dict], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    names = [name for name in PROGRAMS if any(name in row["seconds"] for row in rows)]
+    names = [name for name in [*PROGRAMS, *IF_NAMED] if any(name in row["seconds"] for row in rows)]
     places = range(len(names))[::-1]
     height = 0.33 * len(names) + 1.5
     figure, panels = plt.subplots(
@@ -420,6 +427,12 @@ def torch_step(
             torch.distributed.init_process_group("gloo", rank=comm.rank, world_size=comm.size)
         network = torch.nn.parallel.DistributedDataParallel(model)
         optimizer, finish = sgd, lambda: None
+    elif name in IF_NAMED:
+        from baselines.ad_psgd import ADPSGD
+        from baselines.d_psgd import DPSGD
+
+        network, optimizer = model, (DPSGD if name == "d-psgd" else ADPSGD)(sgd, model, comm)
+        finish = optimizer.close
     else:
         staleness = {"tau 1": 1, "tau 2": 2, "async": "unbounded", "within host": 1}.get(name, 0)
         wire = "int8" if name == "sync int8" else None
@@ -439,7 +452,7 @@ def torch_step(
     def step(seconds: float) -> None:
         clock.begin(seconds / LAYERS)
         loss = network(value)
-        optimizer.zero_grad()
+        sgd.zero_grad()
         loss.backward()
         optimizer.step()
 

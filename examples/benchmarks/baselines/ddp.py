@@ -13,7 +13,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, post_localSGD_hook, powerSGD_hook
 from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
-from torch.distributed.optim import PostLocalSGDOptimizer
 
 KINDS = ("plain", "fp16", "powersgd", "post-local")
 
@@ -44,6 +43,8 @@ def distributed(
         state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=low_rank, start_powerSGD_iter=warm_up)
         wrapped.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
     elif kind == "post-local":
+        from torch.distributed.optim import PostLocalSGDOptimizer  # compiles optimizers, and warns that this is old
+
         local = post_localSGD_hook.PostLocalSGDState(
             dist.group.WORLD, None, start_localSGD_iter=warm_up, post_local_gradient_allreduce=False
         )
