@@ -6,6 +6,7 @@
     python examples/benchmarks/evidence.py accuracy      # over 4, 8 and 16 ranks, against the baselines
     python examples/benchmarks/evidence.py stragglers    # time to an accuracy when ranks are slow
     python examples/benchmarks/evidence.py speed         # as root: throughput over emulated hosts
+    python examples/benchmarks/evidence.py translation   # as root: a Transformer with Adam
     python examples/benchmarks/evidence.py bias --seeds 3 --epochs 5 --json bias.json
 
 In the first three, 8 ranks in threads of one process train the network of examples/digits.py. The others start real
@@ -23,7 +24,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from claims import accuracy, bias, deviations, hybrids, speed, stragglers
+from claims import accuracy, bias, deviations, hybrids, speed, stragglers, translation
 
 TABLES = {
     "deviations": deviations,
@@ -32,6 +33,7 @@ TABLES = {
     "accuracy": accuracy,
     "stragglers": stragglers,
     "speed": speed,
+    "translation": translation,
 }
 
 

@@ -110,6 +110,14 @@ def rows_of(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def drawn(plot, *arguments) -> None:
+    """Have a picture drawn into the folder that comes last, where matplotlib is installed."""
+    pytest.importorskip("matplotlib")
+    picture = arguments[-1] / "picture.png"
+    plot(*arguments[:-1], picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.mpi
 def test_contenders_learn_from_the_same_images_and_runs_that_have_ended_are_not_run_again(evidence, tmp_path, capsys):
     data, rows = write_stand_in(tmp_path, train=1600, test=300), tmp_path / "rows.jsonl"
@@ -142,6 +150,7 @@ def test_every_mode_and_baseline_trains_beside_a_rank_that_is_slow(evidence, tmp
     assert all(row["accuracy"][-1] > 30 for row in found), found
     evidence.stragglers.show(found, 10.0)
     said = capsys.readouterr().out
+    drawn(evidence.stragglers.plot, found, 10.0, tmp_path)
     assert "rank 3 takes 3 times as long" in said
     assert all(evidence.stragglers.LABELS[name] in said for name in only)
 
@@ -192,3 +201,38 @@ def test_throughput_is_that_of_all_hosts(evidence, tmp_path, capsys):
     assert evidence.speed.throughputs(row) == {"ddp": 2.0, "tau 1": 4.0}
     evidence.speed.show([row])
     assert "10 Gbit/s" in capsys.readouterr().out
+    drawn(evidence.speed.plot, [row], tmp_path)
+
+
+@pytest.mark.mpi
+def test_local_adam_and_overlapped_push_sum_learn_to_translate_and_are_translated_by(evidence, tmp_path, capsys):
+    words = {"red": "rot", "green": "gruen", "house": "Haus", "tree": "Baum", "is": "ist", "the": "das"}
+    random = np.random.default_rng(0)
+    for part, count in {"train": 400, "valid": 12}.items():
+        chosen = random.choice(list(words), (count, 4))
+        (tmp_path / f"{part}.en").write_text("\n".join(" ".join(row) for row in chosen) + "\n")
+        (tmp_path / f"{part}.de").write_text("\n".join(" ".join(words[word] for word in row) for row in chosen) + "\n")
+    rows = tmp_path / "rows.jsonl"
+    options = ["--steps", "60", "--tokens", "100", "--sentences", "10", "--seeds", "1", "--rate", "none"]
+    only = ["tau 1", "local sgd"]
+    start(
+        "evidence.py",
+        "translation",
+        "--worker",
+        "--texts",
+        str(tmp_path),
+        "--rows",
+        str(rows),
+        *options,
+        "--only",
+        *only,
+    )
+    found = rows_of(rows)
+    assert [row["contender"] for row in found] == only
+    for row in found:
+        assert row["loss"][-1] < 0.8 * row["loss"][0], row
+        assert len(row["loss"]) == len(row["seconds"]) == 10
+        assert row["bleu"] > 1.0
+    evidence.translation.show(found)
+    assert "local Adam" in capsys.readouterr().out
+    drawn(evidence.translation.plot, found, tmp_path)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from emulated_hosts import EmulatedHosts
 from fashion_mnist import DATA, REFERENCE_BATCH, dataset, floats, network, warm_up_and_decay
 from mpi4py import MPI
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def table(arguments: argparse.Namespace) -> list[Row]:
     for ranks in () if arguments.show else arguments.ranks:
-        mpirun("accuracy", ranks, arguments, ["rows", "epochs", "seeds", "data", "images", "only"])
+        mpirun("accuracy", EmulatedHosts(ranks), arguments, ["rows", "epochs", "seeds", "data", "images", "only"])
     rows = read_rows(arguments.rows)
     show(rows)
     return rows

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import socket
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from emulated_hosts import EmulatedHosts
 
 Row = dict[str, Any]
 EVIDENCE = Path(__file__).resolve().parents[1] / "evidence.py"
@@ -39,19 +41,18 @@ def add_row(path: Path, row: Row) -> None:
         print(json.dumps(row), file=file)
 
 
-def mpirun(table: str, ranks: int, arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
-    """Run a table's ``work`` on real ranks of this machine."""
-    from emulated_hosts import EmulatedHosts
-
-    hosts = EmulatedHosts(ranks)
+def mpirun(table: str, hosts: EmulatedHosts, arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
+    """Run a table's ``work`` on real ranks, with some of the arguments."""
     words = [str(EVIDENCE), table, "--worker"]
     for name in passed_on:
         value = getattr(arguments, name)
         words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
     # More ranks than cores: whoever waits lets others run.
     environment = {**hosts.environment, "OMPI_MCA_mpi_yield_when_idle": "1"}
-    if "MASTER_PORT" in os.environ:
-        environment["MASTER_PORT"] = os.environ["MASTER_PORT"]
+    if hosts.agent is None:  # other jobs of this machine have ports too
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            environment["MASTER_PORT"] = str(listener.getsockname()[1])
     done = subprocess.run(hosts.mpirun(words), env=environment)
     if done.returncode:
-        sys.exit(f"{table} on {ranks} ranks ended with code {done.returncode}")
+        sys.exit(f"{table} on {hosts.ranks} ranks ended with code {done.returncode}")

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from digits import datasets, network
+from emulated_hosts import EmulatedHosts
 from mpi4py import MPI
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def table(arguments: argparse.Namespace) -> list[Row]:
     if not arguments.show:
         passed_on = ["rows", "ranks", "epochs", "seeds", "compute", "disturbances", "only"]
-        mpirun("stragglers", arguments.ranks, arguments, passed_on)
+        mpirun("stragglers", EmulatedHosts(arguments.ranks), arguments, passed_on)
     rows = read_rows(arguments.rows)
     show(rows, arguments.goal)
     if arguments.plot:
