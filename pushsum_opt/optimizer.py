@@ -465,8 +465,9 @@ class PushSumOptimizer(torch.optim.Optimizer):
         may be made inside.
 
         Args:
-            divide_by_active: False: each sample counts gamma / n, however many ranks still have batches. True: gamma
-                over their number, as counted up to 16 rounds before; not with ``staleness="unbounded"``.
+            divide_by_active: False: each sample counts the learning rate over n, however many ranks still have batches.
+                True: the learning rate over their number, as counted up to 16 rounds before; not with
+                ``staleness="unbounded"``.
 
         Raises:
             ConfigurationError: an argument that cannot be used in this mode.

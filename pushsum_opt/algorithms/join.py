@@ -22,8 +22,8 @@ class Join:
 
     A rank that leaves the block goes on gossiping, without updates of its own, until the last rank has left. So its
     mass keeps moving, and no rank waits for it in vain. Afterwards all ranks are in the same round again (unless
-    asynchronous). Every sample counts gamma / n as before, since the mean over ranks moves by a_i dz / n for each step
-    that a rank takes.
+    asynchronous). Every sample counts gamma / n as before, gamma being the learning rate: the mean over ranks moves by
+    a_i dz / n for each step that a rank takes.
 
     Ranks in step count every few rounds which of them still have batches. The count is a collective, and a rank waits
     for its result only when the next count begins. So no round waits for the slowest rank, and all ranks learn of the
