@@ -155,7 +155,7 @@ def test_a_waiting_rank_leaves_its_core_to_others(tau):
     output = among(2, f"waiting.py {tau}")
     share = {rank: (float(taken), float(used)) for rank, taken, used in re.findall(r"waited (\d) (\S+) (\S+)", output)}
     taken, used = share["0"]
-    assert taken > 2.5
+    assert taken > 1.5, "it was not there yet when the other rank began to sleep"
     assert used < 0.2, "far below one core; what it is on a quiet machine, a benchmark says"
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pushsum_opt as ps
 from pushsum_opt.errors import RanksLost
 
-dying = Path(sys.argv[1]) / "dying"
+dying, closed = (Path(sys.argv[1]) / name for name in ("dying", "closed"))
 me = ps.rank()
 push_sum = ps.PushSum([np.full(10, float(me))], on_loss="continue", timeout=60)
 push_sum.mix()
@@ -32,8 +32,12 @@ def passes_not() -> None:
 if me == 1:
     survival._all_have_done_it = passes_not
 push_sum.close()
+if me == 0:
+    closed.touch()
 if me == 2:
-    time.sleep(0.5)  # rank 0 ends meanwhile
+    while not closed.exists():
+        time.sleep(0.01)
+    time.sleep(0.5)  # rank 0 ends meanwhile; it does not matter how far it comes
     dying.touch()
     os.kill(os.getpid(), signal.SIGKILL)
 print(f"rank {me} of 3: closed, {push_sum.losses}", flush=True)
