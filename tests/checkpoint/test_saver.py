@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import threading
 
 import pytest
 from checkpoint.common import SIZES, Run, running
@@ -126,12 +127,21 @@ def test_asynchronous_ranks_in_different_rounds_stop_and_keep_all_mass(tmp_path,
 
 @pytest.mark.parametrize("closes", ["the saver", "the optimizer"])
 def test_asynchronous_ranks_that_finish_early_take_part_in_what_others_save(tmp_path, closes):
+    over = threading.Event()
+
     def rank(comm):
         run = Run(comm, staleness="unbounded")
         saver = Saver(tmp_path, run.optimizer, every=4, check_every=1, keep=None, **run.beside)
-        for k in range(5 + 20 * comm.rank):
-            run.steps(k, k + 1)
-            saver.after_step(step=k + 1)
+        step, was_over_in = 0, None
+        # The others go on until they have saved once more after that, however late rank 0 is.
+        while step < 5 if comm.rank == 0 else was_over_in is None or saver._saved_round <= was_over_in:
+            run.steps(step, step + 1)
+            step += 1
+            saver.after_step(step=step)
+            if was_over_in is None and over.is_set():
+                was_over_in = run.optimizer.round
+        if comm.rank == 0:
+            over.set()
         if closes == "the saver":
             saver.close()
         run.close()
