@@ -6,7 +6,6 @@ import gzip
 import json
 import math
 import os
-import socket
 import struct
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.ports import free_ports
 from warm.python import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,18 +22,11 @@ INSTALLED = Path("/usr/share/datasets/fashion-mnist")
 FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 
 
-def free_port() -> int:
-    """Return a port for DDP that no other test uses."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def start(*command: str, limit: float = 240.0) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "MASTER_PORT": str(free_port()),
+        "MASTER_PORT": str(free_ports()),
     }
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.ports import free_ports
 
 import pushsum_opt as ps
 from pushsum_opt.installed import install_command
@@ -315,16 +316,3 @@ def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(ar
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
     assert "ConfigurationError: rank 0: Metrics(" in done.stderr
     assert install_command("observe") in done.stderr
-
-
-def free_ports(count):
-    """Return a port from which on so many are free."""
-    for base in range(21000, 30000, 7):
-        if not any(is_open(base + one) for one in range(count)):
-            return base
-    raise AssertionError("no ports are free")
-
-
-def is_open(port):
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0

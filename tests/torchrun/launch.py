@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import tempfile
 from pathlib import Path
 
+from support.ports import free_ports
 from support.started import ROOT, end, finish, program, start
 from warm.python import warm_python
 
@@ -20,12 +20,6 @@ def environment(**more: str) -> dict[str, str]:
     plain = {name: value for name, value in os.environ.items() if not name.startswith(OF_A_LAUNCHER)}
     path = os.pathsep.join([str(HERE.parent), str(HERE.parent / "mpi"), os.environ.get("PYTHONPATH", "")])
     return {**plain, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": path, **more}
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def each_rank(size: int, name: str, *arguments: str, limit: float = 120.0, **variables: str):
@@ -42,7 +36,7 @@ def start_ranks(size: int, script: list[str], limit: float = 120.0, **variables:
         The exit code and the output of each rank.
     """
     job = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
-    job["MASTER_PORT"] = str(free_port())
+    job["MASTER_PORT"] = str(free_ports())
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / str(rank) for rank in range(size)]
         processes = []
@@ -75,7 +69,7 @@ def torchrun_main() -> list[str]:
 
 def torchrun_command(size: int, *words: str) -> list[str]:
     """Return the command that starts a script with torchrun itself."""
-    options = ["--nproc-per-node", str(size), "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    options = ["--nproc-per-node", str(size), "--master-addr", "127.0.0.1", "--master-port", str(free_ports())]
     return [*torchrun_main(), *options, *words]
 
 
@@ -93,7 +87,7 @@ def agents(sizes: list[int], *words: str, limit: float = 180.0, **variables: str
     Returns:
         The finished process of each, output as text.
     """
-    where = f"127.0.0.1:{free_port()}"
+    where = f"127.0.0.1:{free_ports()}"
     together = ["--nnodes", str(len(sizes)), "--rdzv-backend", "c10d", "--rdzv-endpoint", where, "--rdzv-id", "hosts"]
     command = [*torchrun_main(), *together, "--local-addr", "127.0.0.1"]
     started = [start([*command, "--nproc-per-node", str(n), *words], environment(**variables)) for n in sizes]
