@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 import weakref
 from pathlib import Path
@@ -18,6 +19,8 @@ from support.ports import free_ports
 
 import pushsum_opt as ps
 from pushsum_opt.installed import install_command
+from pushsum_opt.observe.metrics.collected import Collected
+from pushsum_opt.push_sum.survival import Survival
 
 
 def run(size=2, rounds=20, then=lambda comm, metrics: None, **options):
@@ -281,6 +284,47 @@ def test_a_port_that_is_taken_is_an_error_that_names_it():
         taken.listen()
         with pytest.raises(ps.testing.RankErrors, match=f"port {taken.getsockname()[1]} of 127.0.0.1"):
             run(1, 1, prometheus=taken.getsockname()[1])
+
+
+def test_a_spare_that_nobody_took_in_leaves_no_file_of_a_run_of_its_own(tmp_path, monkeypatch):
+    """It ends with the job, later than all others: its file would be that of the newest run."""
+
+    def rank(comm):
+        push_sum = ps.PushSum([np.zeros(2)], comm=comm)
+        monkeypatch.setattr(Survival, "waits", True)
+        ps.observe.Metrics(push_sum, jsonl=tmp_path)
+        push_sum.close()
+
+    ps.testing.run(1, rank)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_second_of_a_span_is_lost_where_two_threads_leave_it_at_once():
+    begun, leaves, left = threading.Event(), threading.Event(), threading.Event()
+    main, seconds = threading.get_ident(), [0.0]
+
+    def clock():
+        if seconds[0] > 0.0 and threading.get_ident() == main:
+            leaves.set()
+            assert left.wait(60)  # the other thread leaves it while this one looks at its clock
+        return seconds[0]
+
+    def other():
+        collected.span_begins("data")
+        begun.set()
+        assert leaves.wait(60)
+        collected.span_ends("data")
+        left.set()
+
+    collected = Collected(0, list, clock)
+    thread = threading.Thread(target=other)
+    thread.start()
+    collected.span_begins("data")
+    assert begun.wait(60)
+    seconds[0] = 5.0
+    collected.span_ends("data")
+    thread.join(60)
+    assert collected._row().span_seconds_total == {"data": 10.0}
 
 
 def test_a_port_above_the_highest_is_an_error_that_names_it():

@@ -147,7 +147,8 @@ class Collected(Listener):
     def span_ends(self, name: str) -> None:
         begun = self._open_spans[threading.get_ident(), name]
         if begun:  # otherwise it began before this listened
-            self._spans[name] += self._clock() - begun.pop()
+            seconds = self._clock() - begun.pop()
+            self._spans[name] += seconds  # nothing in between: another thread may leave a span of this name too
 
 
 def _spread(values: list[float]) -> dict[str, float]:

@@ -100,7 +100,8 @@ class Metrics(Collected):
             return
         self._closed = True
         self._push_sum.unsubscribe(self)
-        self._write()
+        if not self._push_sum.member.survival.waits:  # a spare that was not taken in is of no run
+            self._write()
         for sink in self._sinks:
             sink.close()
 
