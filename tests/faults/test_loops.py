@@ -107,7 +107,7 @@ def test_survivors_stop_in_the_same_round_and_save_themselves(staleness, tmp_pat
     saver = {"check_every": 4, "every": 5}
 
     def train(loop):
-        loop.steps(1000, 5 if loop.me == 0 else None)
+        loop.steps(100_000, 5 if loop.me == 0 else None)
 
     said = each(4, tmp_path, train, faults, staleness=staleness, saver=saver)
     assert faults.died == [2]
