@@ -13,7 +13,7 @@ from ..channel import Channel
 from ..channel.agreement import agree, normalised_data_weight
 from ..channel.together import together
 from ..clock import Clock
-from ..errors import CallOrderError
+from ..errors import CallOrderError, RanksLost
 from ..faults import Account, Given, Ledger, Settlement
 from ..gossip.means import Means, window_of
 from ..gossip.merging import Merger
@@ -107,18 +107,19 @@ class Member:
         """What this rank and others report."""
         self.stands_still = False
         """Whether it takes no part in the exchange, as ranks have died and the others have not settled that."""
-        with self.failing_together(), calling(CALL):
-            self._agree_on(wrapper)
-            self.agree(opening.versions())
-            self.mass = Mass.begin(normalised_data_weight(self.channel, options.data_weight))
-            self.run, self.name = opening.name_the_run(self.channel, host)
-            succession.close_what_is_over(self, self.held)
         self._around_late_merges: Callable[[int], AbstractContextManager[None]] | None = None
         try:
             with self.failing_together(), calling(CALL):
+                self._agree_on(wrapper)
+                self.agree(opening.versions())
+                self.mass = Mass.begin(normalised_data_weight(self.channel, options.data_weight))
+                self.run, self.name = opening.name_the_run(self.channel, host)
+                succession.close_what_is_over(self, self.held)
                 self._begin_to_gossip()
+        except RanksLost:
+            raise  # the recovery revokes the transport: others may wait on it for this rank; that ends the thread too
         except BaseException:
-            self.give_up()
+            self.give_up()  # a thread would go on for ever, and hold the tensors
             raise
         self.process.register(self)
 
