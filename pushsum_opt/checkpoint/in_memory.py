@@ -156,7 +156,8 @@ class InMemory:
                 lambda: try_together(self._push_sum, "saving", write), commit=lambda _: self._is_written()
             )
         except CheckpointError:
-            self.remove()
+            if self._used is None:  # otherwise the next start goes on from it
+                self.remove()
             raise
         finally:
             self._first_under_way = False

@@ -85,7 +85,7 @@ class MemoryFile:
 
         Raises:
             CheckpointError: the state holds what could not be read back.
-            OSError: there is no room for it. What the file held may be gone.
+            OSError: there is no room for it. What the file held is still there.
         """
         places = [Place.of(tensor) for tensor in apart.tensors]
         starts, end = _starts(places)
@@ -120,6 +120,7 @@ class MemoryFile:
             return
         self._bytes = None
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+        before = os.fstat(handle).st_size
         try:
             # Room that is not there now would be a SIGBUS when it is written to.
             if hasattr(os, "posix_fallocate"):
@@ -128,8 +129,8 @@ class MemoryFile:
                 os.truncate(handle, nbytes)
             held = os.fstat(handle).st_size
         except OSError:
-            with contextlib.suppress(OSError):  # what was taken before the room ran out
-                os.truncate(handle, 0)
+            with contextlib.suppress(OSError):  # give back what was taken before the room ran out, and no more
+                os.truncate(handle, before)
             raise
         finally:
             os.close(handle)

@@ -12,7 +12,7 @@ import torch
 from checkpoint.common import Run
 
 import pushsum_opt as ps
-from pushsum_opt.checkpoint.memory_file import read_about
+from pushsum_opt.checkpoint.memory_file import MemoryFile, read_about
 from pushsum_opt.errors import CheckpointError, ConfigurationError
 
 EVERY = 4
@@ -390,6 +390,21 @@ def test_no_room_in_memory_is_the_same_error_on_all_ranks_in_the_first_save(fold
     assert list((folders / "memory").rglob("*.[ab]")) == []
 
 
+def test_a_first_save_that_fails_leaves_what_the_run_was_resumed_from_to_the_next_start(folders, monkeypatch):
+    start(2, folders, 9)
+    real = MemoryFile.write
+
+    def write(file, apart, about, **how):
+        if about.rank == 1:
+            raise OSError(28, "No space left on device")
+        return real(file, apart, about, **how)
+
+    with monkeypatch.context() as patched, pytest.raises(ps.testing.RankErrors, match="No space left"):
+        patched.setattr(MemoryFile, "write", write)
+        start(2, folders, 14)
+    assert [one["begin"] for one, _, _ in start(2, folders, 9)] == [8, 8]
+
+
 def test_value_that_could_not_be_read_back_is_refused_in_any_save_and_the_ones_before_are_whole(folders, caplog):
     with caplog.at_level("WARNING", "pushsum_opt"):
         start(2, folders, 20, breaks=19)
@@ -398,8 +413,6 @@ def test_value_that_could_not_be_read_back_is_refused_in_any_save_and_the_ones_b
 
 
 def test_later_save_that_fails_on_one_rank_is_a_warning_and_the_others_do_not_wait(folders, monkeypatch, caplog):
-    from pushsum_opt.checkpoint.memory_file import MemoryFile
-
     real = MemoryFile.write
 
     def write(file, apart, about, **how):

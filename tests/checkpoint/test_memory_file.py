@@ -195,9 +195,16 @@ def test_file_that_was_changed_or_is_not_ours_is_not_read(tmp_path):
 
 def test_no_room_is_an_error_and_not_the_end_of_the_process(tmp_path, monkeypatch):
     def full(handle, start, length):
+        os.truncate(handle, max(os.fstat(handle).st_size, start + length - 1))  # it takes all that there is
         raise OSError(28, "No space left on device")
 
+    held = MemoryFile(tmp_path / "0000.b")
+    write(held, 1)
+    held.close()
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space left"):
         write(MemoryFile(tmp_path / "0000.a"), 1)
     assert read_about(tmp_path / "0000.a") is None
+    with pytest.raises(OSError, match="No space left"):
+        write(held, 13)
+    assert same(read_part(held.path, read_about(held.path)), state(1)), "what it held before is still there"
