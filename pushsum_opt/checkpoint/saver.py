@@ -16,7 +16,8 @@ from ..errors import CheckpointError, ConfigurationError
 from ..exit_codes import REQUEUE
 from ..log import log
 from ..push_sum import push_sum_of, rounds
-from ..push_sum.welcoming import be_taken_in, can_take_in, take_in
+from ..push_sum.inviting import can_take_in
+from ..push_sum.welcoming import be_taken_in, take_in
 from ..tensor_kinds import lasting
 from ..transport import calling
 from .batches import Batches, Places

@@ -22,7 +22,7 @@ from ..errors import ConfigurationError, PeerTimeout, PushSumError, RanksLost
 from ..faults import Loss
 from ..log import log
 from ..transport.calls import calling_only
-from . import recovery, welcoming
+from . import inviting, recovery
 
 if TYPE_CHECKING:
     from .member import Member
@@ -322,7 +322,7 @@ class Continue(Survival):
             log.warning("no spare is left to take the place")
         elif left < len(self.vacant):
             log.warning("%d ranks are lost, and spares for %d of them are left", len(self.vacant), left)
-        elif not welcoming.is_possible(self):
+        elif not inviting.is_possible(self):
             log.warning(
                 "no spare can take the place: that needs exactly one optimizer that is open, with one "
                 "checkpoint.Saver, and no hosts of several ranks (within_host)"

@@ -10,9 +10,10 @@ As in a recovery, nothing is changed before all have agreed that everybody has e
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, astuple, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -21,43 +22,16 @@ from ..channel import Channel
 from ..errors import RanksLost
 from ..faults import Account, Loss, Settlement, settle, shared
 from ..log import log
+from . import inviting
 
 if TYPE_CHECKING:
     from .member import Member
     from .survival import Continue
 
-__all__ = ["be_taken_in", "can_take_in", "is_possible", "take_in"]
+__all__ = ["be_taken_in", "take_in"]
 
 Pack = Callable[[], bytes]
 Load = Callable[[bytes], None]
-
-_numbers = itertools.count(1)
-
-
-def can_take_in(survival: Any) -> bool:
-    """Call spares for the places that are vacant; tell whether one of them can be taken in now. Local, never waits."""
-    if not survival.vacant:
-        return False
-    crew = survival.crew
-    if crew.bench is None or crew.comm.Get_rank() != 0 or not is_possible(survival):
-        return False
-    for place, spare in crew.bench.call(survival.vacant, crew.processes).items():
-        log.info(
-            "spare %d begins to take the place of rank %d; it takes part once its script has come to saver.resume()",
-            spare,
-            place,
-        )
-    return bool(crew.bench.ready(survival.vacant, crew.processes))
-
-
-def is_possible(survival: Continue) -> bool:
-    """Tell whether newcomers would have the same as those that train: one optimizer with one Saver."""
-    members = survival.members
-    return (
-        len(members) == 1
-        and members[0].host.lanes == 1
-        and sum(follower.has_newcomers for follower in members[0].followers) == 1
-    )
 
 
 def take_in(member: Member, pack: Pack) -> None:
@@ -107,7 +81,7 @@ def be_taken_in(member: Member, load: Load, pack: Pack) -> None:
 def _take_in(survival: Continue, member: Member, pack: Pack) -> None:
     assert survival.channel is not None
     crew = survival.crew
-    invited, name = _invite(survival) if crew.comm.Get_rank() == 0 else ({}, "")
+    invited, name = inviting.invite(survival) if crew.comm.Get_rank() == 0 else ({}, "")
     plan = {"spares": [[place, process] for place, process in invited.items()], "name": name}
     plan = survival.channel.gather_objects(plan, "the spares that are taken in")[0]
     if not plan["spares"]:
@@ -116,28 +90,8 @@ def _take_in(survival: Continue, member: Member, pack: Pack) -> None:
         for process in invited.values():
             crew.bench.go(process, name)
     member.stand_still()
-    processes, ranks = _with_spares(crew, dict(plan["spares"]))
+    processes, ranks = inviting.with_spares(crew, dict(plan["spares"]))
     _join(survival, member, processes, ranks, plan["name"], pack=pack)
-
-
-def _invite(survival: Continue) -> tuple[dict[int, int], str]:
-    """Return the spares that come, by the places that they take."""
-    crew = survival.crew
-    ready = crew.bench.ready(survival.vacant, crew.processes)
-    while ready:
-        name = f"{crew.processes[0]}.{next(_numbers)}"
-        processes, ranks = _with_spares(crew, ready)
-        come = {place: one for place, one in ready.items() if crew.bench.invite(one, processes, ranks, name)}
-        if come == ready:
-            return ready, name
-        ready = come  # one has died, and the others are told of the smaller group
-    return {}, ""
-
-
-def _with_spares(crew: Any, spares: Mapping[int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return processes and ranks of those that train and of some spares, in the order of ranks."""
-    both = sorted([*zip(crew.ranks, crew.processes, strict=True), *spares.items()])
-    return tuple(process for _, process in both), tuple(rank for rank, _ in both)
 
 
 # ---------------------------------------------------------------------- both sides
@@ -163,51 +117,88 @@ def _join(
         RanksLost: somebody has died meanwhile, or a newcomer could not load; nothing has changed for the others.
     """
     crew = survival.crew.grown(processes, ranks, name)
-    agreed: Settlement | None = None
-    problem: Exception | None = None
-    problems: list[str] = []
-    try:
-        channel = Channel.open(crew.comm, timeout=survival.timeout)
-        known = channel.gather_objects(_known(survival, member, load is None), "what newcomers must know")
-        giver = next(place for place, one in enumerate(known) if one is not None)
-        packed, problem = _send(channel, giver, pack)
-        if load is not None and packed:  # otherwise the giver says why not
-            problem = _attempt(lambda: load(packed))
-        row = {
-            "account": astuple(Account(member.push_weight, member.data_weight, member.round)),
-            "follower": [follower.report() for follower in member.followers if follower.has_newcomers],
-            "problem": None if problem is None else f"{type(problem).__name__}: {problem}",
-        }
-        rows = channel.gather_objects(row, "the accounts of all")
-        problems = [f"rank {rank}: {one['problem']}" for rank, one in zip(ranks, rows, strict=True) if one["problem"]]
-        if not problems:
-            new = [place for place, one in enumerate(known) if one is None]
-            accounts = shared([Account(*one["account"]) for one in rows], giver, new)
-            agreed = settle(accounts, len(ranks) - len(new))
-    except RanksLost:
-        pass
-    if not crew.agree(agreed is not None):
-        if problem is not None and load is not None:
-            raise problem
-        if problems and pack is not None and survival.crew.comm.Get_rank() == 0:
-            log.warning("a spare could not take its place: %s", "; ".join(problems))
-            newcomers = set(processes) - set(survival.crew.processes)
-            failed = {process for process, one in zip(processes, rows, strict=True) if one["problem"]}
-            crew.bench.leave_out((newcomers & failed) or newcomers)
-        raise RanksLost("a spare could not be taken in")
-    assert agreed is not None
-    _settle(survival, member, crew, channel, known[giver], agreed, accounts)
-    follower_reports = [one["follower"] for one in rows]
+    talk = _Talk()
+    with suppress(RanksLost):
+        talk.hold(survival, crew, member, pack, load)
+    if not crew.agree(talk.agreed is not None):
+        _refuse(survival, processes, ranks, talk)
+    assert talk.agreed is not None
+    _settle(survival, member, crew, talk)
     member.followers[:] = [follower for follower in member.followers if follower.has_newcomers]
     for place, follower in enumerate(member.followers):
-        follower.settle([reports[place] for reports in follower_reports])
+        follower.settle([row["follower"][place] for row in talk.rows])
     member.rejoin(crew.comm)
     for follower in member.followers:
         follower.rejoin()
-    if pack is not None and crew.ranks[crew.comm.Get_rank()] == ranks[giver]:
-        _say(survival, member, [ranks[place] for place in new])
+    if pack is not None and crew.comm.Get_rank() == talk.giver:
+        _say(survival, member, [ranks[place] for place in talk.new])
     for callback in tuple(survival.on_change):
         callback()
+
+
+class _Talk:
+    """What those that train and the newcomers tell each other before anything is changed."""
+
+    channel: Channel
+    """Over all of them."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Any] = {}
+        """What the giver knows of the job."""
+        self.giver = -1
+        """The lowest of those that train, by its place among all."""
+        self.new: list[int] = []
+        """The places of newcomers."""
+        self.rows: list[dict[str, Any]] = []
+        """What each has said at last."""
+        self.accounts: list[Account] = []
+        self.agreed: Settlement | None = None
+        """What all settle; None where somebody has died, or has a problem."""
+        self.trains = True
+        self.problem: Exception | None = None
+        """Of this rank: why it could not give or load."""
+
+    def hold(self, survival: Continue, crew: Any, member: Member, pack: Pack | None, load: Load | None) -> None:
+        """Collective.
+
+        Args:
+            crew: all of them.
+
+        Raises:
+            RanksLost: somebody has died.
+        """
+        self.channel = Channel.open(crew.comm, timeout=survival.timeout)
+        self.trains = load is None
+        known = self.channel.gather_objects(_known(survival, member, self.trains), "what newcomers must know")
+        self.new = [place for place, one in enumerate(known) if one is None]
+        self.giver = next(place for place, one in enumerate(known) if one is not None)
+        self.known = known[self.giver]
+        packed, self.problem = _send(self.channel, self.giver, pack)
+        if load is not None and packed:  # otherwise the giver says why not
+            self.problem = _attempt(lambda: load(packed))
+        row = {
+            "account": astuple(Account(member.push_weight, member.data_weight, member.round)),
+            "follower": [follower.report() for follower in member.followers if follower.has_newcomers],
+            "problem": None if self.problem is None else f"{type(self.problem).__name__}: {self.problem}",
+        }
+        self.rows = self.channel.gather_objects(row, "the accounts of all")
+        if not any(one["problem"] for one in self.rows):
+            self.accounts = shared([Account(*one["account"]) for one in self.rows], self.giver, self.new)
+            self.agreed = settle(self.accounts, len(known) - len(self.new))
+
+
+def _refuse(survival: Continue, processes: Sequence[int], ranks: Sequence[int], talk: _Talk) -> NoReturn:
+    """Go on as before: raise RanksLost; on a newcomer that could not load, its own error."""
+    if talk.problem is not None and not talk.trains:
+        raise talk.problem
+    failed = {process: one["problem"] for process, one in zip(processes, talk.rows, strict=False) if one["problem"]}
+    if failed and talk.trains and survival.crew.comm.Get_rank() == 0:
+        place = dict(zip(processes, ranks, strict=True))
+        said = "; ".join(f"rank {place[process]}: {problem}" for process, problem in failed.items())
+        log.warning("a spare could not take its place: %s", said)
+        newcomers = set(processes) - set(survival.crew.processes)
+        survival.crew.bench.leave_out((newcomers & set(failed)) or newcomers)
+    raise RanksLost("a spare could not be taken in")
 
 
 def _known(survival: Continue, member: Member, trains: bool) -> dict[str, Any] | None:
@@ -250,12 +241,11 @@ def _settle(
     survival: Continue,
     member: Member,
     crew: Any,
-    channel: Channel,
-    known: Mapping[str, Any],
-    agreed: Settlement,
-    accounts: Sequence[Account],
+    talk: _Talk,
 ) -> None:
     """Take over what all have agreed on."""
+    assert talk.agreed is not None
+    known = talk.known
     before, taken = survival.crew, set(crew.ranks)
     if not before.waits:
         losses, taken = survival.losses, taken - set(survival.ranks)
@@ -267,11 +257,11 @@ def _settle(
         taken &= set(known["vacant"])
         training_ranks.spare().is_in()
         member.stand_still()
-    survival.grow(crew, channel, int(known["epoch"]) + 1, _replaced(losses, taken))
+    survival.grow(crew, talk.channel, int(known["epoch"]) + 1, _replaced(losses, taken))
     survival.vacant = [place for place in known["vacant"] if place not in taken]
     world.succeed(before.comm, crew.comm)
     place = crew.comm.Get_rank()
-    member.settle(agreed, accounts[place], place)
+    member.settle(talk.agreed, talk.accounts[place], place)
 
 
 def _replaced(losses: Sequence[Loss], places: set[int]) -> list[Loss]:
