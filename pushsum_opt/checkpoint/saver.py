@@ -16,7 +16,6 @@ from ..errors import CheckpointError, ConfigurationError
 from ..exit_codes import REQUEUE
 from ..log import log
 from ..push_sum import push_sum_of, rounds
-from ..push_sum.inviting import can_take_in
 from ..push_sum.welcoming import be_taken_in, take_in
 from ..tensor_kinds import lasting
 from ..transport import calling
@@ -29,6 +28,7 @@ from .saving import save
 from .signals import Signals
 from .surviving import Surviving
 from .votes import Tally, Votes
+from .wishes import Wishes
 
 __all__ = ["REQUEUE", "Saver"]
 
@@ -108,8 +108,6 @@ class Saver:
                 raise ConfigurationError(f"{name}={value!r}: expected an int of at least {least}")
         self._directory = Path(directory)
         self._optimizer = optimizer
-        self._every = every
-        self._check_every = check_every if memory_every is None else min(check_every, memory_every // 2)
         self._beside: dict[str, Any] = {"scaler": scaler, "scheduler": scheduler, "also": also}
         self._keep = keep
 
@@ -132,9 +130,8 @@ class Saver:
         if not member.survival.waits:
             progress.begins(member.started_as)
         self._signals = Signals(signals)
-        self._asked = False
-        self._steps = 0
-        self._saved_round = self._push_sum.round
+        often = check_every if memory_every is None else min(check_every, memory_every // 2)
+        self._wishes = Wishes(self._push_sum, made.votes, made.memory, every, often, self._signals)
         self._extra: Mapping[str, Any] = {}
         self._places = Places()
         self._closed = False
@@ -177,7 +174,7 @@ class Saver:
             )
         if found is None:
             return None
-        self._saved_round = self._push_sum.round
+        self._wishes.saved_round = self._push_sum.round
         if self._memory is not None:
             self._memory.resumed(found.used)
         extra = dict(found.extra or {})
@@ -204,7 +201,7 @@ class Saver:
         member = self._push_sum.member
         be_taken_in(member, load, self._position)
         progress.begins(member.started_as)
-        self._steps, self._saved_round = taken.steps, taken.saved_round
+        self._wishes.steps, self._wishes.saved_round = taken.steps, taken.saved_round
         extra = dict(taken.extra)
         self._places.resume(extra.pop(PLACES, ()), exact=False, ratio=1.0)
         self._extra = extra
@@ -212,7 +209,7 @@ class Saver:
 
     def _position(self) -> bytes:
         """Return what a spare needs to go on where this rank is."""
-        here = Position(self._steps, self._saved_round, self._with_places(self._extra))
+        here = Position(self._wishes.steps, self._wishes.saved_round, self._with_places(self._extra))
         return pack_position(self._optimizer, Companions(**self._beside), here)
 
     def _take_in(self) -> None:
@@ -254,14 +251,13 @@ class Saver:
         self._extra = extra
         if self._push_sum.member.lifetime.out_of_step is not None:
             return
-        self._steps += 1
-        due = self._is_due()
-        tally = self._check(due) if self._steps % self._check_every == 0 else None
+        due = self._wishes.save_is_due
+        tally = self._wishes.after_step(due)
         if tally is not None and tally.stop:
             self._stop(tally)
         if (due and self._votes.in_step) or (tally is not None and tally.save):
             self.save(**extra)
-        elif self._keep_is_due() if self._votes.in_step else tally is not None and tally.keep:
+        elif self._wishes.keep_is_due if self._votes.in_step else tally is not None and tally.keep:
             self._keep_in_memory()
         if tally is not None and tally.takes_in:
             self._take_in()
@@ -269,8 +265,8 @@ class Saver:
     def save(self, **extra: Any) -> Path:
         """Collective. Save now."""
         path = save(self._directory, self._optimizer, extra=self._with_places(extra), keep=self._keep, **self._beside)
-        self._saved_round = self._push_sum.round
-        progress.note(self._push_sum.member.started_as, self._saved_round)
+        self._wishes.saved_round = self._push_sum.round
+        progress.note(self._push_sum.member.started_as, self._wishes.saved_round)
         return path
 
     def _with_places(self, extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -283,45 +279,9 @@ class Saver:
             if saved:
                 progress.note(self._push_sum.member.started_as, self._push_sum.round)
 
-    def _keep_is_due(self) -> bool:
-        return self._memory is not None and self._memory.due
-
     def request_stop(self) -> None:
         """Act as if this rank had got a signal: all ranks will save in the same round and exit with code 75."""
-        self._asked = True
-
-    def _is_due(self) -> bool:
-        round = self._push_sum.round
-        if self._every is None or round == self._saved_round:
-            return False
-        if self._votes.in_step:
-            return round // self._every > self._saved_round // self._every
-        return round - self._saved_round >= self._every
-
-    def _check(self, due: bool) -> Tally | None:
-        tally = self._counted(self._votes.take())
-        if not self._votes.open and not (tally and tally.stop):
-            # Ranks in step know by themselves when to save. A wish that was just fulfilled is not repeated.
-            alone = not self._votes.in_step
-            wish = alone and due and not (tally and tally.save)
-            keep = alone and self._keep_is_due() and not (tally and (tally.keep or tally.save))
-            take = not (tally and tally.takes_in) and can_take_in(self._push_sum.member.survival)
-            self._cast(stop=self._wants_stop, save=wish, keep=keep, take_in=take)
-        return tally
-
-    def _cast(self, **wishes: bool) -> None:
-        if self._memory is not None:
-            self._memory.vote_cast()
-        self._votes.cast(**wishes)
-
-    def _counted(self, tally: Tally | None) -> Tally | None:
-        if tally is not None and self._memory is not None:
-            self._memory.vote_counted()
-        return tally
-
-    @property
-    def _wants_stop(self) -> bool:
-        return self._asked or self._signals.received is not None
+        self._wishes.request_stop()
 
     def _stop(self, tally: Tally) -> None:
         path = self.save(**self._extra)
@@ -345,10 +305,7 @@ class Saver:
         if self._votes.in_step:
             self._votes.finish(together=self._memory is not None)  # too late to act on the signal
         while not self._votes.in_step and not self._closed:
-            if not self._votes.open:
-                self._cast(stop=self._wants_stop, finished=True)
-            tally = self._votes.wait(patient=True)
-            self._counted(tally)
+            tally = self._wishes.after_the_last_step()
             if tally.stop:
                 self._stop(tally)
             if tally.save:
