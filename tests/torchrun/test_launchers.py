@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 
 import pytest
 import yaml
@@ -118,13 +117,6 @@ def test_the_hugging_face_trainer_trains_under_torchrun(tmp_path):
 @pytest.mark.slow
 def test_lightning_starts_the_ranks_itself():
     check(run([sys.executable, str(FRAMEWORKS / "lightning_devices.py"), *TRAINING, "--devices", "2"]))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(find_spec("ray") is None, reason="run by hand: `pip install 'ray[train]'` is not part of the tests")
-def test_ray_train_starts_the_ranks_itself(tmp_path):
-    words = ["--epochs", "8", "--out", str(tmp_path)]
-    check(run([sys.executable, str(FRAMEWORKS / "ray_train.py"), *words], limit=500.0))
 
 
 def check(done):

@@ -49,6 +49,10 @@ def test_process_groups_are_communicators_and_their_own_collectives_go_on():
     succeeds(4, "groups.py")
 
 
+def test_a_thread_may_train_where_the_program_has_made_its_process_group_as_ray_train_does(tmp_path):
+    succeeds(2, "on_a_thread.py", str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("how", "said"),
     [
