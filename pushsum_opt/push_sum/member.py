@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from .. import faults, graphs, transport, world
+from .. import graphs, transport, world
 from ..arguments import GraphLike
 from ..channel import Channel
 from ..channel.agreement import agree, normalised_data_weight
 from ..channel.together import together
 from ..clock import Clock
 from ..errors import CallOrderError, RanksLost
-from ..faults import Account, Given, Ledger, Settlement
+from ..faults import Account, Ledger, Settlement
 from ..gossip.means import Means, window_of
 from ..gossip.merging import Merger
 from ..gossip.protocol import Exchange
@@ -338,27 +338,6 @@ class Member:
         self._merger.report(wait=True)
         self.mass = self.mass.with_weight(self.ledger.weight)
         self.transport.close()
-
-    def surely_sent(self, heard: Mapping[int, int], dead: Collection[int]) -> Mapping[int, int]:
-        """Return the latest round in which each rank that died has surely sent; where ranks are in step, by all signs.
-
-        Args:
-            heard: the latest round of which any survivor has opened a message, by its sender.
-        """
-        staleness, first = self.options.staleness, self.ledger.oldest(dead)
-        if staleness == "unbounded":
-            return heard
-        return faults.surely_sent(
-            heard, dead, lambda rank, k: self.graph.in_peers(rank, self.participants, k), int(staleness), first
-        )
-
-    def perhaps_unopened(self, peer: int, heard: int) -> list[Given]:
-        """Return the messages to a rank that died that it has perhaps not opened.
-
-        Args:
-            heard: the latest round in which it has surely sent; -1: none.
-        """
-        return self.ledger.perhaps_unopened(peer, lambda sent_in: self.mode.surely_opened(peer, sent_in, heard))
 
     def settle(self, settlement: Settlement, account: Account, place: int) -> None:
         """Take over what survivors have agreed on.

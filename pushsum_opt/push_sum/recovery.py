@@ -6,13 +6,13 @@ then, the attempt is void and the next one begins from the same values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 from .. import world
 from ..errors import RanksLost
-from ..faults import Account, Loss, Settlement, last_heard, settle
+from ..faults import Account, Given, Loss, Settlement, last_heard, settle, surely_sent
 
 if TYPE_CHECKING:
     from .member import Member
@@ -117,15 +117,40 @@ def _account(survival: Continue, member: Member, reports: Sequence[dict[str, Any
     heard = last_heard([dict(report["members"][member.name]["heard"]) for report in reports])
     places = {_number(survival, member, place): place for place in range(member.participants)}
     dead = [place for rank, place in places.items() if rank not in opened]
-    sent = member.surely_sent({places[rank]: round for rank, round in heard.items() if rank in places}, dead)
+    sent = _surely_sent(member, {places[rank]: round for rank, round in heard.items() if rank in places}, dead)
     back = []
     for rank, place in places.items():
         if rank in opened:
             back += member.ledger.unopened(place, opened[rank].get(me, 0))
         else:
-            back += member.perhaps_unopened(place, sent.get(place, -1))
+            back += _perhaps_unopened(member, place, sent.get(place, -1))
     mass = sum(mass for _, mass in back)
     return Account(member.push_weight + mass, member.data_weight, member.round, len(back), mass)
+
+
+def _surely_sent(member: Member, heard: Mapping[int, int], dead: Collection[int]) -> Mapping[int, int]:
+    """Return the latest round in which each rank that died has surely sent; where ranks are in step, by all signs.
+
+    Args:
+        heard: the latest round of which any survivor has opened a message, by its sender.
+    """
+    staleness = member.options.staleness
+    if staleness == "unbounded":
+        return heard
+
+    def in_peers(rank: int, round: int) -> Sequence[int]:
+        return member.graph.in_peers(rank, member.participants, round)
+
+    return surely_sent(heard, dead, in_peers, int(staleness), member.ledger.oldest(dead))
+
+
+def _perhaps_unopened(member: Member, peer: int, heard: int) -> list[Given]:
+    """Return the messages to a rank that died that it has perhaps not opened.
+
+    Args:
+        heard: the latest round in which it has surely sent; -1: none.
+    """
+    return member.ledger.perhaps_unopened(peer, lambda sent_in: member.mode.surely_opened(peer, sent_in, heard))
 
 
 def _number(survival: Continue, member: Member, participant: int) -> int:
