@@ -134,7 +134,7 @@ def test_asynchronous_ranks_that_finish_early_take_part_in_what_others_save(tmp_
         saver = Saver(tmp_path, run.optimizer, every=4, check_every=1, keep=None, **run.beside)
         step, was_over_in = 0, None
         # The others go on until they have saved once more after that, however late rank 0 is.
-        while step < 5 if comm.rank == 0 else was_over_in is None or saver._saved_round <= was_over_in:
+        while step < 5 if comm.rank == 0 else was_over_in is None or saver._wishes.saved_round <= was_over_in:
             run.steps(step, step + 1)
             step += 1
             saver.after_step(step=step)
