@@ -103,9 +103,7 @@ def contender(name: str, model: nn.Module, optimizer: torch.optim.Optimizer, **m
         return Contender(module, stepped.step, lambda: vector_mean(model))
     if name in BASELINES:
         baseline = BASELINES[name](optimizer, model, **more)
-        return Contender(
-            model, baseline.step, lambda: torch.from_numpy(baseline.average()), close=baseline.close
-        )  # fmt: skip
+        return Contender(model, baseline.step, lambda: torch.from_numpy(baseline.average()), close=baseline.close)
     wrapped = ps.PushSumOptimizer(optimizer, model, **PUSH_SUM[name], **more)
 
     def average() -> Tensor:

@@ -56,9 +56,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
     for network in arguments.networks:
         steps = {"compute": COMPUTE, "steps": arguments.steps, "blocks": arguments.blocks, "jitter": 0.0}
         nobody = {"straggler": None, "hiccup": None, "within_host": None}
-        one = argparse.Namespace(
-            parameters=NETWORKS[network], rate="1gbit", only=arguments.only, **steps, **nobody
-        )  # fmt: skip
+        one = argparse.Namespace(parameters=NETWORKS[network], rate="1gbit", only=arguments.only, **steps, **nobody)
         for count in arguments.hosts:
             with emulated_hosts(count, one.rate) as hosts:
                 rows.append({"network": network, **slow_network.measure(hosts, one)})
