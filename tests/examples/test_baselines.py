@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.ports import free_ports
 from warm.python import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,16 +23,13 @@ pytestmark = pytest.mark.mpi
 def ran(tmp_path_factory):
     """What four ranks found, in one start of mpirun."""
     result = tmp_path_factory.mktemp("baselines") / "result.npz"
-    with socket.socket() as listener:  # a port for DDP that no other test uses
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
     program = str(ROOT / "tests" / "examples" / "programs" / "baselines.py")
     words = ["-m", "pushsum_opt", "run", "-np", str(RANKS), *warm_python(), program, str(result), str(STEPS)]
     environment = {
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_ports()),
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from argparse import Namespace
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from examples.test_fashion_mnist import write_stand_in
+from support.ports import free_ports
 from torch.nn.utils import vector_to_parameters
 from warm.python import FOR_EXAMPLES, warm_python
 
@@ -90,15 +90,12 @@ def test_every_hybrid_learns(evidence):
 
 def start(program: str, *words: str, ranks: int = 2) -> None:
     """Run a program of examples/benchmarks on real ranks."""
-    with socket.socket() as listener:  # a port for DDP that no other test uses
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     command = [sys.executable, "-m", "pushsum_opt", "run", "-np", str(ranks), *warm_python(*FOR_EXAMPLES)]
     done = subprocess.run(
         [*command, str(ROOT / "examples" / "benchmarks" / program), *words],
         cwd=ROOT,
-        env={**os.environ, "PATH": path, "MASTER_PORT": port, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PATH": path, "MASTER_PORT": str(free_ports()), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=240,
