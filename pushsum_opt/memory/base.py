@@ -139,7 +139,8 @@ class Memory(Coded):
         decoded = self._decode(chunk, self._slab_bytes(chunk, slab), learn=True)
         if not decoded.finite:
             return Outcome(finite=False)
-        healed = heal and self._heal_from(chunk, decoded.values)
+        # In eight bits nothing is healed: blocks that are not finite here come out wrong, and whole messages follow.
+        healed = heal and decoded.whole and self._heal_from(chunk, decoded.values)
         self._fold(chunk, decoded.values, weight, mass)
         return Outcome(finite=True, healed=healed, missed=decoded.missed)
 

@@ -51,6 +51,8 @@ class Decoded:
     finite: bool
     missed: int = 0
     """Blocks that came out wrong."""
+    whole: bool = False
+    """It did not travel in eight bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,14 +200,23 @@ class Coded(Chunked):
         Args:
             learn: it is about to be merged: let bounds, and the form of messages, follow from it.
         """
-        head = self._view_as(data[:HEAD_BYTES], "int32")
-        whole, rounds = int(head[0]), int(head[1])
+        whole, rounds = self._head(data)
         self.ask_for_whole(rounds - self._late)
-        head[1] = 0  # heard once
         decoded = self._decode_whole(chunk, data, learn) if whole else self._decode_places(chunk, data, learn)
-        if learn and (not decoded.finite or decoded.missed > MISSED_SHARE * blocks_of(chunk.numel)):
-            self.ask_for_whole()
+        if learn:
+            self._heed(chunk, finite=decoded.finite, missed=decoded.missed)
         return decoded
+
+    def _head(self, data: Array) -> tuple[bool, int]:
+        """Return whether a chunk that has come is whole, and for how many rounds its sender wants that; this once."""
+        head = self._view_as(data[:HEAD_BYTES], "int32")
+        rounds, head[1] = int(head[1]), 0
+        return bool(head[0]), rounds
+
+    def _heed(self, chunk: Chunk, *, finite: bool, missed: int = 0) -> None:
+        """Ask for whole messages where a chunk, here or there, was not finite, or many of its blocks came out wrong."""
+        if not finite or missed > MISSED_SHARE * blocks_of(chunk.numel):
+            self.ask_for_whole()
 
     def _decode_whole(self, chunk: Chunk, data: Array, learn: bool) -> Decoded:
         values = self._whole_values(chunk, data)
@@ -221,9 +232,8 @@ class Coded(Chunked):
             seen = self._joined([modulo.largest_difference(xp, *pair, scratch) for pair in pairs])
             known = xp.isfinite(seen)
             bounds[:] = modulo.bounds_after(xp, bounds, known, seen)
-            if not known.all():  # inf or nan among our own
-                self.ask_for_whole()
-        return Decoded(values, finite)
+            self._heed(chunk, finite=bool(known.all()))  # inf or nan among our own
+        return Decoded(values, finite, whole=True)
 
     def _decode_places(self, chunk: Chunk, data: Array, learn: bool) -> Decoded:
         xp, work, scratch, bounds = self._xp, self._work_dtype(chunk), self._scratch(chunk), self._bounds[chunk.index]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -23,6 +24,8 @@ from ..installed import install_command
 from . import kernels
 from .compiling import fact, not_compiled
 from .device import Device
+from .modulo import BLOCK
+from .plan import blocks_of
 from .room import Room
 from .verdict import Flag
 
@@ -35,6 +38,22 @@ except (ImportError, OSError) as error:  # OSError: a library of its own that do
 
 MOST_BLOCKS = 4096  # of the check: more would only wait for each other
 FIRST = -1  # the priority of streams that somebody waits for, above the default 0
+
+
+@dataclass(frozen=True, slots=True)
+class CodedTable:
+    """Elements in blocks, for the passes in eight bits."""
+
+    tiles: Tensor
+    firsts: Tensor
+    """int64, shape (blocks + 1,): the number of the first tile of each block."""
+    count: int
+    """Of the elements."""
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks of threads: one for each block of elements."""
+        return len(self.firsts) - 1
 
 
 class CudaDevice(Device):
@@ -196,6 +215,21 @@ class CudaDevice(Device):
             place += view.numel()
         return torch.from_numpy(np.concatenate(rows)).to(self.name)
 
+    def coded_table(self, views: Sequence[Tensor]) -> CodedTable:
+        """Return tiles as :meth:`table` does, none of which reaches over the end of a block; and each block's first."""
+        rows = []
+        place = 0
+        for view in views:
+            end = place + view.numel()
+            inner = np.arange(place // BLOCK + 1, -(-end // BLOCK), dtype=np.int64) * BLOCK
+            starts = np.concatenate([[place], inner])
+            counts = np.diff(starts, append=end)
+            rows.append(np.stack([view.data_ptr() + (starts - place) * view.element_size(), starts, counts], axis=1))
+            place = end
+        tiles = np.concatenate(rows)
+        firsts = np.searchsorted(tiles[:, 1], np.arange(blocks_of(place) + 1) * BLOCK)
+        return CodedTable(torch.from_numpy(tiles).to(self.name), torch.from_numpy(firsts).to(self.name), place)
+
     def pack(self, table: Tensor, target: Tensor, dtype: str, wire: str, keep: float, stream: Any) -> None:
         self._launch(kernels.name_of("pack", dtype, wire), len(table), stream, table, target, keep)
 
@@ -233,6 +267,43 @@ class CudaDevice(Device):
         name = kernels.name_of("merge_half", dtype)
         arguments = (table, source, residual, weight, mass, flag.raised, heal, flag.told)
         self._launch(name, len(table), stream, *arguments)
+
+    def pack_coded(
+        self,
+        table: CodedTable,
+        target: Tensor,
+        bounds: Tensor,
+        residual: Tensor | None,
+        dtype: str,
+        form: tuple[bool, int],
+        left: float,
+        given: float,
+        stream: Any,
+    ) -> None:
+        into = (table.tiles, table.firsts, target, table.count, bounds, 0 if residual is None else residual)
+        self._launch(kernels.name_of("pack_coded", dtype), table.blocks, stream, *into, *form, left, given)
+
+    def check_coded(self, source: Tensor, dtype: str, count: int, flag: Flag, stream: Any) -> None:
+        blocks = min(MOST_BLOCKS, -(-count // kernels.TILE))
+        name = kernels.name_of("check_coded", dtype)
+        self._launch(name, blocks, stream, source, count, flag.raised, flag.told)
+
+    def merge_coded(
+        self,
+        table: CodedTable,
+        source: Tensor,
+        bounds: Tensor,
+        residual: Tensor | None,
+        dtype: str,
+        weight: float,
+        mass: float,
+        flag: Flag,
+        heal: bool,
+        stream: Any,
+    ) -> None:
+        what = (table.tiles, table.firsts, source, table.count, bounds, 0 if residual is None else residual)
+        arguments = (*what, weight, mass, flag.raised, heal, flag.told)
+        self._launch(kernels.name_of("merge_coded", dtype), table.blocks, stream, *arguments)
 
     # ------------------------------------------------------------------ launching, and the end
 

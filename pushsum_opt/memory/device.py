@@ -1,4 +1,4 @@
-"""What the exchange needs of an accelerator: memory, streams, events, and four fused passes over many elements.
+"""What the exchange needs of an accelerator: memory, streams, events, and a few fused passes over many elements.
 
 The order of things on an accelerator is the caller's business: work on one stream is done in order, work on two streams
 only where one waits for an event of the other. :mod:`~pushsum_opt.memory.staging` and
@@ -202,6 +202,65 @@ class Device(ABC):
 
         Args:
             heal: as in :meth:`merge`; residuals that are not finite become 0.
+        """
+
+    # ------------------------------------------------------------------ the same in eight bits: see coded.py
+
+    @abstractmethod
+    def coded_table(self, views: Sequence[Tensor]) -> Table:
+        """Prepare a list of flat tensors of one dtype for the passes below, to be used on the caller's stream."""
+
+    @abstractmethod
+    def pack_coded(
+        self,
+        table: Table,
+        target: Tensor,
+        bounds: Tensor,
+        residual: Tensor | None,
+        dtype: str,
+        form: tuple[bool, int],
+        left: float,
+        given: float,
+        stream: Stream,
+    ) -> None:
+        """Write a chunk to bytes, whole or in eight bits; z, or its residual, keeps what rounding takes away.
+
+        Args:
+            target: the bytes that travel, uint8.
+            bounds: of each block, the largest difference that was seen lately, in the work dtype; only read.
+            form: whether the chunk is whole; and for how many rounds chunks are to be whole from now on.
+            left, given: w after giving, and M.
+        """
+
+    @abstractmethod
+    def check_coded(self, source: Tensor, dtype: str, count: int, flag: Flag, stream: Stream) -> None:
+        """Raise a flag where bytes that have come hold inf or nan, and tell what their sender asks for.
+
+        Args:
+            count: of the elements.
+        """
+
+    @abstractmethod
+    def merge_coded(
+        self,
+        table: Table,
+        source: Tensor,
+        bounds: Tensor,
+        residual: Tensor | None,
+        dtype: str,
+        weight: float,
+        mass: float,
+        flag: Flag,
+        heal: bool,
+        stream: Stream,
+    ) -> None:
+        """Merge as :meth:`merge` or :meth:`merge_half` does, and learn; nothing where the flag is raised.
+
+        Where a block comes out wrong, or elements of ours are not finite, the flag says so.
+
+        Args:
+            bounds: as in :meth:`pack_coded`; they become what is known after this chunk.
+            heal: as in :meth:`merge`, of a chunk that is whole.
         """
 
     # ------------------------------------------------------------------ the end

@@ -1,8 +1,13 @@
-"""The fused passes of push-sum as CUDA source: pack, check, merge, merge_half.
+"""The fused passes of push-sum as CUDA source: pack, check, merge, merge_half, and three for eight bits.
 
 Every pass walks a table of tiles. A tile is a run of elements of one tensor: where it lies, which place its first
 element has in the chunk, and how many elements it has. One block of threads takes one tile, so one launch serves any
 number of tensors. All indices are 64 bits wide. Half types are computed in float32, and no CUDA header is needed.
+
+In eight bits (see ``coded.py`` and ``modulo.py``) elements share a theta by blocks of 512. One block of threads takes
+one of these, whose tiles end where it ends; it holds the elements in shared memory between its passes over them. What
+goes over the wire has the bits that torch gives it on the host. Sums are of whole numbers, so their order does not
+matter.
 """
 
 from __future__ import annotations
@@ -13,6 +18,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
+from . import modulo
+from .plan import CODED, HEAD_BYTES
 
 __all__ = ["SOURCE", "THREADS", "TILE", "TYPES", "name_of", "names", "needed", "typed"]
 
@@ -66,6 +74,17 @@ template <class T, class W> __device__ inline W cast(T x) {
   }
   return y;
 }
+
+// ---------------------------------------------------------------- arithmetic whose rounding is the same as torch's
+
+__device__ inline float times(float x, float y) { return __fmul_rn(x, y); }  // never fused with a sum
+__device__ inline double times(double x, double y) { return __dmul_rn(x, y); }
+__device__ inline float nearest(float x) { return rintf(x); }
+__device__ inline double nearest(double x) { return rint(x); }
+__device__ inline float below(float x) { return floorf(x); }
+__device__ inline double below(double x) { return floor(x); }
+__device__ inline float plus_product(float x, float y, float sum) { return fmaf(x, y, sum); }
+__device__ inline double plus_product(double x, double y, double sum) { return fma(x, y, sum); }
 
 // ---------------------------------------------------------------- four elements at a time where they are aligned
 
@@ -121,7 +140,8 @@ template <class T, class W> __device__ inline bool merge_one(T& z, W theirs, dou
   const A own = widen(z);
   const A part = static_cast<A>(fraction);
   // From the nearer end, so that fraction 1 gives exactly what came.
-  narrow(part < A(0.5) ? own + part * (other - own) : other - (other - own) * (A(1) - part), z);
+  const bool near = part < A(0.5);
+  narrow(plus_product(near ? part : part - A(1), other - own, near ? own : other), z);
   return bad;
 }
 
@@ -150,12 +170,12 @@ __global__ void merge(const Tile* tiles, const W* source, double fraction, const
 }
 
 template <class T>
-__device__ inline bool merge_half_one(T& z, T theirs, float& r, float weight, float mass, int heal) {
+__device__ inline bool merge_half_one(T& z, float theirs, float& r, float weight, float mass, int heal) {
   const bool bad = heal && !is_finite(z);
-  if (bad) z = theirs;
+  if (bad) narrow(theirs, z);
   if (heal && !is_finite(r)) r = 0;
   const float total = weight + mass;
-  const float u = (weight * widen(z) + r + mass * widen(theirs)) / total;
+  const float u = (weight * widen(z) + r + mass * theirs) / total;
   z = cast<float, T>(u);
   r = total * (u - widen(z));
   return bad;
@@ -178,19 +198,22 @@ __global__ void merge_half(const Tile* tiles, const T* source, float* residual, 
       Four<T> own = reinterpret_cast<Four<T>*>(z)[i];
       const Four<T> come = reinterpret_cast<const Four<T>*>(theirs)[i];
       Four<float> left = reinterpret_cast<Four<float>*>(r)[i];
-      for (int j = 0; j < 4; ++j) bad |= merge_half_one<T>(own.at[j], come.at[j], left.at[j], w, m, heal);
+      for (int j = 0; j < 4; ++j) {
+        bad |= merge_half_one<T>(own.at[j], widen(come.at[j]), left.at[j], w, m, heal);
+      }
       reinterpret_cast<Four<T>*>(z)[i] = own;
       reinterpret_cast<Four<float>*>(r)[i] = left;
     }
     done = 4 * fours;
   }
   for (long long i = done + threadIdx.x; i < tile.count; i += blockDim.x) {
-    bad |= merge_half_one<T>(z[i], theirs[i], r[i], w, m, heal);
+    bad |= merge_half_one<T>(z[i], widen(theirs[i]), r[i], w, m, heal);
   }
   if (bad) told[1] = 1;
 }
 
-template <class W> __global__ void check(const W* source, long long count, int* flag, int* told) {
+// Tell whether the elements that this thread looks at, of those that a launch looks at, are finite.
+template <class W> __device__ inline bool finds_finite(const W* source, long long count) {
   const long long first = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
   const long long step = static_cast<long long>(gridDim.x) * blockDim.x;
   bool good = true;
@@ -204,9 +227,203 @@ template <class W> __global__ void check(const W* source, long long count, int* 
     done = 4 * fours;
   }
   for (long long i = done + first; i < count; i += step) good = good && is_finite(source[i]);
+  return good;
+}
+
+template <class W> __global__ void check(const W* source, long long count, int* flag, int* told) {
+  if (!finds_finite(source, count)) *flag = told[0] = 1;
+}
+
+// ---------------------------------------------------------------- in eight bits
+
+// What is told of a chunk beside [0] and [1]: [2] blocks that came out wrong, [3] the rounds for which the sender wants
+// whole messages, [4] our own elements are not finite. Bounds are how far a block was from ours lately.
+
+const int MOST = 8192;  // a multiple of 256 steps that no finite block has: larger ones count as this one
+
+template <class A> __device__ inline A larger(A x, A y) { return x > y || x != x ? x : y; }  // nan, if one is nan
+template <class A> __device__ inline A size_of(A x) { return x < A(0) ? -x : x; }
+
+// What the threads of a block find together.
+template <class A> struct Found {
+  A largest;
+  int first, second;  // the check sums
+  __device__ void take(const Found& other) {
+    largest = larger(largest, other.largest);
+    first += other.first;
+    second += other.second;
+  }
+  __device__ void sum_up(int position, A multiples) {
+    const int whole = multiples >= A(-MOST) && multiples <= A(MOST) ? static_cast<int>(multiples) : MOST;
+    first += position * whole;
+    second += position * position % PRIME * whole;
+  }
+};
+
+template <class A> __device__ inline Found<A> together(Found<A> mine, Found<A>* room) {
+  room[threadIdx.x] = mine;
+  __syncthreads();
+  for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
+    if (threadIdx.x < half) room[threadIdx.x].take(room[threadIdx.x + half]);
+    __syncthreads();
+  }
+  const Found<A> all = room[0];
+  __syncthreads();
+  return all;
+}
+
+// The parts of a chunk on the wire, behind its head of two numbers: whole or not, and rounds to be whole.
+template <class A> struct Parts {
+  int* head;
+  A* whole;
+  float* theta;
+  float* sums;
+  unsigned char* places;
+  __device__ Parts(unsigned char* data, long long blocks)
+      : head(reinterpret_cast<int*>(data)), whole(reinterpret_cast<A*>(data + HEAD)),
+        theta(reinterpret_cast<float*>(data + HEAD)), sums(theta + blocks),
+        places(reinterpret_cast<unsigned char*>(sums + 2 * blocks)) {}
+};
+
+// Calls use(z, i) for each of our elements in this block; i is its place in the block.
+template <class T, class F>
+__device__ inline void each(const Tile* tiles, const long long* firsts, F use) {
+  for (long long number = firsts[blockIdx.x]; number < firsts[blockIdx.x + 1]; ++number) {
+    const Tile tile = tiles[number];
+    T* z = reinterpret_cast<T*>(tile.address);
+    const int place = static_cast<int>(tile.offset % BLOCK);
+    for (int i = threadIdx.x; i < tile.count; i += blockDim.x) use(z[i], place + i);
+  }
+}
+
+template <class T>
+__global__ void pack_coded(const Tile* tiles, const long long* firsts, unsigned char* data, long long count,
+                           const typename Wide<T>::type* bounds, float* residual, int whole, int rounds, double left,
+                           double given) {
+  typedef typename Wide<T>::type A;
+  __shared__ A own[BLOCK];
+  __shared__ Found<A> room[THREADS];
+  const Parts<A> parts(data, gridDim.x);
+  const long long block = blockIdx.x, start = block * BLOCK;
+  const int length = static_cast<int>(count - start < BLOCK ? count - start : BLOCK);
+  if (block == 0 && threadIdx.x == 0) {
+    parts.head[0] = whole;
+    parts.head[1] = rounds;
+  }
+  if (whole) {
+    each<T>(tiles, firsts, [&](T& z, int i) { parts.whole[start + i] = widen(z); });
+    return;
+  }
+  each<T>(tiles, firsts, [&](T& z, int i) { own[i] = widen(z); });
+  __syncthreads();
+  Found<A> found = {A(0), 0, 0};
+  for (int i = threadIdx.x; i < length; i += blockDim.x) found.largest = larger(found.largest, size_of(own[i]));
+  const A peak = together(found, room).largest;
+  A theta = larger(A(LEAST_THETA), larger(bounds[block] * A(SAFETY), peak * A(LEAST_SHARE)));
+  if (!is_finite(peak)) theta = peak;
+  const float sent = static_cast<float>(theta);
+  const bool good = is_finite(sent);
+  const A step = static_cast<A>(sent) / A(128), inverse = A(1) / step;
+  const A keep = residual ? static_cast<A>(given) : static_cast<A>(given / left);
+  found = {A(0), 0, 0};
+  for (int i = threadIdx.x; i < length; i += blockDim.x) {
+    const A k = good ? nearest(times(own[i], inverse)) : A(0);
+    found.sum_up(i + 1, below(k / A(256)));
+    parts.places[start + i] = static_cast<unsigned char>(static_cast<int>(k) & 255);
+    const A lost = good ? times(keep, plus_product(-k, step, own[i])) : A(0);
+    if (residual) {
+      residual[start + i] += static_cast<float>(lost);
+    } else {
+      own[i] += lost;
+    }
+  }
+  const Found<A> all = together(found, room);
+  if (threadIdx.x == 0) {
+    parts.theta[block] = sent;
+    parts.sums[block] = static_cast<float>(all.first);
+    parts.sums[gridDim.x + block] = static_cast<float>(all.second);
+  }
+  if (!residual && given != 0.0) each<T>(tiles, firsts, [&](T& z, int i) { narrow(own[i], z); });
+}
+
+template <class T>
+__global__ void check_coded(unsigned char* data, long long count, int* flag, int* told) {
+  typedef typename Wide<T>::type A;
+  const long long blocks = (count + BLOCK - 1) / BLOCK;
+  const Parts<A> parts(data, blocks);
+  if (blockIdx.x == 0 && threadIdx.x == 0 && parts.head[1]) told[3] = parts.head[1];
+  const bool good = parts.head[0] ? finds_finite<A>(parts.whole, count) : finds_finite<float>(parts.theta, blocks);
   if (!good) *flag = told[0] = 1;
 }
+
+template <class T>
+__global__ void merge_coded(const Tile* tiles, const long long* firsts, unsigned char* data, long long count,
+                            typename Wide<T>::type* bounds, float* residual, double weight, double mass,
+                            const int* flag, int heal, int* told) {
+  typedef typename Wide<T>::type A;
+  if (*flag) return;
+  __shared__ A own[BLOCK];
+  __shared__ A theirs[BLOCK];
+  __shared__ Found<A> room[THREADS];
+  const Parts<A> parts(data, gridDim.x);
+  const bool whole = parts.head[0];
+  const long long block = blockIdx.x, start = block * BLOCK;
+  const int length = static_cast<int>(count - start < BLOCK ? count - start : BLOCK);
+  const A theta = whole ? A(0) : static_cast<A>(parts.theta[block]);
+  const A step = theta / A(128), inverse = A(1) / step;
+  each<T>(tiles, firsts, [&](T& z, int i) { own[i] = widen(z); });
+  __syncthreads();
+  Found<A> found = {A(0), 0, 0};
+  for (int i = threadIdx.x; i < length; i += blockDim.x) {
+    if (whole) {
+      theirs[i] = parts.whole[start + i];
+    } else {
+      const A place = static_cast<A>(parts.places[start + i]);
+      const A multiples = nearest(plus_product(-own[i], inverse, place) * A(-1.0 / 256));
+      found.sum_up(i + 1, multiples);
+      theirs[i] = times(place + multiples * A(256), step);
+    }
+    found.largest = larger(found.largest, size_of(theirs[i] - own[i]));
+  }
+  const Found<A> all = together(found, room);
+  const bool near = is_finite(all.largest);
+  const bool right = near && (whole || (static_cast<float>(all.first) == parts.sums[block] &&
+                                        static_cast<float>(all.second) == parts.sums[gridDim.x + block]));
+  if (threadIdx.x == 0) {
+    if (right) {
+      bounds[block] = larger(bounds[block], all.largest);
+    } else if (whole) {
+      told[4] = 1;
+    } else {
+      bounds[block] = A(2) * larger(bounds[block], theta / A(SAFETY));
+      atomicAdd(told + 2, 1);
+    }
+  }
+  const bool use = whole || right;  // otherwise ours are kept, and the mass is accepted
+  const double fraction = mass / (weight + mass);
+  bool bad = false;
+  each<T>(tiles, firsts, [&](T& z, int i) {
+    if constexpr (sizeof(T) == 2) {
+      bad |= merge_half_one<T>(z, use ? theirs[i] : own[i], residual[start + i], static_cast<float>(weight),
+                               static_cast<float>(mass), heal && use);
+    } else if (use) {
+      bad |= merge_one<T, A>(z, theirs[i], fraction, heal);
+    }
+  });
+  if (bad) told[1] = 1;
+}
 """
+
+_CONSTANTS = {
+    "BLOCK": f"const int BLOCK = {modulo.BLOCK};",
+    "THREADS": f"const int THREADS = {THREADS};",
+    "HEAD": f"const int HEAD = {HEAD_BYTES};",
+    "PRIME": f"const int PRIME = {modulo.PRIME};",
+    "SAFETY": f"const double SAFETY = {modulo.SAFETY!r};",
+    "LEAST_SHARE": f"const double LEAST_SHARE = {modulo.LEAST_SHARE!r};",
+    "LEAST_THETA": f"const double LEAST_THETA = {modulo.LEAST_THETA!r};",
+}
+SOURCE = "\n".join(_CONSTANTS.values()) + SOURCE
 
 
 def name_of(kernel: str, *dtypes: str) -> str:
@@ -223,7 +440,11 @@ def needed(own: str, wire: str) -> list[str]:
 
     >>> needed("bfloat16", "bfloat16")
     ['pack<BFloat, BFloat>', 'merge_half<BFloat>', 'check<BFloat>']
+    >>> needed("float32", "int8")
+    ['pack_coded<float>', 'merge_coded<float>', 'check_coded<float>']
     """
+    if wire == CODED:
+        return [name_of(kernel, own) for kernel in ("pack_coded", "merge_coded", "check_coded")]
     merge = name_of("merge_half", own) if own in HALF else name_of("merge", own, wire)
     return [name_of("pack", own, wire), merge, name_of("check", wire)]
 
@@ -231,6 +452,7 @@ def needed(own: str, wire: str) -> list[str]:
 def names() -> list[str]:
     """Return the names of all kernels that any plan can ask for."""
     pairs = [(own, wire) for own in TYPES for wire in TYPES if own == wire or WIDTH[wire] < WIDTH[own]]
+    pairs += [(own, CODED) for own in TYPES]
     return list(dict.fromkeys(name for pair in pairs for name in needed(*pair)))
 
 

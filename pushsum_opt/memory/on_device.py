@@ -52,6 +52,7 @@ class DeviceMemory(HostMemory):
         self._path: Path = Direct(device) if direct else Staged(device)
         self._flags = Flags(device)
         self._tables: dict[int, Table] = {}
+        self._unheard: list[tuple[Chunk, LateVerdict]] = []
         self.name = f"{device.name} ({self._path.name})"
         super().__init__(tensors, names, wire_dtype, chunk_bytes, lane, by_element=by_element)
 
@@ -68,13 +69,11 @@ class DeviceMemory(HostMemory):
             self._device.synchronize()  # whatever is replaced now may still be in use
         super()._rebuild()
         here = [chunk for chunk in self.exchanged if self._is_here(chunk)]
-        self._device.prepare({(chunk.dtype, chunk.wire.dtype) for chunk in here if not chunk.wire.coded})
+        self._device.prepare({(chunk.dtype, chunk.wire.dtype) for chunk in here})
         self._tables = {
-            chunk.index: self._device.table(self._views[chunk.index])
-            for chunk in here
-            if not chunk.by_element
-            and not chunk.wire.coded
-            and all(v.ndim == 1 and v.is_contiguous() for v in self._views[chunk.index])
+            chunk.index: (self._device.coded_table if chunk.wire.coded else self._device.table)(views)
+            for chunk, views in ((chunk, self._views[chunk.index]) for chunk in here)
+            if not chunk.by_element and all(view.ndim == 1 and view.is_contiguous() for view in views)
         }
         if isinstance(self._path, Staged):
             self._path.most = len(here)
@@ -126,9 +125,9 @@ class DeviceMemory(HostMemory):
     def pack(self, chunk: Chunk, slab: Any, left: float = 1.0, given: float = 0.0) -> Any:
         if not isinstance(slab, Slab):
             return super().pack(chunk, slab, left, given)
-        stream = self._device.current()
         if chunk.wire.coded:
             return self._pack_coded(chunk, slab, left, given)
+        stream = self._device.current()
         with self._path.writing(slab, chunk.nbytes, stream) as target:
             if chunk.index in self._tables:
                 keep = given / left if chunk.rounded else 0.0
@@ -141,10 +140,16 @@ class DeviceMemory(HostMemory):
 
     def _pack_coded(self, chunk: Chunk, slab: Slab, left: float, given: float) -> Any:
         stream, nbytes = self._device.current(), self._packed_bytes(chunk)
-        data = self._allocate(chunk.nbytes, "uint8", chunk.device)
-        self._encode(chunk, data, left, given)
-        with self._path.writing(slab, nbytes, stream) as target:
-            self._device.copy(target, data[:nbytes], stream)
+        if chunk.index in self._tables:
+            how = (self._bounds[chunk.index], self._residual.get(chunk.index), chunk.dtype)
+            form = (self._whole, self._whole_left)
+            with self._path.writing(slab, nbytes, stream) as target:
+                self._device.pack_coded(self._tables[chunk.index], target, *how, form, left, given, stream)
+        else:
+            data = self._allocate(chunk.nbytes, "uint8", chunk.device)
+            self._encode(chunk, data, left, given)
+            with self._path.writing(slab, nbytes, stream) as target:
+                self._device.copy(target, data[:nbytes], stream)
         return self._path.wire(slab, nbytes)
 
     def received_is_finite(self, chunk: Chunk, slab: Any) -> bool:
@@ -153,12 +158,17 @@ class DeviceMemory(HostMemory):
         stream = self._device.current()
         flag = self._flags.take(stream)
         with self._path.reading(slab, chunk.nbytes, stream) as source:
-            self._device.check(source, chunk.wire.dtype, flag, stream)
+            if chunk.wire.coded:
+                self._device.check_coded(source, chunk.dtype, chunk.numel, flag, stream)
+            else:
+                self._device.check(source, chunk.wire.dtype, flag, stream)
         return LateVerdict(self._flags, flag, self._device.record(stream)).outcome().finite
 
     def merge_if_finite(self, chunk: Chunk, slab: Any, weight: float, mass: float, *, heal: bool = False) -> Verdict:
         if not isinstance(slab, Slab) or chunk.index not in self._tables:
             return super().merge_if_finite(chunk, slab, weight, mass, heal=heal)  # which waits for the check
+        if chunk.wire.coded:
+            return self._merge_coded(chunk, slab, weight, mass, heal)
         device, table, stream = self._device, self._tables[chunk.index], self._device.current()
         own, wire = chunk.dtype, chunk.wire.dtype
         flag = self._flags.take(stream)
@@ -170,6 +180,37 @@ class DeviceMemory(HostMemory):
             else:
                 device.merge(table, source, own, wire, mass / (weight + mass), flag, heal, stream)
         return LateVerdict(self._flags, flag, device.record(stream))
+
+    def _merge_coded(self, chunk: Chunk, slab: Slab, weight: float, mass: float, heal: bool) -> Verdict:
+        device, stream = self._device, self._device.current()
+        flag = self._flags.take(stream)
+        how = (self._bounds[chunk.index], self._residual.get(chunk.index), chunk.dtype, weight, mass)
+        with self._path.reading(slab, chunk.nbytes, stream) as source:
+            device.check_coded(source, chunk.dtype, chunk.numel, flag, stream)
+            device.merge_coded(self._tables[chunk.index], source, *how, flag, heal, stream)
+        verdict = LateVerdict(self._flags, flag, device.record(stream))
+        self._unheard.append((chunk, verdict))
+        return verdict
+
+    def begin_round(self) -> None:
+        self._hear()
+        super().begin_round()
+
+    def wire_state(self) -> dict[str, Any]:
+        self._hear()
+        return super().wire_state()
+
+    def _hear(self) -> None:
+        """Let the form of messages follow from what has come in eight bits; wait where its merges are not done.
+
+        So a run has the same bits however fast the device is. Merges of the round before are behind whatever the
+        device has had to do since, so this wait leaves it enough to do.
+        """
+        for chunk, verdict in self._unheard:
+            outcome = verdict.outcome()
+            self.ask_for_whole(outcome.asked - self._late)
+            self._heed(chunk, finite=outcome.finite and outcome.ours_finite, missed=outcome.missed)
+        self._unheard.clear()
 
     def load_message_state(self, slabs: Mapping[int, Any], state: Mapping[str, Tensor]) -> None:
         data = {}
@@ -186,7 +227,7 @@ class DeviceMemory(HostMemory):
                     self._device.copy(target, data[chunk.index], stream)
 
     def _slab_bytes(self, chunk: Chunk, slab: Any) -> Tensor:
-        """Return a copy of a slab, on the caller's stream: for what happens seldom, and for eight bits."""
+        """Return a copy of a slab, on the caller's stream: for what happens seldom."""
         if not isinstance(slab, Slab):
             on_host: Tensor = super()._slab_bytes(chunk, slab)
             return on_host
@@ -200,6 +241,7 @@ class DeviceMemory(HostMemory):
         self._device.synchronize()
         self._path.close()
         self._tables.clear()
+        self._unheard.clear()
 
     # ------------------------------------------------------------------ primitives
 

@@ -19,6 +19,7 @@ __all__ = ["Flag", "Flags", "LateVerdict", "Outcome", "Verdict"]
 
 PAGE = 1024  # flags that are made at a time: more than chunks are ever checked and not yet asked about
 WORD = 4  # bytes
+TOLD = 5  # words of a flag
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,12 @@ class Outcome:
     missed: int = 0
     """Blocks of it that came out wrong: there ours were kept. See :mod:`.coded`."""
 
+    asked: int = 0
+    """For how many rounds its sender wants whole messages, where nobody has taken note of it yet."""
+
+    ours_finite: bool = True
+    """No element of ours was inf or nan; told of a chunk that came whole where eight bits are usual."""
+
 
 class Verdict:
     """An outcome that is known."""
@@ -46,7 +53,7 @@ class Verdict:
         return True
 
     def outcome(self) -> Outcome:
-        """Return it; wait for it where it is not known yet. Asked once."""
+        """Return it; wait for it where it is not known yet."""
         return self._outcome
 
 
@@ -62,15 +69,18 @@ class LateVerdict(Verdict):
         self._flags = flags
         self._flag = flag
         self._done = done
+        self._known: Outcome | None = None
 
     def ready(self) -> bool:
-        return self._done.query()
+        return self._known is not None or self._done.query()
 
     def outcome(self) -> Outcome:
-        self._done.synchronize()
-        bad, healed = self._flag.heard.tolist()
-        self._flags.put_back(self._flag)
-        return Outcome(finite=not bad, healed=bool(healed))
+        if self._known is None:
+            self._done.synchronize()
+            bad, healed, missed, asked, ours_bad = self._flag.heard.tolist()
+            self._flags.put_back(self._flag)
+            self._known = Outcome(not bad, bool(healed), missed, asked, not ours_bad)
+        return self._known
 
 
 @dataclass(slots=True, eq=False)
@@ -81,7 +91,8 @@ class Flag:
     """On the device, int32, shape (1,): not 0 where what came is not finite. Merges look at it."""
 
     told: Tensor
-    """The same for the processor, pinned, int32, shape (2,): what came is not finite; elements of ours were healed."""
+    """The same for the processor, pinned, int32, shape (TOLD,): what came is not finite; elements of ours were healed.
+    And of a chunk in eight bits: blocks that came out wrong; ``asked``; elements of ours are not finite."""
 
     heard: Any
     """``told`` as a numpy array."""
@@ -122,8 +133,8 @@ class Flags:
 
         what = "the flags of messages that are not finite"
         raised = self._device.allocate(PAGE * WORD, what).view(torch.int32)
-        host = self._device.allocate_pinned((2 * PAGE + 1) * WORD, what).view(torch.int32)
+        host = self._device.allocate_pinned((TOLD * PAGE + 1) * WORD, what).view(torch.int32)
         host.zero_()
-        self._zero, told = host[:1], host[1:].view(PAGE, 2)
+        self._zero, told = host[:1], host[1:].view(PAGE, TOLD)
         heard = told.numpy()
         self._free += [Flag(raised[i : i + 1], told[i], heard[i]) for i in range(PAGE)]

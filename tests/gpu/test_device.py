@@ -21,7 +21,9 @@ NAMES = {DIRECT: "device pointers", STAGED: "through the host"}
 
 @WAYS
 @pytest.mark.parametrize("staleness", ["0", "2"])
-@pytest.mark.parametrize(("dtype", "wire"), [("float32", "none"), ("float32", "bfloat16"), ("mixed", "none")])
+@pytest.mark.parametrize(
+    ("dtype", "wire"), [("float32", "none"), ("float32", "bfloat16"), ("mixed", "none"), ("mixed", "int8")]
+)
 def test_random_sleeps_on_every_stream_change_no_bit(tmp_path, way, staleness, dtype, wire):
     runs = [ranks(3, "rounds.py", staleness, dtype, wire, seed, tmp_path=tmp_path, way=way) for seed in ("0", "1", "2")]
     for rank in range(3):

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 import torch
 
 from pushsum_opt.memory.device import Device
-from pushsum_opt.memory.host import DTYPES
+from pushsum_opt.memory.host import DTYPES, HostMemory
+from pushsum_opt.memory.modulo import BLOCK
 from pushsum_opt.memory.on_device import DeviceMemory
 from pushsum_opt.memory.room import HostRoom, Room
 
@@ -219,6 +220,60 @@ class EmulatedDevice(Device):
 
         self._queue(stream, torch.no_grad()(work))
 
+    def coded_table(self, views):
+        return list(views)
+
+    def _on_host(self, table, bounds, residual):
+        """What does the same on the host, at once: with its own plan, and these bounds and residuals."""
+        memory = HostMemory(table, list(map(str, range(len(table)))), "int8", 1 << 40)
+        memory._bounds[0][:] = bounds
+        if residual is not None:
+            memory._residual[0][:] = residual
+        return memory, memory.chunks[0]
+
+    def pack_coded(self, table, target, bounds, residual, dtype, form, left, given, stream):
+        assert (dtype, "int8") in self.prepared
+
+        def work():
+            memory, chunk = self._on_host(table, bounds, residual)
+            memory._whole, memory._whole_left = form
+            data = torch.empty(chunk.nbytes, dtype=torch.uint8)
+            memory._encode(chunk, data, left, given)
+            target.copy_(data[: len(target)])
+            if residual is not None:
+                residual.copy_(memory._residual[0])
+
+        self._queue(stream, torch.no_grad()(work))
+
+    def check_coded(self, source, dtype, count, flag, stream):
+        def work():
+            whole, flag.told[3] = source[:8].view(torch.int32)
+            wide = torch.float64 if dtype == "float64" else torch.float32
+            length = count * wide.itemsize if whole else 4 * -(-count // BLOCK)
+            if not source[16 : 16 + length].view(wide if whole else torch.float32).isfinite().all():
+                flag.raised[0] = flag.told[0] = 1
+
+        self._queue(stream, work)
+
+    def merge_coded(self, table, source, bounds, residual, dtype, weight, mass, flag, heal, stream):
+        def work():
+            if flag.raised[0]:
+                return
+            memory, chunk = self._on_host(table, bounds, residual)
+            memory._whole_left = 0
+            memory._reach = 1
+            slab = source.clone()
+            slab[4:8] = 0
+            outcome = memory.merge_if_finite(chunk, slab, weight, mass, heal=heal).outcome()
+            flag.told[1], flag.told[2] = outcome.healed, outcome.missed
+            few = outcome.missed <= len(bounds) / 8
+            flag.told[4] = few and memory._whole_left > 0
+            bounds.copy_(memory._bounds[0])
+            if residual is not None:
+                residual.copy_(memory._residual[0])
+
+        self._queue(stream, torch.no_grad()(work))
+
     def synchronize(self):
         for stream in (self.own, self.outward, self.inward):
             self.finish(stream)
@@ -264,6 +319,14 @@ class EmulatedMemory(DeviceMemory):
     def _all_finite(self, array):
         self._catch_up()
         return super()._all_finite(array)
+
+    def begin_round(self):
+        self._catch_up()
+        super().begin_round()
+
+    def _encode(self, chunk, data, left, given):
+        self._catch_up()
+        super()._encode(chunk, data, left, given)
 
     def _slab_bytes(self, chunk, slab):
         flat = super()._slab_bytes(chunk, slab)

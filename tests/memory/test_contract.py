@@ -1,4 +1,7 @@
-"""What every memory promises, against numpy in float64: host, numpy, an emulated device, and CUDA where it is."""
+"""What every memory promises, against numpy in float64: host, numpy, an emulated device, and CUDA where it is.
+
+"compiled" is the emulated device with the kernels of CUDA, compiled for the host.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from gpu.device import needs_cuda
+from memory.compiled import CompiledDevice, needs_compiler
 from memory.emulated import EmulatedDevice, EmulatedMemory
 
 from pushsum_opt.buffers import DeviceBytes, PendingBuffer
@@ -22,6 +26,10 @@ from pushsum_opt.memory.host import DTYPES, HostMemory
 CHUNK_BYTES = 1 << 10
 SHAPES = [(3,), (40, 7), (1,), (700,), (5, 2, 3), (129,)]
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+KINDS = ("host", "array", "emulated, direct", "emulated, staged", "compiled, direct", "cuda, direct", "cuda, staged")
+MARKS = {"cuda": needs_cuda, "compiled": needs_compiler}
 
 
 @dataclass
@@ -46,6 +54,8 @@ class Kind:
         direct = "direct" in self.name
         if self.name.startswith("emulated"):
             return EmulatedMemory(*arguments, device=EmulatedDevice(3), direct=direct, **how)
+        if self.name.startswith("compiled"):
+            return EmulatedMemory(*arguments, device=CompiledDevice(3), direct=direct, **how)
         from pushsum_opt.memory.cuda import CudaDevice
         from pushsum_opt.memory.on_device import DeviceMemory
 
@@ -61,11 +71,11 @@ class Kind:
 def cases(*dtypes, without=None):
     """Cross kinds with dtypes, or pairs of them; numpy has no bfloat16, so its kind has no such case."""
     found = []
-    for name in ("host", "array", "emulated, direct", "emulated, staged", "cuda, direct", "cuda, staged"):
+    for name in KINDS:
         for chosen in dtypes or ((),):
             types = (chosen,) if isinstance(chosen, str) else tuple(chosen)
             if name != without and not (name == "array" and "bfloat16" in types):
-                marks = needs_cuda if name.startswith("cuda") else ()
+                marks = MARKS.get(name.partition(",")[0], ())
                 identity = "-".join((name.replace(", ", "-"), *types))
                 found.append(pytest.param(Kind(name), *types, marks=marks, id=identity))
     return found
@@ -389,7 +399,7 @@ def test_scaling_a_step_moves_z_by_a_over_w(kind, dtype, weight):
     before = everything(kind, memory, tensors)
     memory.snapshot()
     for tensor in tensors:
-        if kind.name.startswith("emulated"):
+        if isinstance(memory, EmulatedMemory):
             memory._catch_up()
         tensor += 0.5
     after = everything(kind, memory, tensors)

@@ -133,7 +133,7 @@ def test_no_room_on_the_device_is_an_error_with_the_numbers_and_the_others_hear_
 
 
 def test_no_pinned_memory_is_an_error_with_the_numbers(emulate):
-    emulate(direct=False, only=(1,), pinned_free=9000, pinned_pool=100)
+    emulate(direct=False, only=(1,), pinned_free=21_000, pinned_pool=100)
     text = str(errors(1)[1])
     assert text.startswith("rank 1: the host has no pinned memory for a chunk of a message to receive: asked ")
     assert "of 2.0 GiB" in text

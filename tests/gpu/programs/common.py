@@ -49,5 +49,6 @@ def sleep_everywhere(memory, seed):
 
         return sleep_first
 
-    for name in ("pack", "check", "merge", "merge_half", "copy"):
+    passes = ("pack", "check", "merge", "merge_half", "pack_coded", "check_coded", "merge_coded")
+    for name in (*passes, "copy"):
         setattr(accelerator, name, late(getattr(accelerator, name)))
