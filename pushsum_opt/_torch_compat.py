@@ -15,13 +15,15 @@ Contracts:
       of every ``state_dict()`` and returns a handle with ``remove()``;
     * ``Module._parameters`` and ``Module._buffers`` map names to the tensors that the module itself holds; a scripted
       module has tables with ``items()`` that are written by ``setattr``;
-    * ``Module._non_persistent_buffers_set`` has the names of the module's own buffers that are not saved.
+    * ``Module._non_persistent_buffers_set`` has the names of the module's own buffers that are not saved;
+    * ``torch._C._dynamo.guards.TensorGuards``, by which compiled functions know their arguments again, says yes only to
+      as many tensors of the same dtypes, devices, sizes and strides.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +37,7 @@ __all__ = [
     "at_end_of_backward",
     "backward_id",
     "default_store",
+    "form_guard",
     "has_step_hooks",
     "make_hook_tables",
     "on_state_dict",
@@ -116,6 +119,23 @@ def at_end_of_backward(callback: Callable[[], None]) -> None:
 def backward_id() -> int:
     """In a hook of backward(): return a number that this call of backward() has for its own."""
     return int(torch._C._current_graph_task_id())
+
+
+def form_guard(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
+    """Return a function that tells at once whether tensors, its arguments, have the forms that these have now.
+
+    Form is dtype, device, sizes and strides, not where a tensor lies. A no may mean something else, such as another
+    ``requires_grad``. None: this torch has no such function.
+    """
+    try:
+        from torch._C._dynamo import guards
+
+        make: Any = guards.TensorGuards
+        sizes, strides = [list(tensor.size()) for tensor in tensors], [list(tensor.stride()) for tensor in tensors]
+        check: Callable[..., bool] = make(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
+    except (ImportError, AttributeError, TypeError, SystemError):
+        return None
+    return check
 
 
 def own_tensor(module: nn.Module, name: str) -> Tensor | None:

@@ -298,6 +298,47 @@ def test_a_torchscript_model_trains_and_is_averaged(how):
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+def forms():
+    return [
+        nn.Parameter(torch.zeros(4, 6)),
+        torch.zeros(()),
+        torch.zeros(0, 3),
+        torch.zeros(2, 5, dtype=torch.complex64),
+    ]
+
+
+def test_a_guard_knows_forms_again_wherever_tensors_lie():
+    tensors = forms()
+    guard = _torch_compat.form_guard(tensors)
+    assert guard is not None, "this torch has no such guards: rounds are slower where models have many tensors"
+    assert guard(*tensors)
+    tensors[0].data = torch.ones(4, 6)
+    tensors[0].grad = torch.ones(4, 6)
+    with torch.no_grad():
+        assert guard(*tensors)
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])  # 2 has no elements, so its strides mean nothing
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.to(torch.complex128 if t.is_complex() else torch.float64),
+        lambda t: t.view(torch.float64 if t.is_complex() else torch.int32),
+        lambda t: t.reshape(-1, 1, 1),
+        lambda t: torch.empty_strided((*t.shape, 1), (*t.stride(), 7), dtype=t.dtype),
+        lambda t: torch.empty_strided(t.shape, [2 * s + 1 for s in t.stride()], dtype=t.dtype) if t.dim() else t.half(),
+    ],
+    ids=["dtype", "dtype in place", "sizes", "a dimension more", "strides"],
+)
+def test_a_guard_sees_every_other_form(number, change):
+    tensors = forms()
+    tensors[0].requires_grad_(False)  # so that it may become any type
+    guard = _torch_compat.form_guard(tensors)
+    assert guard(*tensors)
+    tensors[number].data = change(tensors[number].data)
+    assert not guard(*tensors)
+
+
 def test_own_tensor_is_what_the_module_itself_holds():
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, affine=False))
     assert _torch_compat.own_tensor(model[0], "weight") is model[0].weight

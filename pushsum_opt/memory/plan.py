@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 from .modulo import BLOCK
@@ -135,6 +136,11 @@ class Chunk:
     packed: bool  # gathered into a slab before it is sent; otherwise sent from where it lies
     by_element: bool = False
     """Each element is merged alone. Where it is inf or nan, here or there, this rank keeps its own: it is no error."""
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """The elements of each piece."""
+        return [piece.numel for piece in self.pieces]
 
     @property
     def nbytes(self) -> int:

@@ -9,8 +9,10 @@ A parameter that has left the groups is still exchanged. Nothing trains it, so g
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +55,7 @@ class Watch:
         self._host_gradients = host_gradients
         # They were equal on all ranks at the start, so this rank keeps the values that they have now.
         self._begun = list(tensors.all.values())
-        self._seen = self._ids()
+        self._seen = self._stepped()
 
     def look(self) -> None:
         """Take in new parameters; nearly free where there are none. All ranks do it at the same step.
@@ -61,7 +63,8 @@ class Watch:
         Raises:
             LayoutError: the ranks do not agree on what is new; it names what is new here.
         """
-        if self._ids() != self._seen:
+        groups = self.optimizer.param_groups
+        if not (len(groups) == len(self._seen) and all(map(_same, groups, self._seen))):
             self._take_in()
 
     def add(self, call: str) -> None:
@@ -89,12 +92,9 @@ class Watch:
             attempt, commit=lambda _: member.ledger.all_opened(), undo=lambda _: changing.retract(member, new)
         )
 
-    def _ids(self) -> list[int]:
-        # Exchanged parameters are kept alive, so no other tensor can get the id of one.
-        ids: list[int] = []
-        for group in self.optimizer.param_groups:
-            ids += map(id, group["params"])
-        return ids
+    def _stepped(self) -> list[list[Tensor]]:
+        """Return the parameters of each group."""
+        return [list(group["params"]) for group in self.optimizer.param_groups]
 
     def _take_in(self) -> None:
         push_sum = self._push_sum
@@ -122,7 +122,7 @@ class Watch:
         changing.extend(self._push_sum.member, new, call, by_element)
 
     def _taken(self) -> None:
-        self._seen = self._ids()
+        self._seen = self._stepped()
         if self._host_gradients is not None:
             self._host_gradients.look_again()
 
@@ -177,6 +177,12 @@ class Watch:
             # First inside every host, then between hosts: rank 0's values reach all.
             for channel in (*push_sum.member.host.replicas, push_sum.member.channel):
                 copying.broadcast_tensors(channel, new, 0)
+
+
+def _same(group: Mapping[str, Any], seen: list[Tensor]) -> bool:
+    """Tell whether a group holds these very parameters; some nanoseconds for each."""
+    parameters = group["params"]
+    return len(parameters) == len(seen) and all(map(operator.is_, parameters, seen))
 
 
 def _listed(names: Mapping[str, Tensor]) -> str:

@@ -558,3 +558,23 @@ def test_closing_gives_the_slabs_back(kind, dtype):
 def test_numpy_refuses_a_wire_dtype_that_it_does_not_have():
     with pytest.raises(ConfigurationError, match="wire_dtype='bfloat16': numpy has no such type"):
         ArrayMemory([np.zeros(3)], ["z"], "bfloat16", 1 << 20)
+
+
+def test_a_tensor_whose_new_form_was_refused_is_refused_again():
+    tensor = torch.zeros(6)
+    memory = HostMemory([tensor], ["z"], None, 1 << 20)
+    tensor.data = torch.zeros(7)
+    for _ in range(2):
+        with pytest.raises(LayoutError, match="parameter z"):
+            memory.refresh()
+
+
+def test_another_requires_grad_is_no_other_place():
+    tensors = [torch.zeros(6) for _ in range(3)]
+    memory = HostMemory(tensors, ["a", "b", "c"], None, 1 << 20)
+    views = memory._views
+    tensors[1].requires_grad_()
+    for _ in range(2):
+        memory.refresh()
+        assert memory._views is views
+    assert memory._surely_unmoved()
