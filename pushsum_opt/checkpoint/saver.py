@@ -25,7 +25,7 @@ from .part import Companions
 from .position import Position, load_position, pack_position
 from .resuming import begin_again
 from .saving import save
-from .signals import Signals
+from .signals import Signals, refuse_unusable
 from .surviving import Surviving
 from .votes import Tally, Votes
 from .wishes import Wishes
@@ -106,6 +106,7 @@ class Saver:
             none, least = value is None and name != "check_every", 2 if name == "memory_every" else 1
             if not none and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise ConfigurationError(f"{name}={value!r}: expected an int of at least {least}")
+        refuse_unusable(signals)
         self._directory = Path(directory)
         self._optimizer = optimizer
         self._beside: dict[str, Any] = {"scaler": scaler, "scheduler": scheduler, "also": also}

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
-__all__ = ["Signals"]
+from ..errors import ConfigurationError
+
+__all__ = ["Signals", "refuse_unusable"]
 
 _taken: weakref.WeakSet[Signals] = weakref.WeakSet()
 
@@ -23,6 +25,16 @@ def _give_back_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_give_back_in_child)
+
+
+def refuse_unusable(numbers: Sequence[int]) -> None:
+    """Raise ConfigurationError where one is no signal, or one that no process can take."""
+    never = {getattr(signal, name, None) for name in ("SIGKILL", "SIGSTOP")}
+    for number in numbers:
+        if number not in signal.valid_signals() or number in never:
+            raise ConfigurationError(
+                f"signals={numbers!r}: expected signals that a process can take, such as signal.SIGTERM, got {number!r}"
+            )
 
 
 class Signals:

@@ -235,10 +235,19 @@ def test_handlers_are_put_back_however_the_saver_ends(tmp_path, ending):
     assert signal.getsignal(signal.SIGUSR1) is before
 
 
-@pytest.mark.parametrize("wrong", [{"every": 0}, {"check_every": 0}, {"check_every": None}, {"keep": 0}])
-def test_numbers_that_make_no_sense_are_refused(tmp_path, wrong):
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"every": 0}, {"check_every": 0}, {"check_every": None}, {"keep": 0}, {"signals": [signal.SIGKILL]},
+        {"signals": [signal.SIGTERM, 0]}, {"signals": ["SIGTERM"]},
+    ],
+)  # fmt: skip
+def test_arguments_that_make_no_sense_are_refused_and_leave_nothing_open(tmp_path, wrong):
     def rank(comm):
-        with running(comm) as run, pytest.raises(ps.errors.ConfigurationError, match=next(iter(wrong))):
-            Saver(tmp_path, run.optimizer, **wrong)
+        with running(comm) as run:
+            before = list(run.optimizer.push_sum.member.followers)
+            with pytest.raises(ps.errors.ConfigurationError, match=next(iter(wrong))):
+                Saver(tmp_path, run.optimizer, **wrong)
+            assert run.optimizer.push_sum.member.followers == before
 
     ps.testing.run(1, rank)
