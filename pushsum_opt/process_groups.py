@@ -19,6 +19,11 @@ __all__ = ["GroupComm", "Job", "find_job", "is_group", "job_of_torch", "of_group
 
 JOIN = timedelta(minutes=30)
 """How long a process waits for the store of the job, which rank 0 or the launcher holds; as torch.distributed does."""
+FILES_PER_PROCESS = 2
+"""Open files for each process of a job: a connection, and in rank 0, which holds the store, one more."""
+FEWEST_OWN_FILES, OWN_FILES = 32, 256
+"""Open files that a process needs beside them at least, and those that are left for the program where there may be so
+many."""
 
 
 class Job:
@@ -85,7 +90,8 @@ def find_job(why: str) -> Job:
     """Return the job of this process. The first call waits until the store of the job is there.
 
     Raises:
-        LaunchError: torch has no distributed part, the launcher's variables are missing, or the store does not answer.
+        LaunchError: torch has no distributed part, the launcher's variables are missing, too few open files are
+            allowed, or the store does not answer.
     """
     global _job
     if _job is None:
@@ -103,6 +109,7 @@ def _find(why: str) -> Job:
     if dist.is_initialized():
         from . import _torch_compat
 
+        _allow_connections(dist.get_rank(), dist.get_world_size())
         return Job(_own_part(_torch_compat.default_store()), dist.get_rank(), dist.get_world_size(), why)
     missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if len(missing) == 4:
@@ -115,6 +122,7 @@ def _find(why: str) -> Job:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if size == 1:
         return Job(None, 0, 1, why)
+    _allow_connections(rank, size)
     try:
         store, rank, size = next(rendezvous("env://", timeout=JOIN))
     except (RuntimeError, ValueError) as error:
@@ -124,6 +132,30 @@ def _find(why: str) -> Job:
             f"{error}. Is rank 0 there, and can this host reach its port?"
         ) from error
     return Job(_own_part(store), rank, size, why)
+
+
+def _allow_connections(rank: int, size: int) -> None:
+    """Let this process have a connection to every other one: raise its limit of open files, as far as it may.
+
+    Raises:
+        LaunchError: it may not have so many. Without this, processes would wait for connections that never come.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = FILES_PER_PROCESS * size
+    if soft == resource.RLIM_INFINITY or soft >= files + OWN_FILES:
+        return
+    most = files + OWN_FILES if hard == resource.RLIM_INFINITY else min(hard, files + OWN_FILES)
+    if most < files + FEWEST_OWN_FILES:
+        raise LaunchError(
+            f"rank {rank}: a job of {size} processes over torch.distributed needs {files + FEWEST_OWN_FILES} open "
+            f"files in each, and {hard} are allowed here (`ulimit -Hn`). Allow more (LimitNOFILE of a service, "
+            "`--ulimit nofile` of a container), or start with mpirun: MPI connects only ranks that send to each other"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _own_part(store: Any) -> Any:

@@ -38,6 +38,24 @@ def test_one_process_alone_needs_neither_a_launcher_nor_mpi4py():
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "0 1 0 3.0"), done.stdout
 
 
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ((600, 4096), "from 600 to 1256"),
+        ((600, 1100), "from 600 to 1100"),
+        ((2000, 4096), "from 2000 to 2000"),
+        ((600, 1000), "rank 3: a job of 500 processes over torch.distributed needs 1032 open files in each, and 1000"),
+    ],
+)
+def test_large_jobs_get_the_open_files_that_they_need_or_are_refused(limits, said):
+    code = (
+        "import resource; from pushsum_opt import process_groups; files = resource.RLIMIT_NOFILE\n"
+        f"resource.setrlimit(files, {limits}); process_groups._allow_connections(3, 500)\n"
+        f"print('from {limits[0]} to', resource.getrlimit(files)[0])"
+    )
+    assert said in run([*warm_python(), "-c", code], 60).stdout
+
+
 def test_copies_that_do_not_see_each_other_are_refused():
     command = [*warm_python(), "-c", "import pushsum_opt as ps; ps.size()"]
     done = run(command, 60, PUSHSUM_TRANSPORT="torch", OMPI_COMM_WORLD_SIZE="4")
