@@ -181,10 +181,9 @@ class Coded(Chunked):
             self._cast(parts.places[tile], integers)  # which takes them modulo 256
             if residual is not None:
                 mine = residual[tile.start * BLOCK : tile.stop * BLOCK]
-                mine += given * lost.reshape(-1)[: len(mine)]
+                modulo.add_times(xp, mine, lost.reshape(-1)[: len(mine)], given)
             elif given:
-                lost *= given / left
-                z += lost
+                modulo.add_times(xp, z, lost, given / left)
         self._cast(parts.sums, self._joined(sums, 1))
         if spared:
             rows[bad] = kept

@@ -330,11 +330,11 @@ __global__ void pack_coded(const Tile* tiles, const long long* firsts, unsigned 
     const A k = good ? nearest(times(own[i], inverse)) : A(0);
     found.sum_up(i + 1, below(k / A(256)));
     parts.places[start + i] = static_cast<unsigned char>(static_cast<int>(k) & 255);
-    const A lost = good ? times(keep, plus_product(-k, step, own[i])) : A(0);
+    const A lost = good ? plus_product(-k, step, own[i]) : A(0);
     if (residual) {
-      residual[start + i] += static_cast<float>(lost);
-    } else {
-      own[i] += lost;
+      residual[start + i] = plus_product(static_cast<float>(lost), static_cast<float>(keep), residual[start + i]);
+    } else if (good) {
+      own[i] = plus_product(lost, keep, own[i]);
     }
   }
   const Found<A> all = together(found, room);

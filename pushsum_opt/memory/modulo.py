@@ -22,6 +22,7 @@ __all__ = [
     "BLOCK",
     "ROWS",
     "Scratch",
+    "add_times",
     "bounds_after",
     "check_weights",
     "decode",
@@ -137,8 +138,7 @@ def decode(xp: Any, places: Array, step: Array, inverse: Array, mine: Array, scr
     work *= -1.0 / LEVELS
     xp.round(work, out=multiples)
     sums = xp.matmul(scratch.weights, multiples.T)
-    multiples *= LEVELS
-    places += multiples
+    add_times(xp, places, multiples, LEVELS)
     places *= step
     return sums, largest_difference(xp, places, mine, scratch)
 
@@ -150,6 +150,15 @@ def _minus_product(xp: Any, one: Array, first: Array, second: Array, out: Array)
     else:
         xp.multiply(first, second, out=out)
         xp.subtract(one, out, out=out)
+
+
+def add_times(xp: Any, target: Array, array: Array, factor: float) -> None:
+    """Add ``factor`` x ``array`` to ``target``, in one pass where the module has it; otherwise ``array`` changes too."""
+    if hasattr(xp, "addcmul"):
+        target.add_(array, alpha=factor)
+    else:
+        array *= factor
+        target += array
 
 
 def largest(xp: Any, array: Array, scratch: Scratch) -> Array:
