@@ -16,7 +16,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import forked_end, process_groups
+from .job import forked_end, process_groups
 
 if TYPE_CHECKING:
     from . import algorithms, checkpoint, errors, graphs, mixing, observe, testing
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from .errors import PushSumError
     from .faults import Loss
     from .graphs import Graph
+    from .job.world import rank, size
     from .local import local_device, local_rank, local_size
     from .metric import Metric
     from .observe import Listener
     from .optimizer import PushSumOptimizer
     from .push_sum import PushSum
-    from .world import rank, size
 
 __version__ = "0.1.0"
 
@@ -51,8 +51,8 @@ _HOMES = {
     "local_device": "local",
     "local_rank": "local",
     "local_size": "local",
-    "rank": "world",
-    "size": "world",
+    "rank": "job.world",
+    "size": "job.world",
     "sum": "all_ranks",
 }
 _MODULES = ("algorithms", "checkpoint", "errors", "graphs", "mixing", "observe", "testing")

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import world
 from .errors import ConfigurationError
+from .job import world
 
 __all__ = ["RULES", "Rule", "refuse", "table"]
 

@@ -6,9 +6,10 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
-from . import transport, world
+from . import transport
 from .channel import gather_once
-from .process_groups import GroupComm
+from .job import world
+from .job.process_groups import GroupComm
 
 if TYPE_CHECKING:
     import torch

@@ -57,8 +57,9 @@ class Ranks:
         self._reason = ""
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        from . import transport, world
+        from . import transport
         from .channel import by_communicator
+        from .job import world
 
         self._channel = transport.connect(world.communicator())
         # Open on all ranks: a rank that fails can tell those that wait in it.
@@ -89,8 +90,8 @@ class Ranks:
     # ------------------------------------------------------------------ what is said
 
     def _tell(self, test: str, error: BaseException) -> None:
-        from . import ending
         from .channel import by_communicator
+        from .job import ending
 
         self._reason = f"rank {self._channel.rank}, in {test}: {type(error).__name__}: {error}"
         ending.fail_all(error)
@@ -103,8 +104,8 @@ class Ranks:
         reasons, set_ups = self._compare(test, test, self._reason.encode("utf-8", "replace"))
         self._wait(catch_up(set_ups), f"what ranks had begun to set up in {test} was not made", limited=True)
         if reasons:
-            from . import ending, world
             from .channel import by_communicator
+            from .job import ending, world
 
             ending.fail_all(RuntimeError(reasons))
             for member in ending.THIS.members:
@@ -147,7 +148,7 @@ class Ranks:
                 self._stop(f"{why_not} within {self._grace:g} s. {self._reason}")
 
     def _stop(self, why: str) -> None:
-        from . import ending
         from .errors import PushSumError
+        from .job import ending
 
         ending.abort(PushSumError(f"rank {self._channel.rank}: {why}"))

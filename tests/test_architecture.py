@@ -45,13 +45,7 @@ ROOMS = (
     "value_digest",
     "tensor_kinds",
     "interrupts",
-    "ending",
-    "forked_end",
-    "world",
-    "training_ranks",
-    "launch",
-    "joined",
-    "process_groups",
+    "job",
     "spares",
     "progress",
     "settings",
@@ -77,7 +71,7 @@ WITHOUT_TORCH = (
     "cuda_aware",
     "graphs",
     "mixing",
-    "world",
+    "job",
     "settings",
     "errors",
 )
@@ -118,13 +112,13 @@ def test_an_import_upwards_is_found_even_inside_a_function(tmp_path):
     (tmp_path / "graphs").mkdir()
     (tmp_path / "graphs" / "__init__.py").write_text("from ..errors import GraphError\n")
     (tmp_path / "errors.py").write_text("def lazily():\n    from .graphs import Graph\n")
-    (tmp_path / "world.py").write_text(f"from . import errors, optimizer\nimport {PACKAGE.name}.push_sum\n")
+    (tmp_path / "local.py").write_text(f"from . import errors, optimizer\nimport {PACKAGE.name}.push_sum\n")
     (tmp_path / "optimizer.py").write_text("")
     (tmp_path / "push_sum.py").write_text("")
     assert sorted(upward_imports(tmp_path)) == [
         "errors imports graphs",
-        "world imports optimizer",
-        "world imports push_sum",
+        "local imports optimizer",
+        "local imports push_sum",
     ]
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pushsum_opt import launch
 from pushsum_opt.errors import ConfigurationError
+from pushsum_opt.job import launch
 
 TORCH = {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
 TORCHRUN = {**TORCH, "TORCHELASTIC_RUN_ID": "none"}

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .. import ending
 from ..errors import MismatchError, PeerFailed, PeerFinished, RanksLost
 from ..interrupts import is_interrupt
+from ..job import ending
+from ..job.process_groups import GroupComm
 from ..observe.events import Events, Listener
 from ..observe.stall import StallInspector
-from ..process_groups import GroupComm
 from ..transport import LoopbackComm, process
 from ..transport.calls import current_call
 from .channel import Channel

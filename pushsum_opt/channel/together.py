@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from .. import ending, training_ranks, transport, world
+from .. import transport
 from ..errors import CallOrderError
+from ..job import ending, training_ranks, world
 from . import by_communicator
 from .channel import Channel
 

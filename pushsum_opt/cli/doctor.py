@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
-from .. import cuda_aware, launch, settings, world
+from .. import cuda_aware, settings
 from ..environment import missing_variables
 from ..errors import ConfigurationError
-from ..launch import Choice
+from ..job import launch, world
+from ..job.launch import Choice
 from . import findings, ucx
 from .cores import usable_cores
 from .findings import PROBLEM, Finding, Way

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .. import launch
 from ..cuda_aware import TrialVerdict
 from ..installed import install_command
-from ..launch import Choice
+from ..job import launch
+from ..job.launch import Choice
 from .launcher import OPEN_MPI, Launcher
 
 __all__ = [

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from .. import world
 from ..arguments import Communicator
 from ..channel import Channel
 from ..channel.agreement import agree
 from ..channel.copying import broadcast_bytes, broadcast_tensors
 from ..channel.together import together
 from ..errors import ConfigurationError
+from ..job import world
 from ..push_sum.member import newest
 from .values import ONE_KIND, describe_value, pickled, unpickled
 

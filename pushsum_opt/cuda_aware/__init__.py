@@ -10,7 +10,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from .. import joined, settings
+from .. import settings
+from ..job import joined
 from ..log import log
 from .trial import Facts, TrialVerdict, judge, try_out
 

@@ -153,7 +153,7 @@ def _minus_product(xp: Any, one: Array, first: Array, second: Array, out: Array)
 
 
 def add_times(xp: Any, target: Array, array: Array, factor: float) -> None:
-    """Add ``factor`` x ``array`` to ``target``, in one pass where the module has it; otherwise ``array`` changes too."""
+    """Add ``factor`` x ``array`` to ``target``, in one pass where there is one; elsewhere ``array`` changes too."""
     if hasattr(xp, "addcmul"):
         target.add_(array, alpha=factor)
     else:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .. import ending, world
+from ..job import ending, world
 
 __all__ = ["span"]
 

@@ -7,11 +7,11 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
-from .. import ending, joined
 from ..channel import Channel
 from ..errors import CallOrderError, ClosedError, RanksLost
 from ..hosts import Participant
 from ..interrupts import is_interrupt
+from ..job import ending, joined
 from ..transport.calls import current_call
 
 __all__ = ["JOINING", "MERGING", "WHOLE", "Lifetime"]

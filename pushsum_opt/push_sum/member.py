@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from .. import graphs, transport, world
+from .. import graphs, transport
 from ..arguments import GraphLike
 from ..channel import Channel
 from ..channel.agreement import agree, normalised_data_weight
@@ -21,6 +21,7 @@ from ..gossip.protocol import Exchange
 from ..gossip.sketch import Sketch
 from ..gossip.wire import Header
 from ..hosts import Participant
+from ..job import world
 from ..observe.events import Events
 from ..observe.statistics import Statistics
 from ..observe.whereabouts import Whereabouts

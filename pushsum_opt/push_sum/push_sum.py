@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-from .. import combinations, ending, settings, transport, world
+from .. import combinations, settings, transport
 from ..arguments import Communicator, DType, GraphLike, Nonfinite, OnLoss, Staleness
 from ..errors import ConfigurationError
 from ..faults import Loss
 from ..gossip.wire import HEADER_BYTES
 from ..graphs import Graph
 from ..hosts import Participant
+from ..job import ending, world
 from ..memory import Memory
 from ..observe.events import Listener
 from ..observe.timeline import Timeline

@@ -10,9 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
-from .. import world
 from ..errors import RanksLost
 from ..faults import Account, Given, Loss, Settlement, last_heard, settle, surely_sent
+from ..job import world
 
 if TYPE_CHECKING:
     from .member import Member

@@ -15,11 +15,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .. import progress, settings, transport, world
+from .. import progress, settings, transport
 from ..arguments import OnLoss
 from ..channel import Channel
 from ..errors import ConfigurationError, PeerTimeout, PushSumError, RanksLost
 from ..faults import Loss
+from ..job import world
 from ..log import log
 from ..transport.calls import calling_only
 from . import inviting, recovery

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from .. import training_ranks, world
 from ..channel import Channel
 from ..errors import RanksLost
 from ..faults import Account, Loss, Settlement, settle, shared
+from ..job import training_ranks, world
 from ..log import log
 from . import inviting
 

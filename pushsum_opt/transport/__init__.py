@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ending import THIS, Process
+from ..job.ending import THIS, Process
 from .base import ANY, Notice, Ticket, Transport
 from .calls import calling
 from .crew import CallsAreOver, Crew

@@ -8,8 +8,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from ..ending import THIS
-from ..process_groups import GroupComm
+from ..job.ending import THIS
+from ..job.process_groups import GroupComm
 from .base import Transport
 from .loopback import LoopbackComm, LoopbackTransport
 

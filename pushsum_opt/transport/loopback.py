@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..clock import Clock, monotonic
-from ..ending import Process
 from ..errors import ClosedError
+from ..job.ending import Process
 from .base import ANY, Notice, Ticket, Transport
 from .injection import inject
 from .loopback_world import LoopbackWorld, Transfer

@@ -17,9 +17,10 @@ from typing import Any, NoReturn
 
 from mpi4py import MPI
 
-from .. import forked_end, progress, training_ranks
-from ..ending import THIS
+from .. import progress
 from ..errors import ConfigurationError, RanksLost
+from ..job import forked_end, training_ranks
+from ..job.ending import THIS
 from ..log import log
 from .crew import CallsAreOver, Crew, Wait
 from .mpi import FAULT_TOLERANT, revoke_all

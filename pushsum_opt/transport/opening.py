@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import ConfigurationError
-from ..process_groups import GroupComm, is_group
+from ..job.process_groups import GroupComm, is_group
 from .background import HOST_PERIOD_S, Background
 from .base import Transport
 from .crew import Crew

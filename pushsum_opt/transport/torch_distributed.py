@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ClosedError, MismatchError, PeerFailed
-from ..process_groups import GroupComm
+from ..job.process_groups import GroupComm
 from . import by_messages
 from .base import ANY, Notice, Ticket, Transport
 from .set_up import TIMEOUT, LogStalls

@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from .. import ending, forked_end, process_groups
 from ..errors import PeerFailed
-from ..process_groups import GroupComm, Job
+from ..job import ending, forked_end, process_groups
+from ..job.process_groups import GroupComm, Job
 from .roll_call import Message, RollCall, group_name
 from .set_up import Forming, until_all_come
 from .torch_meeting import Meeting

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import ending, transport, world
+from .. import transport
 from ..algorithms import Algorithm
 from ..arguments import OnLoss
 from ..hosts import Hosts
+from ..job import ending, world
 from ..log import log
 from ..push_sum import PushSum, WrapperOptions
 from ..push_sum.survival import survival_of

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from pushsum_opt import launch
 from pushsum_opt.cli import doctor, findings, main, ucx
 from pushsum_opt.cli.findings import NOTE, OK, PROBLEM, Finding
 from pushsum_opt.cli.launcher import INTEL_MPI, MPICH, OPEN_MPI, Launcher
 from pushsum_opt.cli.probe import _first_line, probe
 from pushsum_opt.cuda_aware import TrialVerdict
 from pushsum_opt.installed import install_command
-from pushsum_opt.launch import Choice
+from pushsum_opt.job import launch
+from pushsum_opt.job.launch import Choice
 
 ROOT = Path(__file__).parents[2]
 RANK = {"host": "a", "python": "3.11.7", "torch": "2.13.0", "library": "Open MPI v5.0.11"}

@@ -303,7 +303,8 @@ if how == "before":
     os.environ["CUDA_VISIBLE_DEVICES"] = "1"
 if how == "by the user":
     from mpi4py import MPI
-from pushsum_opt import cuda_aware, world
+from pushsum_opt import cuda_aware
+from pushsum_opt.job import world
 if how == "not started":
     import mpi4py
     mpi4py.rc.initialize = False

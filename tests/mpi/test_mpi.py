@@ -111,7 +111,7 @@ def test_copies_that_do_not_see_each_other_are_refused(launcher):
 
 
 def test_a_world_size_that_no_launcher_set_says_nothing():
-    from pushsum_opt.launch import launched_size
+    from pushsum_opt.job.launch import launched_size
 
     assert launched_size({"WORLD_SIZE": "4"}) is None
 

@@ -49,7 +49,7 @@ def test_one_process_alone_needs_neither_a_launcher_nor_mpi4py():
 )
 def test_large_jobs_get_the_open_files_that_they_need_or_are_refused(limits, said):
     code = (
-        "import resource; from pushsum_opt import process_groups; files = resource.RLIMIT_NOFILE\n"
+        "import resource; from pushsum_opt.job import process_groups; files = resource.RLIMIT_NOFILE\n"
         f"resource.setrlimit(files, {limits}); process_groups._allow_connections(3, 500)\n"
         f"print('from {limits[0]} to', resource.getrlimit(files)[0])"
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pushsum_opt import ending
-from pushsum_opt.process_groups import Job
+from pushsum_opt.job import ending
+from pushsum_opt.job.process_groups import Job
 from pushsum_opt.transport import torch_job
 from pushsum_opt.transport.torch_distributed import TorchTransport
 

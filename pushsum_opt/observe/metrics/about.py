@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ... import world
+from ...job import world
 
 __all__ = ["FORMAT", "describe"]
 

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ... import world
 from ...clock import Clock, monotonic
 from ...errors import ConfigurationError
+from ...job import world
 from ..bounded_file import BoundedFile, file_name
 from ..events import Listener
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 import pushsum_opt as ps
-from pushsum_opt import ending, local, world
+from pushsum_opt import local
 from pushsum_opt.collectives import averaged
+from pushsum_opt.job import ending, world
 from pushsum_opt.transport.roll_call import RollCall
 
 how = sys.argv[1]

@@ -2,7 +2,7 @@
 
 from transport.contract import CONTRACT
 
-from pushsum_opt import world
+from pushsum_opt.job import world
 
 comm = world.communicator()
 for promise in CONTRACT:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 import pushsum_opt as ps
-from pushsum_opt import launch
+from pushsum_opt.job import launch
 
 STEPS, SAVED_AT = 7, 5
 ended = []

@@ -4,8 +4,9 @@ import sys
 
 import numpy as np
 
-from pushsum_opt import transport, world
+from pushsum_opt import transport
 from pushsum_opt.errors import MismatchError
+from pushsum_opt.job import world
 from pushsum_opt.observe.events import Events
 from pushsum_opt.transport.waiting import Waiter
 

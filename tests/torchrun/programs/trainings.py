@@ -9,7 +9,7 @@ import torch  # noqa: E402
 from support.scenarios import numpy_training  # noqa: E402
 
 import pushsum_opt as ps  # noqa: E402
-from pushsum_opt import world  # noqa: E402
+from pushsum_opt.job import world  # noqa: E402
 
 rank, size, comm = ps.rank(), ps.size(), world.communicator()
 

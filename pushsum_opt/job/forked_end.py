@@ -14,8 +14,8 @@ import signal
 import sys
 from typing import Any, NoReturn
 
+from ..exit_codes import INTERRUPTED
 from . import joined
-from .exit_codes import INTERRUPTED
 
 __all__ = ["exit_code", "watch", "watch_exit_codes"]
 

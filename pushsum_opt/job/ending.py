@@ -18,9 +18,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NoReturn, Protocol
 
-from . import joined, progress, settings, training_ranks, world
-from .errors import PeerFailed, PushSumError
-from .exit_codes import INTERRUPTED
+from .. import progress, settings
+from ..errors import PeerFailed, PushSumError
+from ..exit_codes import INTERRUPTED
+from . import joined, training_ranks, world
 
 __all__ = [
     "THIS",

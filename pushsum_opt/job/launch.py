@@ -8,7 +8,8 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from . import joined, process_groups, settings
+from .. import settings
+from . import joined, process_groups
 
 __all__ = ["Choice", "TORCH_VARIABLES", "choose", "chosen", "has_mpi4py", "launched_size"]
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from .clock import Clock, monotonic
-from .errors import LaunchError
+from ..clock import Clock, monotonic
+from ..errors import LaunchError
 
 __all__ = ["GroupComm", "Job", "find_job", "is_group", "job_of_torch", "of_group", "size_of_default_group"]
 
@@ -107,7 +107,7 @@ def _find(why: str) -> Job:
     from torch.distributed.rendezvous import rendezvous
 
     if dist.is_initialized():
-        from . import _torch_compat
+        from .. import _torch_compat
 
         _allow_connections(dist.get_rank(), dist.get_world_size())
         return Job(_own_part(_torch_compat.default_store()), dist.get_rank(), dist.get_world_size(), why)

@@ -11,10 +11,10 @@ import sys
 from contextvars import ContextVar
 from typing import Any
 
+from ..environment import missing_variables
+from ..errors import LaunchError
+from ..installed import install_command
 from . import joined, launch, process_groups, training_ranks
-from .environment import missing_variables
-from .errors import LaunchError
-from .installed import install_command
 
 __all__ = ["communicator", "finalize_if_nobody_does", "rank", "size", "succeed", "told_to_wait", "torch_job"]
 
@@ -57,8 +57,8 @@ def rank_of_this_thread() -> Any:
 
 def communicator(comm: Any = None) -> Any:
     """Start MPI if needed and return ``comm``, or for None ``MPI.COMM_WORLD``; in a rank of
-    :func:`pushsum_opt.testing.run`, its own. Where torch.distributed carries the messages (:mod:`pushsum_opt.launch`),
-    None stands for all its ranks, and a process group for the ranks that it has.
+    :func:`pushsum_opt.testing.run`, its own. Where torch.distributed carries the messages
+    (:mod:`pushsum_opt.job.launch`), None stands for all its ranks, and a process group for the ranks that it has.
 
     In a job with spares, both None and ``MPI.COMM_WORLD`` stand for the ranks that train. A spare waits here until it
     is called, and has a communicator of its own until it is taken in.

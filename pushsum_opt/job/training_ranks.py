@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from . import settings
-from .errors import LaunchError
+from .. import settings
+from ..errors import LaunchError
 
 __all__ = [
     "bench",
@@ -52,15 +52,15 @@ def those_that_train(whole: Any) -> Any:
             f"PUSHSUM_SPARES={count} and {whole.Get_size()} processes: expected more processes than spares. "
             "`pushsum run -np N --spares K` starts N + K"
         )
-    from .spares.bench import Bench
+    from ..spares.bench import Bench
 
     if whole.Get_rank() < size:
-        from .spares.team import form, meet
+        from ..spares.team import form, meet
 
         meet(range(size))
         _team = form(range(size), "start")
     else:
-        from .spares.waiting import Spare
+        from ..spares.waiting import Spare
 
         _spare = Spare(size)
         _spare.wait_until_called()
@@ -88,7 +88,7 @@ def when_called(callback: Callable[[], None]) -> None:
 
 def dismiss_spares() -> None:
     """This rank has ended its work. When all ranks have, the spares end."""
-    from .spares.bench import Bench
+    from ..spares.bench import Bench
 
     found = Bench(sys.modules["mpi4py.MPI"].COMM_WORLD.Get_size() - spares()) if _bench is None else _bench
     found.dismiss()
