@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from . import modulo
-from .chunked import Chunked
-from .modulo import BLOCK, ROWS, Scratch
+from .modulo import BLOCK, Scratch
 from .plan import HEAD_BYTES, Chunk, blocks_of, coded_bytes
 from .primitives import Array
+from .tiles import Tile, Tiled
 
 __all__ = ["Coded", "Decoded"]
 
@@ -64,7 +64,7 @@ class _Parts:
     places: Array
 
 
-class Coded(Chunked):
+class Coded(Tiled):
     """Chunks as flat arrays, some of which travel in eight bits."""
 
     _whole = True
@@ -75,13 +75,10 @@ class Coded(Chunked):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._bounds: dict[int, Array] = {}
-        self._scratches: dict[tuple[str, str], Scratch] = {}
-        self._flats: dict[tuple[str, str, str], Array] = {}
         super().__init__(*arguments, **options)
 
     def _rebuild(self) -> None:
         super()._rebuild()
-        self._flats.clear()
         coded = [chunk for chunk in self.exchanged if chunk.wire.coded]
         if {chunk.index: blocks_of(chunk.numel) for chunk in coded} != {i: len(b) for i, b in self._bounds.items()}:
             self._bounds = {chunk.index: self._zeros(blocks_of(chunk.numel), chunk) for chunk in coded}
@@ -161,34 +158,35 @@ class Coded(Chunked):
             self._gather_into(self._whole_values(chunk, data), chunk)
             return
         xp, work, residual = self._xp, self._work_dtype(chunk), self._residual.get(chunk.index)
-        scratch, flat, parts = self._scratch(chunk), self._own_flat(chunk), self._parts_of_bytes(chunk, data)
-        rows, bounds = flat.reshape(-1, BLOCK), self._bounds[chunk.index]
-        peaks = self._joined([modulo.largest(xp, rows[tile], scratch) for tile in _tiles(rows)])
-        self._cast(parts.theta, modulo.theta_of(xp, peaks, bounds))
+        scratch, parts, tiles = self._scratch(chunk), self._parts_of_bytes(chunk, data), self._own_tiles(chunk)
+        peaks = self._joined([modulo.largest(xp, z, scratch) for z in self._rows(tiles, scratch)])
+        self._cast(parts.theta, modulo.theta_of(xp, peaks, self._bounds[chunk.index]))
         theta = self._widen(parts.theta, work)  # to the last bit what the receiver takes
         bad = ~xp.isfinite(theta)
-        spared = bool(bad.any())
-        if spared:
-            kept, rows[bad], theta = rows[bad], 0.0, xp.where(bad, 1.0, theta)
+        some_bad = bool(bad.any())
+        if some_bad:
+            theta = xp.where(bad, 1.0, theta)
         step, inverse = modulo.steps_of(theta)
         sums = []
-        for tile in _tiles(rows):
-            z = rows[tile]
-            places, lost, found = modulo.encode(xp, z, step[tile], inverse[tile], scratch)
+        for tile, own in zip(tiles, self._rows(tiles, scratch), strict=True):
+            z = own
+            if some_bad:  # a block that is not finite is sent as zeros, with a theta that tells of it
+                z = self._copy_of(own)
+                z[bad[tile.blocks]] = 0.0
+            places, lost, found = modulo.encode(xp, z, step[tile.blocks], inverse[tile.blocks], scratch)
             sums.append(found)
-            integers = scratch.integers[: len(z)]
+            integers = scratch.integers[: tile.rows]
             self._cast(integers, places)
-            self._cast(parts.places[tile], integers)  # which takes them modulo 256
+            self._cast(parts.places[tile.blocks], integers)  # which takes them modulo 256
             if residual is not None:
-                mine = residual[tile.start * BLOCK : tile.stop * BLOCK]
+                mine = residual[tile.elements]
                 modulo.add_times(xp, mine, lost.reshape(-1)[: len(mine)], given)
             elif given:
-                modulo.add_times(xp, z, lost, given / left)
+                modulo.add_times(xp, own, lost, given / left)
+                self._put_back(tile, own)
         self._cast(parts.sums, self._joined(sums, 1))
-        if spared:
-            rows[bad] = kept
         if residual is None and given:
-            self._scatter(chunk, flat[: chunk.numel])
+            self._put_all_back(chunk)
 
     # ------------------------------------------------------------------ from the wire
 
@@ -222,13 +220,14 @@ class Coded(Chunked):
         finite = self._all_finite(values)
         if learn and finite:
             xp, scratch, bounds = self._xp, self._scratch(chunk), self._bounds[chunk.index]
-            mine = self._own_flat(chunk).reshape(-1, BLOCK)
-            theirs = self._working(chunk, "theirs")
-            theirs[chunk.numel :] = 0
-            self._cast(theirs[: chunk.numel], values)
-            theirs = theirs.reshape(-1, BLOCK)
-            pairs = [(theirs[tile], mine[tile]) for tile in _tiles(mine)]
-            seen = self._joined([modulo.largest_difference(xp, *pair, scratch) for pair in pairs])
+            tiles, all_seen = self._own_tiles(chunk), []
+            for tile, mine in zip(tiles, self._rows(tiles, scratch), strict=True):
+                theirs, places = values[tile.elements], scratch.places[: tile.rows]
+                flat = places.reshape(-1)
+                flat[len(theirs) :] = 0
+                self._cast(flat[: len(theirs)], theirs)
+                all_seen.append(modulo.largest_difference(xp, places, mine, scratch))
+            seen = self._joined(all_seen)
             known = xp.isfinite(seen)
             bounds[:] = modulo.bounds_after(xp, bounds, known, seen)
             self._heed(chunk, finite=bool(known.all()))  # inf or nan among our own
@@ -236,29 +235,35 @@ class Coded(Chunked):
 
     def _decode_places(self, chunk: Chunk, data: Array, learn: bool) -> Decoded:
         xp, work, scratch, bounds = self._xp, self._work_dtype(chunk), self._scratch(chunk), self._bounds[chunk.index]
-        parts = self._parts_of_bytes(chunk, data)
-        mine, values = self._own_flat(chunk).reshape(-1, BLOCK), self._working(chunk, "theirs")
-        known = xp.isfinite(parts.theta)
+        parts, values, tiles = self._parts_of_bytes(chunk, data), self._working(chunk, "theirs"), self._own_tiles(chunk)
+        rows, known = values.reshape(-1, BLOCK), xp.isfinite(parts.theta)
         if not known.all():
-            mine[~known] = np.nan
-            return Decoded(mine.reshape(-1)[: chunk.numel], finite=False)
+            self._keep_ours(tiles, scratch, rows, known)
+            rows[~known] = np.nan
+            return Decoded(values[: chunk.numel], finite=False)
         data[coded_bytes(chunk.numel) :] = 0  # the rest of the last block did not travel
-        rows, theta = values.reshape(-1, BLOCK), self._widen(parts.theta, work)
+        theta = self._widen(parts.theta, work)
         step, inverse = modulo.steps_of(theta)
         found = []
-        for tile in _tiles(rows):
-            places = rows[tile]
-            self._cast(places, parts.places[tile])
-            found.append(modulo.decode(xp, places, step[tile], inverse[tile], mine[tile], scratch))
+        for tile, mine in zip(tiles, self._rows(tiles, scratch), strict=True):
+            places = rows[tile.blocks]
+            self._cast(places, parts.places[tile.blocks])
+            found.append(modulo.decode(xp, places, step[tile.blocks], inverse[tile.blocks], mine, scratch))
         seen = self._joined([largest for _, largest in found])
         sums = self._joined([sums for sums, _ in found], 1)
         right = (sums == self._widen(parts.sums, work)).all(0) & xp.isfinite(seen)
         missed = len(rows) - int(right.sum())
         if missed:
-            rows[~right] = mine[~right]
+            self._keep_ours(tiles, scratch, rows, ~right)
         if learn:
             bounds[:] = modulo.bounds_after(xp, bounds, right, seen, theta)
         return Decoded(values[: chunk.numel], finite=True, missed=missed)
+
+    def _keep_ours(self, tiles: list[Tile], scratch: Scratch, rows: Array, which: Array) -> None:
+        """Write this rank's own elements over some blocks of what came."""
+        for tile, mine in zip(tiles, self._rows(tiles, scratch), strict=True):
+            kept = which[tile.blocks]
+            rows[tile.blocks][kept] = mine[kept]
 
     def _on_wire(self, chunk: Chunk, slab: Array) -> Array:
         if not chunk.wire.coded:
@@ -291,35 +296,6 @@ class Coded(Chunked):
             data[places : places + blocks * BLOCK].reshape(blocks, BLOCK),
         )
 
-    def _own_flat(self, chunk: Chunk) -> Array:
-        """Return this rank's z of a chunk, in the work dtype, its last block filled up with zeros."""
-        flat = self._working(chunk, "mine")
-        flat[chunk.numel :] = 0
-        self._gather_into(flat[: chunk.numel], chunk)
-        return flat
-
-    def _working(self, chunk: Chunk, what: str) -> Array:
-        """Return an array as long as the blocks of a chunk, to work in; the same memory at every call."""
-        numel, work = blocks_of(chunk.numel) * BLOCK, self._work_dtype(chunk)
-        key = (what, work, chunk.device)
-        if key not in self._flats or len(self._flats[key]) < numel:
-            self._flats[key] = self._allocate(numel, work, chunk.device)
-        return self._flats[key][:numel]
-
-    def _scratch(self, chunk: Chunk) -> Scratch:
-        work = self._work_dtype(chunk)
-        key = (work, chunk.device)
-        if key not in self._scratches:
-            places, multiples, free = (
-                self._allocate(ROWS * BLOCK, work, chunk.device).reshape(ROWS, BLOCK) for _ in range(3)
-            )
-            integers = self._view_as(self._allocate(4 * ROWS * BLOCK, "uint8", chunk.device), "int32")
-            weights = self._from_numpy(np.array(modulo.check_weights()), chunk.device)
-            self._scratches[key] = Scratch(
-                places, multiples, free, integers.reshape(ROWS, BLOCK), self._widen(weights, work)
-            )
-        return self._scratches[key]
-
     def _joined(self, parts: list[Array], axis: int = 0) -> Array:
         joined: Array = self._xp.concatenate(parts, axis)
         return joined
@@ -349,8 +325,3 @@ class Coded(Chunked):
 
     def _copy_of(self, flat: Array) -> Array:
         return flat * 1.0
-
-
-def _tiles(rows: Array) -> list[slice]:
-    """Return which blocks are worked on at a time."""
-    return [slice(start, start + ROWS) for start in range(0, len(rows), ROWS)]

@@ -121,11 +121,16 @@ class HostMemory(Memory):
         return flat_bytes.view(DTYPES[dtype])
 
     def _gather_into(self, flat: Tensor, chunk: Chunk) -> None:
-        views = self._views[chunk.index]
-        if chunk.index in self._flat and flat.dtype == views[0].dtype and chunk.device == "cpu":
-            torch.cat(views, out=flat)  # a third of what a copy of each costs, where they are small
+        if chunk.index in self._flat:
+            self._join(flat, self._views[chunk.index])
         else:
             super()._gather_into(flat, chunk)
+
+    def _join(self, flat: Tensor, parts: Sequence[Tensor]) -> None:
+        if flat.dtype == parts[0].dtype and flat.device.type == "cpu":
+            torch.cat(list(parts), out=flat)  # a third of what a copy of each costs, where they are small
+        else:
+            super()._join(flat, parts)
 
     def _received_parts(self, chunk: Chunk, slab: Any) -> list[Tensor]:
         """Return them, made once for each slab: cutting costs as much as merging, where tensors are small."""

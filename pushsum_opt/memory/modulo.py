@@ -38,7 +38,7 @@ Array = Any
 BLOCK = 512
 """Elements that share a theta. It and the check sums cost 12 bytes for each block."""
 
-ROWS = 256
+ROWS = 128
 """Blocks that are worked on at a time: they and the scratch stay in the cache of a processor."""
 
 LEVELS = 256.0
@@ -62,6 +62,8 @@ PRIME = 521  # the first one above BLOCK
 class Scratch:
     """What the functions below work in, for one dtype on one device; each of shape (ROWS, BLOCK)."""
 
+    own: Array
+    """For elements that do not lie together in one tensor."""
     places: Array
     multiples: Array
     work: Array
@@ -153,7 +155,7 @@ def _minus_product(xp: Any, one: Array, first: Array, second: Array, out: Array)
 
 
 def add_times(xp: Any, target: Array, array: Array, factor: float) -> None:
-    """Add ``factor`` x ``array`` to ``target``, in one pass where there is one; elsewhere ``array`` changes too."""
+    """Add ``factor`` x ``array`` to ``target``, in one pass if the module has it; otherwise ``array`` changes too."""
     if hasattr(xp, "addcmul"):
         target.add_(array, alpha=factor)
     else:

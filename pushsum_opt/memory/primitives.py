@@ -63,6 +63,10 @@ class Primitives(ABC):
     def _copy(self, destinations: Sequence[Array], sources: Sequence[Array]) -> None:
         """Copy each source into its destination, casting."""
 
+    def _join(self, flat: Array, parts: Sequence[Array]) -> None:
+        """Copy flat parts, one after the other, into a flat array of their length, casting."""
+        self._copy(self._split(flat, [len(part) for part in parts]), parts)
+
     @abstractmethod
     def _cast(self, destination: Array, source: Array) -> None:
         """Copy one array into another of the same shape, casting to whatever dtype that has."""

@@ -13,7 +13,7 @@ BLOCKS = 7
 
 
 def scratch(xp, dtype):
-    tiles = [xp.zeros((ROWS, BLOCK), dtype=getattr(xp, dtype)) for _ in range(3)]
+    tiles = [xp.zeros((ROWS, BLOCK), dtype=getattr(xp, dtype)) for _ in range(4)]
     weights = np.array(modulo.check_weights(), dtype)
     integers = xp.zeros((ROWS, BLOCK), dtype=xp.int32)
     return Scratch(*tiles, integers, weights if xp is np else torch.from_numpy(weights))
@@ -61,7 +61,7 @@ def test_block_with_elements_too_far_away_is_seen(wrong):
     rng = np.random.default_rng(wrong)
     z = rng.normal(size=(2000, BLOCK)).astype(np.float32)
     theta = np.full(2000, 0.05, np.float32)
-    tiles = [np.zeros((2000, BLOCK), dtype) for dtype in ("f4", "f4", "f4", "i4")]
+    tiles = [np.zeros((2000, BLOCK), dtype) for dtype in ("f4", "f4", "f4", "f4", "i4")]
     work = Scratch(*tiles, np.array(modulo.check_weights(), "f4"))
     places, _, sums = sent(z, theta, work)
     mine = z.copy()
