@@ -331,13 +331,15 @@ class Memory(Coded):
 
     def message_state(self, slabs: Mapping[int, Array]) -> dict[str, Array]:
         """Return copies of what a message holds by tensor name, in its shape: in its wire dtype; what travelled in
-        eight bits, in the work dtype."""
-        return self._shaped(self._by_tensor(self._wire_flats(slabs), None))
+        eight bits, in the work dtype, with its thetas beside."""
+        return self._shaped(self._by_tensor(self._wire_flats(slabs), None)) | self._thetas(slabs)
 
     def load_message_state(self, slabs: Mapping[int, Array], state: Mapping[str, Array]) -> None:
         """Fill slabs with what :meth:`message_state` returned."""
         flats = {c.index: self._to_fill(c, self._slab_bytes(c, slabs[c.index])) for c in self.exchanged}
         self._fill(flats, state)
+        for chunk in self.exchanged:
+            self._code_again(chunk, self._slab_bytes(chunk, slabs[chunk.index]), state)
 
     def _wire_flats(self, slabs: Mapping[int, Array]) -> dict[int, Array]:
         return {chunk.index: self._on_wire(chunk, slabs[chunk.index]) for chunk in self.exchanged}

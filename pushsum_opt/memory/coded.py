@@ -7,10 +7,11 @@ What stands in such a chunk::
     otherwise  theta, one float32 per block; two check sums, float32, per block; a byte per element
 
 Eight bits do where the receiver is near the sender. How near it is, a rank learns from what comes: the bound of a block
-is the largest difference seen in merges; it falls by a tenth in every window of the graph. So messages are whole in the
-first rounds. They are whole again, on all ranks, after a rank has seen that many blocks came out wrong, or has met inf
-or nan, for as long as news needs to reach everybody: the number of these rounds travels along, and counts down. So a
-rank that was reloaded, or has diverged, is mended as it would be with float32.
+is the largest difference seen in merges, here or on a rank of which this one has heard; it falls by 6 % in every
+window of the graph. So messages are whole in the first rounds. They are whole again, on all ranks, after a rank has
+seen that many blocks came out wrong, or one again before its senders can know of it, or has met inf or nan. They are
+so for as long as news needs to reach everybody: the number of these rounds travels along, and counts down. So a rank
+that was reloaded, or has diverged, is mended as it would be with float32.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from .tiles import Tile, Tiled
 
 __all__ = ["Coded", "Decoded"]
 
-DECAY = 0.9
+DECAY = 0.94
 """What is left of a bound after one window of the graph in which nothing larger was seen."""
 
 WHOLE_DECAY = 0.5
@@ -51,6 +52,8 @@ class Decoded:
     finite: bool
     missed: int = 0
     """Blocks that came out wrong."""
+    far: bool = False
+    """One of them was so far from ours that bounds do not follow fast enough."""
     whole: bool = False
     """It did not travel in eight bits."""
 
@@ -201,7 +204,7 @@ class Coded(Tiled):
         self.ask_for_whole(rounds - self._late)
         decoded = self._decode_whole(chunk, data, learn) if whole else self._decode_places(chunk, data, learn)
         if learn:
-            self._heed(chunk, finite=decoded.finite, missed=decoded.missed)
+            self._heed(chunk, finite=decoded.finite, missed=decoded.missed, far=decoded.far)
         return decoded
 
     def _head(self, data: Array) -> tuple[bool, int]:
@@ -210,9 +213,9 @@ class Coded(Tiled):
         rounds, head[1] = int(head[1]), 0
         return bool(head[0]), rounds
 
-    def _heed(self, chunk: Chunk, *, finite: bool, missed: int = 0) -> None:
-        """Ask for whole messages where a chunk, here or there, was not finite, or many of its blocks came out wrong."""
-        if not finite or missed > MISSED_SHARE * blocks_of(chunk.numel):
+    def _heed(self, chunk: Chunk, *, finite: bool, missed: int = 0, far: bool = False) -> None:
+        """Ask for whole messages where bounds are too slow: inf or nan, many missed blocks, or far ones."""
+        if not finite or far or missed > MISSED_SHARE * blocks_of(chunk.numel):
             self.ask_for_whole()
 
     def _decode_whole(self, chunk: Chunk, data: Array, learn: bool) -> Decoded:
@@ -252,12 +255,13 @@ class Coded(Tiled):
         seen = self._joined([largest for _, largest in found])
         sums = self._joined([sums for sums, _ in found], 1)
         right = (sums == self._widen(parts.sums, work)).all(0) & xp.isfinite(seen)
-        missed = len(rows) - int(right.sum())
+        missed, far = len(rows) - int(right.sum()), False
         if missed:
+            far = bool((~right & modulo.are_far(bounds, theta)).any())
             self._keep_ours(tiles, scratch, rows, ~right)
         if learn:
             bounds[:] = modulo.bounds_after(xp, bounds, right, seen, theta)
-        return Decoded(values[: chunk.numel], finite=True, missed=missed)
+        return Decoded(values[: chunk.numel], finite=True, missed=missed, far=far)
 
     def _keep_ours(self, tiles: list[Tile], scratch: Scratch, rows: Array, which: Array) -> None:
         """Write this rank's own elements over some blocks of what came."""
@@ -271,12 +275,44 @@ class Coded(Tiled):
         return self._copy_of(self._decode(chunk, self._slab_bytes(chunk, slab)).values)
 
     def _to_fill(self, chunk: Chunk, data: Array) -> Array:
-        """Return the values in the bytes of a slab that is filled from a file; a coded chunk stands there whole."""
+        """Return the values in the bytes of a slab that is filled from a file; a coded chunk is whole at first."""
         if not chunk.wire.coded:
             return self._view_as(data, chunk.wire.dtype)
         head = self._view_as(data[:HEAD_BYTES], "int32")
         head[0], head[1] = 1, 0
         return self._whole_values(chunk, data)
+
+    def _thetas(self, slabs: Mapping[int, Array]) -> dict[str, Array]:
+        """Return the thetas of a message that came in eight bits, of which the bounds here are to hear."""
+        found = {}
+        for chunk in self.exchanged:
+            data = self._slab_bytes(chunk, slabs[chunk.index]) if chunk.wire.coded else None
+            if data is not None and not int(self._view_as(data[:HEAD_BYTES], "int32")[0]):
+                found[self._name_of_thetas(chunk)] = self._copy_of(self._parts_of_bytes(chunk, data).theta)
+        return found
+
+    def _code_again(self, chunk: Chunk, data: Array, state: Mapping[str, Array]) -> None:
+        """Give a chunk that was filled whole its eight bits again, where it had them and is cut as it was."""
+        came = state.get(self._name_of_thetas(chunk)) if chunk.wire.coded else None
+        if came is None or not self._all_finite(self._whole_values(chunk, data)):
+            return
+        xp, scratch, values = self._xp, self._scratch(chunk), self._working(chunk, "theirs")
+        values[: chunk.numel] = self._whole_values(chunk, data)
+        values[chunk.numel :] = 0
+        self._view_as(data[:HEAD_BYTES], "int32")[0] = 0
+        parts, rows, sums = self._parts_of_bytes(chunk, data), values.reshape(-1, BLOCK), []
+        self._cast(parts.theta, came)
+        step, inverse = modulo.steps_of(self._widen(parts.theta, self._work_dtype(chunk)))
+        for tile in self._own_tiles(chunk):
+            places, _, found = modulo.encode(xp, rows[tile.blocks], step[tile.blocks], inverse[tile.blocks], scratch)
+            sums.append(found)
+            integers = scratch.integers[: tile.rows]
+            self._cast(integers, places)
+            self._cast(parts.places[tile.blocks], integers)
+        self._cast(parts.sums, self._joined(sums, 1))
+
+    def _name_of_thetas(self, chunk: Chunk) -> str:
+        return f"thetas of chunk {chunk.index} of layout {self.layout_digest.hex()}"
 
     def _message_dtype(self, chunk: Chunk) -> str:
         return self._work_dtype(chunk) if chunk.wire.coded else chunk.wire.dtype

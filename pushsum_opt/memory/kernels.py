@@ -237,7 +237,8 @@ template <class W> __global__ void check(const W* source, long long count, int* 
 // ---------------------------------------------------------------- in eight bits
 
 // What is told of a chunk beside [0] and [1]: [2] blocks that came out wrong, [3] the rounds for which the sender wants
-// whole messages, [4] our own elements are not finite. Bounds are how far a block was from ours lately.
+// whole messages, [4] bounds are too slow: our own elements are not finite, or a block that came out wrong was far.
+// Bounds are how far blocks were apart lately.
 
 const int MOST = 8192;  // a multiple of 256 steps that no finite block has: larger ones count as this one
 
@@ -390,12 +391,14 @@ __global__ void merge_coded(const Tile* tiles, const long long* firsts, unsigned
   const bool right = near && (whole || (static_cast<float>(all.first) == parts.sums[block] &&
                                         static_cast<float>(all.second) == parts.sums[gridDim.x + block]));
   if (threadIdx.x == 0) {
+    const A heard = theta / A(SAFETY);  // 0 where the chunk is whole
     if (right) {
-      bounds[block] = larger(bounds[block], all.largest);
+      bounds[block] = larger(larger(bounds[block], all.largest), heard);
     } else if (whole) {
       told[4] = 1;
     } else {
-      bounds[block] = A(2) * larger(bounds[block], theta / A(SAFETY));
+      if (bounds[block] > A(FAR) * heard) told[4] = 1;
+      bounds[block] = larger(bounds[block], A(2) * heard);
       atomicAdd(told + 2, 1);
     }
   }
@@ -420,6 +423,7 @@ _CONSTANTS = {
     "HEAD": f"const int HEAD = {HEAD_BYTES};",
     "PRIME": f"const int PRIME = {modulo.PRIME};",
     "SAFETY": f"const double SAFETY = {modulo.SAFETY!r};",
+    "FAR": f"const double FAR = {modulo.FAR!r};",
     "LEAST_SHARE": f"const double LEAST_SHARE = {modulo.LEAST_SHARE!r};",
     "LEAST_THETA": f"const double LEAST_THETA = {modulo.LEAST_THETA!r};",
 }

@@ -23,6 +23,7 @@ __all__ = [
     "ROWS",
     "Scratch",
     "add_times",
+    "are_far",
     "bounds_after",
     "check_weights",
     "decode",
@@ -46,6 +47,10 @@ HALF = 128.0
 
 SAFETY = 4.0
 """theta is so many times the largest difference that was seen lately."""
+
+FAR = 1.75
+"""A block that comes out wrong where this rank's own bound is above so many times its sender's: the ranks move apart
+faster than news of it travels."""
 
 LEAST_SHARE = 2.0**-7
 """theta is at least this fraction of the largest element of its block. A block which has not moved for long, such as a
@@ -179,7 +184,11 @@ def largest_difference(xp: Any, one: Array, other: Array, scratch: Scratch) -> A
 
 
 def bounds_after(xp: Any, bounds: Array, right: Array, seen: Array, theta: Array | None = None) -> Array:
-    """Return the bounds after a message: the largest difference; twice the sender's where that was too low.
+    """Return the bounds after a message: the largest difference that is known, to this rank or to the sender.
+
+    Where the sender's was too low, twice that. It travels on, with every message, to all ranks: those that send to this
+    one have to know it. A rank that doubled its own bound again and again before they know would make only its own
+    steps coarser, and what these take from its values would drive it away from the others.
 
     Args:
         right: for which blocks ``seen`` is the difference.
@@ -188,4 +197,15 @@ def bounds_after(xp: Any, bounds: Array, right: Array, seen: Array, theta: Array
     known = xp.where(right, xp.maximum(bounds, seen), bounds)
     if theta is None:
         return known
-    return xp.where(right, known, 2.0 * xp.maximum(bounds, theta / SAFETY))
+    heard = theta / SAFETY
+    return xp.maximum(known, xp.where(right, heard, 2.0 * heard))
+
+
+def are_far(bounds: Array, theta: Array) -> Array:
+    """Tell of blocks that came out wrong whether that is news to their sender alone; see :data:`FAR`.
+
+    Args:
+        bounds: of this rank, before the message.
+        theta: as it came.
+    """
+    return bounds > FAR * (theta / SAFETY)

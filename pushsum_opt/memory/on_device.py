@@ -209,7 +209,7 @@ class DeviceMemory(HostMemory):
         for chunk, verdict in self._unheard:
             outcome = verdict.outcome()
             self.ask_for_whole(outcome.asked - self._late)
-            self._heed(chunk, finite=outcome.finite and outcome.ours_finite, missed=outcome.missed)
+            self._heed(chunk, finite=outcome.finite, missed=outcome.missed, far=outcome.far)
         self._unheard.clear()
 
     def load_message_state(self, slabs: Mapping[int, Any], state: Mapping[str, Tensor]) -> None:
@@ -219,6 +219,8 @@ class DeviceMemory(HostMemory):
             new = isinstance(slab, Slab)
             data[chunk.index] = self._allocate(chunk.nbytes, "uint8", chunk.device) if new else slab[: chunk.nbytes]
         self._fill({chunk.index: self._to_fill(chunk, data[chunk.index]) for chunk in self.exchanged}, state)
+        for chunk in self.exchanged:
+            self._code_again(chunk, data[chunk.index], state)
         for chunk in self.exchanged:
             slab = slabs[chunk.index]
             if isinstance(slab, Slab):

@@ -38,8 +38,8 @@ class Outcome:
     asked: int = 0
     """For how many rounds its sender wants whole messages, where nobody has taken note of it yet."""
 
-    ours_finite: bool = True
-    """No element of ours was inf or nan; told of a chunk that came whole where eight bits are usual."""
+    far: bool = False
+    """Whole messages are wanted: elements of ours are inf or nan, or a block that came out wrong was far away."""
 
 
 class Verdict:
@@ -77,9 +77,9 @@ class LateVerdict(Verdict):
     def outcome(self) -> Outcome:
         if self._known is None:
             self._done.synchronize()
-            bad, healed, missed, asked, ours_bad = self._flag.heard.tolist()
+            bad, healed, missed, asked, far = self._flag.heard.tolist()
             self._flags.put_back(self._flag)
-            self._known = Outcome(not bad, bool(healed), missed, asked, not ours_bad)
+            self._known = Outcome(not bad, bool(healed), missed, asked, bool(far))
         return self._known
 
 
@@ -92,7 +92,7 @@ class Flag:
 
     told: Tensor
     """The same for the processor, pinned, int32, shape (TOLD,): what came is not finite; elements of ours were healed.
-    And of a chunk in eight bits: blocks that came out wrong; ``asked``; elements of ours are not finite."""
+    And of a chunk in eight bits: blocks that came out wrong; ``asked``; ``far``."""
 
     heard: Any
     """``told`` as a numpy array."""

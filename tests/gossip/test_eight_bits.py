@@ -129,6 +129,30 @@ def test_a_jump_of_the_learning_rate_is_followed_within_some_rounds(staleness):
     assert spread(results) < 0.02, "as near as a rate of 1e-4 and the bounds of a rate of 1e-2 allow"
 
 
+@pytest.mark.filterwarnings("ignore::pushsum_opt.graphs.SlowMixingWarning")
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_block_that_runs_away_on_one_rank_is_missed_for_a_while_and_then_followed(staleness):
+    """On a ring, the rank that sends to it is the last to hear of it. Till then its own grid must not grow coarser."""
+
+    def sixteen_blocks(rank):
+        return {"z": torch.randn(16 * 512, generator=torch.Generator().manual_seed(7))}
+
+    way = 0.02 * torch.sign(torch.randn(512, generator=torch.Generator().manual_seed(5)))
+    calm = walk(1e-3)
+
+    def between(k, rank, tensors, push_sum):
+        calm(k, rank, tensors, push_sum)
+        if rank == 3 and 40 <= k < 55:
+            with push_sum.local_step():
+                tensors["z"][:512] += way
+
+    results = run(8, sixteen_blocks, 120, between, graph=ring, staleness=staleness)
+    assert sum(w for _, w, *_ in results) == pytest.approx(8, rel=1e-13)
+    assert sum(stats["blocks_missed"] for *_, stats, _ in results) > 0
+    assert max(spread(results, k) for k in range(120)) < 2 * 0.02 * 15
+    assert spread(results) < 0.05
+
+
 @pytest.mark.parametrize("graph", [None, ring])
 @pytest.mark.parametrize("staleness", [0, 1])
 def test_a_rank_that_was_put_far_away_comes_back_to_the_others(staleness, graph):
@@ -149,7 +173,7 @@ def test_a_rank_that_was_put_far_away_comes_back_to_the_others(staleness, graph)
     assert sum(w for _, w, *_ in results) == pytest.approx(5, rel=1e-13)
     assert min(heard)[0] >= 20 - staleness
     assert sum(count for *_, count in heard) == sum(stats["blocks_missed"] for *_, stats, _ in results) > 0
-    assert spread(results) < 0.1, "they were 50 apart"
+    assert spread(results) < 0.2, "they were 50 apart"
 
 
 @pytest.mark.parametrize("poison", [np.inf, np.nan])
@@ -191,7 +215,7 @@ def test_many_missed_blocks_are_reported_once(caplog):
     """Each rank walks by itself, ever faster."""
 
     def between(k, rank, tensors, push_sum):
-        tensors["z"] += 1e-3 * 1.5**k * (rank - 1)
+        tensors["z"] += 1e-3 * 6.0**k * (rank - 1)
 
     with caplog.at_level(logging.WARNING, "pushsum_opt"):
         results = run(3, one, 90, lambda k, *others: between(max(0, k - 60), *others), graph=ring)

@@ -124,9 +124,11 @@ def test_smallest_numbers_and_zeros_have_a_grid():
     np.testing.assert_array_equal(lost, z)
 
 
-def test_bounds_grow_with_what_is_seen_and_twice_beyond_a_theta_that_was_too_small():
-    right = np.array([True, True, False, False])
-    after = modulo.bounds_after(
-        np, np.array([1.0, 3.0, 1.0, 1.0]), right, np.array([2.0, 2.0, 9.0, np.nan]), np.array([8.0, 8.0, 8.0, 2.0])
-    )
-    assert after.tolist() == [2.0, 3.0, 4.0, 2.0]
+def test_bounds_are_the_largest_that_is_known_and_twice_the_senders_where_that_was_too_small():
+    bounds, seen = np.array([1.0, 3.0, 1.0, 1.0, 1.0, 1.0]), np.array([2.0, 2.0, 2.0, 9.0, np.nan, 9.0])
+    theta = modulo.SAFETY * np.array([1.5, 1.5, 2.5, 1.2, 0.7, 0.3])
+    right = np.array([True, True, True, False, False, False])
+    after = modulo.bounds_after(np, bounds, right, seen, theta)
+    assert after.tolist() == pytest.approx([2.0, 3.0, 2.5, 2.4, 1.4, 1.0])
+    assert modulo.are_far(bounds, theta).tolist() == [False, True, False, False, False, True]
+    assert modulo.bounds_after(np, bounds, right, seen).tolist() == [2.0, 3.0, 2.0, 1.0, 1.0, 1.0]
