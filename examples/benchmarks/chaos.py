@@ -18,6 +18,7 @@ what each rank printed, is then kept.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
@@ -124,6 +125,9 @@ def job(ranks: int, staleness: str, faults: int, draw: random.Random, limit: flo
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
+        for file in folder.glob("*.pid"):  # where MPI crashes on one rank, mpirun may end before the others
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(file.stem), signal.SIGKILL)
     if any(MPI_CRASHES in file.read_text(errors="replace") for file in folder.glob("*.out")):
         shutil.rmtree(folder)
         return MPI_CRASHES
