@@ -80,6 +80,7 @@ def test_packing_gives_the_same_bits(dtype, given, whole, poison):
     (host, mine), (device, theirs) = pair(dtype, 1, change, whole)
     before = held(host, mine)
     one, other = packed(host, given=given), packed(device, given=given)
+    assert list(one[:HEAD_BYTES]) == list(other[:HEAD_BYTES])
     if whole:  # which nan it is does not matter
         work = "float64" if dtype == "float64" else "float32"
         one, other = (bits(torch.from_numpy(data[HEAD_BYTES:].view(work))) for data in (one, other))
