@@ -119,7 +119,7 @@ def drawn(plot, *arguments) -> None:
 def test_contenders_learn_from_the_same_images_and_runs_that_have_ended_are_not_run_again(evidence, tmp_path, capsys):
     data, rows = write_stand_in(tmp_path, train=1600, test=300), tmp_path / "rows.jsonl"
     only = ["tau 2", "all-reduce", "ad-psgd", "sgp int8"]
-    same = {"ranks": 2, "epochs": 2, "images": 1600}
+    same = {"ranks": 2, "epochs": 2, "images": 1600, "factor": 1.0}
     there = {"contender": "tau 2", "seed": 0, "accuracy": [1.0, 2.0], **same}
     rows.write_text(json.dumps(there) + "\n")
     words = ["--rows", str(rows), "--data", str(data), "--images", "1600", "--epochs", "2", "--seeds", "1"]

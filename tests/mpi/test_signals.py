@@ -141,7 +141,7 @@ def test_exit_code_of_one_rank_is_passed_on(job, code):
 
 
 def test_user_signal_reaches_every_rank_so_that_they_can_save_and_be_requeued(job):
-    # The ranks end through MPI_Finalize: MPICH kills the others of a rank that ends without, and its code may then be 9.
+    # Ranks end through MPI_Finalize: MPICH kills the others of one that ends without it, and the code may then be 9.
     before = "import signal; signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))"
     child = subprocess.Popen(
         job(before=before), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
