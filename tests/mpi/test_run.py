@@ -14,7 +14,11 @@ from mpi import launch
 
 pytestmark = pytest.mark.mpi
 
-SEES = "import json, os; print(json.dumps([len(os.sched_getaffinity(0)), os.environ.get('HOME'), os.environ['MINE']]))"
+# A line and its end in one write: unbuffered, print() makes two, and what another rank writes may come between them.
+SEES = """
+import json, os, sys
+sys.stdout.write(json.dumps([len(os.sched_getaffinity(0)), os.environ.get("HOME"), os.environ["MINE"]]) + "\\n")
+"""
 
 
 def test_two_ranks_with_one_thread_see_all_cores_and_a_home_though_none_was_set():
@@ -68,9 +72,9 @@ exec env -i PATH="$PATH" OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM
     unshare --user --map-root-user --uts sh -c "hostname $host; $*"
 """
 TELLS = """
-import os, socket
+import os, socket, sys
 names = "OMP_NUM_THREADS", "PUSHSUM_STALL_SECONDS", "NCCL_DEBUG"
-print(" ".join([socket.gethostname(), *(str(os.environ.get(name)) for name in names)]))
+sys.stdout.write(" ".join([socket.gethostname(), *(str(os.environ.get(name)) for name in names)]) + "\\n")
 """
 
 
