@@ -57,7 +57,11 @@ def connect(
     transport = _open(comm, timeout, report)
     transport.ranks = ranks
     if transport.size > 1:
-        compare_calls(transport, timeout, report)
+        try:
+            compare_calls(transport, timeout, report)
+        except BaseException:  # nobody else has it, so nobody else could close it
+            transport.close()
+            raise
     if pending_buffers:
         transport = Deferred(transport)
     if not (background and transport.concurrent and transport.size > 1):
