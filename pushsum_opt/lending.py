@@ -60,13 +60,14 @@ class LentBuffers:
             return
         floating = {name: buffer for name, buffer in buffers.items() if tensor_kinds.is_averageable(buffer)}
         form = {name: tensor_kinds.described(buffer) for name, buffer in floating.items()}
-        with push_sum.member.failing_together(), calling("averaged()"):
-            for channel in (*push_sum.member.host.channels, push_sum.member.channel):
+        place = push_sum.member.place
+        with push_sum.member.lifetime.failing_together(), calling("averaged()"):
+            for channel in (*place.host.channels, place.channel):
                 agree(channel, form, fix=REPLACED)
             parts = [part for buffer in floating.values() for part in tensor_kinds.plain_parts(buffer) or ()]
             # Expanded elements are averaged once, where all ranks expand alike. With lanes all ranks of a host would
             # have to agree on it too, so there every element is averaged.
-            alike = push_sum.member.host.lanes == 1 and copying.alike_everywhere(push_sum.member.channel, parts)
+            alike = place.host.lanes == 1 and copying.alike_everywhere(place.channel, parts)
         for buffer in floating.values():
             for part in tensor_kinds.plain_parts(buffer) or ():
                 self._lent.append((buffer, copying.once(part) if alike else part))
@@ -80,13 +81,13 @@ class LentBuffers:
                 self._average(buffer, held)
 
     def _average(self, buffer: Tensor, held: Tensor) -> None:
-        push_sum = self._push_sum
+        push_sum, place = self._push_sum, self._push_sum.member.place
         values = held.resolve_conj().resolve_neg()
         real = torch.view_as_real(values) if values.is_complex() else values
         total = real.double().cpu().contiguous().clone().numpy().reshape(-1) * push_sum.initial_weight
-        total *= push_sum.member.host.data_fraction
-        push_sum.member.host.sum(total, push_sum.round, "averaged")
-        push_sum.member.channel.sum(total, "averaged", round=push_sum.round)
+        total *= place.host.data_fraction
+        place.host.sum(total, push_sum.round, "averaged")
+        place.channel.sum(total, "averaged", round=push_sum.round)
         mean = torch.from_numpy(total / push_sum.participants).reshape(real.shape)
         copying.write(buffer, held, (torch.view_as_complex(mean) if values.is_complex() else mean).to(values.dtype))
 

@@ -168,12 +168,12 @@ class PushSumOptimizer(torch.optim.Optimizer):
                 self._host_gradients = (
                     HostGradients(self.push_sum, parts.tensors) if within_host == "gradients" else None
                 )
-            with self.push_sum.member.failing_together(), calling(construction):
+            with self.push_sum.member.lifetime.failing_together(), calling(construction):
                 beginning.start_alike(parts, self.push_sum, self._algorithm)
                 beginning.announce(parts, self.push_sum, within_host, self._gossip_every)
 
         beginning.survive(begin, comm, on_loss, timeout)
-        if self.push_sum.member.speaks:
+        if self.push_sum.member.place.speaks:
             beginning.warn_about_set_up(parts, self.push_sum.participants, within_host)
         # Nothing here may hold this wrapper: it is to be known as soon as the user has dropped it.
         self._watch = Watch(optimizer, parts.tensors, self.push_sum, self._host_gradients)

@@ -44,7 +44,7 @@ def test_optimizer_dropped_on_one_rank_only_stays_open_on_all():
             del kept
             gc.collect()
         with wrap(torch.nn.Linear(2, 1), comm):
-            return core.member.dropped, core.closed
+            return core.member.owner.is_gone, core.closed
 
     assert testing.run(2, run) == [(True, False), (False, False)]
 

@@ -55,7 +55,7 @@ class Activity(Follower):
         push_sum = self._push_sum
         if push_sum.size == 1 and not push_sum.losses:
             return
-        with push_sum.member.failing_together():
+        with push_sum.member.lifetime.failing_together():
             if self._begun:
                 self._take()
             if self._active:
@@ -70,27 +70,27 @@ class Activity(Follower):
     def _wait(self) -> None:
         assert self._count is not None
         ticket, total = self._count
-        self._push_sum.member.channel.wait((ticket,), self._push_sum.round)
+        self._push_sum.member.place.channel.wait((ticket,), self._push_sum.round)
         self._known = self._begun, float(total[0]), float(self._push_sum.participants)
 
     def _begin(self) -> None:
         total = np.array([self._push_sum.initial_weight if self.here else 0.0])
-        self._count = self._push_sum.member.transport.sum(total, "a count of the ranks with batches"), total
+        self._count = self._push_sum.member.place.transport.sum(total, "a count of the ranks with batches"), total
 
     # ------------------------------------------------------------------ ranks that are not in step
 
     def await_all(self) -> None:
         """From now on this rank waits for all others to have no batches left."""
         self.here = False
-        with self._push_sum.member.failing_together():
+        with self._push_sum.member.lifetime.failing_together():
             self._push_sum.member.survival.once(self._meet)
 
     def _meet(self) -> None:
-        self._everyone = Meeting(self._push_sum.member.transport, "the end of join()", -1)
+        self._everyone = Meeting(self._push_sum.member.place.transport, "the end of join()", -1)
 
     def all_have_come(self) -> bool:
         """Tell whether all ranks are here; if not, wait a moment for messages."""
-        with self._push_sum.member.failing_together():
+        with self._push_sum.member.lifetime.failing_together():
             self._push_sum.member.survival.once(self._look)
         return self._all_here
 
@@ -99,8 +99,8 @@ class Activity(Follower):
             return
         assert self._everyone is not None
         if not self._everyone.ticket.done:
-            self._push_sum.member.transport.poll(NAP_S)
-            self._push_sum.member.channel.hear()
+            self._push_sum.member.place.transport.poll(NAP_S)
+            self._push_sum.member.place.channel.hear()
         if self._everyone.ticket.done:
             self._everyone.check()
             self._all_here = True

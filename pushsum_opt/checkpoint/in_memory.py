@@ -46,7 +46,7 @@ class InMemory:
         self._push_sum = push_sum
         self._every = every
         self._limit = limit
-        speaks = push_sum.member.speaks or push_sum.member.survival.waits  # for a spare the name is there already
+        speaks = push_sum.member.place.speaks or push_sum.member.survival.waits  # for a spare the name is there already
         where = usable_memory(memory)
         name = try_together(push_sum, "saving", lambda: name_of_run(directory) if speaks else None)[0]
         self._directory = directory
@@ -232,7 +232,7 @@ class InMemory:
         member = self._push_sum.member
         self._given.forget(member.round)
         if not first and self._push_sum.staleness != "unbounded":  # those that are behind wait for the others
-            self.saved_round = max(self.saved_round, member.resumes_at)
+            self.saved_round = max(self.saved_round, member.place.resumes_at)
         return first
 
     # ------------------------------------------------------------------ the end
@@ -244,7 +244,7 @@ class InMemory:
         self.close()
         self._removed = True
         self.remove_what_the_lost_left()
-        if self._push_sum.member.speaks:
+        if self._push_sum.member.place.speaks:
             forget_name(self._directory)
 
     def remove_what_the_lost_left(self) -> None:

@@ -71,16 +71,17 @@ def load(
             model. The same on every rank, naming the file.
     """
     push_sum = push_sum_of(optimizer)
-    root = Path(directory)
+    member, root = push_sum.member, Path(directory)
 
     def read() -> Resumed:
-        with push_sum.member.ending_together(), push_sum.member.during("checkpoint.load()"), lasting():
+        interrupts = member.lifetime.failing_together(only_interrupts=True)
+        with interrupts, member.calls.during("checkpoint.load()"), lasting():
             found = find(push_sum, root)
             if found is None:
                 raise_alike(push_sum, "loading", {0: str(directories.missing(root))})
             return load_from(found, optimizer, Companions(scaler, scheduler, also))
 
-    return push_sum.member.survival.together(read, commit=lambda _: push_sum.member.ledger.all_opened())
+    return member.survival.together(read, commit=lambda _: member.place.ledger.all_opened())
 
 
 def find(push_sum: PushSum, root: Path) -> tuple[Path, Manifest] | None:
@@ -88,7 +89,7 @@ def find(push_sum: PushSum, root: Path) -> tuple[Path, Manifest] | None:
     rounds.drain_within(push_sum.member, "checkpoint.load()")
 
     def look() -> list[str] | None:
-        found = directories.locate(root) if push_sum.member.speaks else None
+        found = directories.locate(root) if push_sum.member.place.speaks else None
         return None if found is None else [str(found[0]), found[1].to_json()]
 
     answer = try_together(push_sum, "loading", look)[0]
@@ -120,7 +121,7 @@ def load_from(found: tuple[Path, Manifest], optimizer: Any, companions: Companio
             restore(part, optimizer, companions, random=exact)
 
     try_together(push_sum, "loading", put_back)
-    if push_sum.member.speaks:
+    if push_sum.member.place.speaks:
         ranks = "one rank" if push_sum.size == 1 else f"{push_sum.size} ranks, each"
         how = "exactly" if exact else f"on {ranks} from the average of {manifest.size}"
         log.info("resumed %s from %s in round %d", how, path, push_sum.round)

@@ -101,7 +101,7 @@ def load_left(push_sum: PushSum, left: Left, optimizer: Any, companions: Compani
             restore(part, optimizer, companions, random=exact)
 
     try_together(push_sum, "loading", put_back)
-    if push_sum.member.speaks:
+    if push_sum.member.place.speaks:
         log.info("resumed from %s", _told(chosen, exact, push_sum.size))
     return exact, part["extra"]
 
@@ -139,7 +139,7 @@ def _like(push_sum: PushSum, left: Left, usable: Mapping[int, About]) -> dict[st
     packed = pack_tree(part) if push_sum.rank == root else b""
     sizes = try_together(push_sum, "loading", lambda: len(packed))
     data = np.frombuffer(packed, np.uint8).copy() if packed else np.empty(sizes[root], np.uint8)
-    with push_sum.member.failing_together():
+    with push_sum.member.lifetime.failing_together():
         channel = Channel.open(push_sum.comm, timeout=push_sum.member.options.timeout)
         try:
             channel.broadcast(data, root, f"a part of round {chosen.round} in memory for hosts that have none")

@@ -84,7 +84,7 @@ def capture(optimizer: Any, companions: Companions, extra: Any) -> dict[str, Any
         "size": push_sum.size,
         "round": push_sum.round,
         "place": seat(push_sum),
-        "share": push_sum.member.host.data_fraction,
+        "share": push_sum.member.place.host.data_fraction,
         "buffers": optimizer.buffers,
         "layout": push_sum.memory.layout_digest.hex(),
         "model": {} if optimizer.model is None else optimizer.model.state_dict(),
@@ -101,7 +101,7 @@ def capture(optimizer: Any, companions: Companions, extra: Any) -> dict[str, Any
 
 def seat(push_sum: PushSum) -> list[int]:
     """Return (participant in the gossip, lane, lanes) of this rank: (rank, 0, 1), unless a host is one participant."""
-    return [push_sum.participant, push_sum.member.host.lane, push_sum.member.host.lanes]
+    return [push_sum.participant, push_sum.member.place.host.lane, push_sum.member.place.host.lanes]
 
 
 def _names(model: torch.nn.Module | None, exchanged: Mapping[str, Tensor]) -> dict[str, str]:

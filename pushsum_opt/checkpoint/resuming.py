@@ -72,7 +72,7 @@ def _use_memory(push_sum: PushSum, found: tuple[Path, Manifest] | None, left: Le
         return True
     if found is None:
         raise_alike(push_sum, "loading", {0: str(refuse_too_little(chosen, enough))})
-    if push_sum.member.speaks:
+    if push_sum.member.place.speaks:
         log.warning(
             "of %s: %.4g of the data weight is left, less than enough=%g, so the run goes on from the disk",
             chosen.described(),

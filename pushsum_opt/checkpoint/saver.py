@@ -168,10 +168,10 @@ class Saver:
         companions = Companions(**self._beside)
         if self._push_sum.member.survival.waits:
             return self._be_taken_in(companions)
-        with self._push_sum.member.ending_together(), lasting():
+        with self._push_sum.member.lifetime.failing_together(only_interrupts=True), lasting():
             found = self._push_sum.member.survival.together(
                 lambda: begin_again(self._push_sum, self._directory, self._optimizer, companions, self._memory, enough),
-                commit=lambda _: self._push_sum.member.ledger.all_opened(),
+                commit=lambda _: self._push_sum.member.place.ledger.all_opened(),
             )
         if found is None:
             return None
@@ -179,7 +179,7 @@ class Saver:
         if self._memory is not None:
             self._memory.resumed(found.used)
         extra = dict(found.extra or {})
-        if found.exact and PLACES not in extra and self._push_sum.member.speaks:
+        if found.exact and PLACES not in extra and self._push_sum.member.place.speaks:
             log.info(
                 "it was saved without a loop over saver.batches(loader). If the script passes over the batches of a "
                 "DataLoader that it has seen, random draws differ from those of a run that was never stopped"
@@ -286,7 +286,7 @@ class Saver:
 
     def _stop(self, tally: Tally) -> None:
         path = self.save(**self._extra)
-        if self._push_sum.member.speaks:
+        if self._push_sum.member.place.speaks:
             why = self._signals.received or f"the wish of {tally.stop} rank{'s' * (tally.stop > 1)}"
             log.info("stopped by %s in round %d: saved %s; exit code %d", why, self._push_sum.round, path, REQUEUE)
         self._end(well=True)

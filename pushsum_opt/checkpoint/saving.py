@@ -69,7 +69,7 @@ def save(
 
     def write() -> Path:
         # The others wait for a rank that is interrupted while it writes, so they are told.
-        with push_sum.member.ending_together(), push_sum.member.during(CALL):
+        with push_sum.member.lifetime.failing_together(only_interrupts=True), push_sum.member.calls.during(CALL):
             rounds.await_in_flight(push_sum.member, CALL)
             return _save(push_sum, root, optimizer, companions, extra, keep)
 
@@ -77,7 +77,7 @@ def save(
 
 
 def _save(push_sum: PushSum, root: Path, optimizer: Any, companions: Companions, extra: Any, keep: int | None) -> Path:
-    first = push_sum.member.speaks
+    first = push_sum.member.place.speaks
 
     def begin() -> list[str] | None:
         return [str(directories.begin(root, push_sum.round)), push_sum.member.run] if first else None

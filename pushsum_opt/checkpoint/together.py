@@ -19,16 +19,16 @@ __all__ = ["raise_alike", "sum_over_job", "try_together"]
 def _gather(push_sum: PushSum, mine: Any, what: str) -> list[Any]:
     """Collective. Return every rank's value, in rank order. JSON must be able to hold it."""
     known = [[push_sum.rank, mine]]
-    with push_sum.member.failing_together():
-        for channel in push_sum.member.channels:
+    with push_sum.member.lifetime.failing_together():
+        for channel in push_sum.member.place.channels:
             known = [pair for pairs in channel.gather_objects(known, what) for pair in pairs]
     return [value for _, value in sorted(known, key=lambda pair: int(pair[0]))]
 
 
 def sum_over_job(push_sum: PushSum, values: Any, what: str) -> None:
     """Collective. Replace a numpy array (float64) by its sum over all ranks of the job, equal bits on each."""
-    with push_sum.member.failing_together():
-        for channel in push_sum.member.channels:
+    with push_sum.member.lifetime.failing_together():
+        for channel in push_sum.member.place.channels:
             channel.sum(values, what, round=push_sum.round)
 
 
@@ -63,7 +63,7 @@ def try_together(push_sum: PushSum, doing: str, function: Callable[[], Any]) -> 
 def raise_alike(push_sum: PushSum, doing: str, problems: dict[int, str], cause: Exception | None = None) -> NoReturn:
     """Collective. Raise an error that all ranks know of. No rank ends before the others know it too."""
     with contextlib.suppress(PeerFailed):
-        for channel in push_sum.member.channels:
+        for channel in push_sum.member.place.channels:
             channel.barrier(f"everyone to see the error in {doing}", round=push_sum.round)
     holders: dict[str, list[int]] = {}
     for rank, text in problems.items():

@@ -145,13 +145,13 @@ class Votes:
 
         def left() -> list[Ticket]:
             # A rank says that it has failed, or finished, on the channel of the messages.
-            self._push_sum.member.transport.poll(0.0)
-            self._push_sum.member.channel.hear()
+            self._push_sum.member.place.transport.poll(0.0)
+            self._push_sum.member.place.channel.hear()
             if self.in_step and not ticket.done:
                 self._refuse_finished()
             return [] if ticket.done else [ticket]
 
-        with self._push_sum.member.failing_together(), calling("Saver.after_step()"):
+        with self._push_sum.member.lifetime.failing_together(), calling("Saver.after_step()"):
             self._channel.wait_while(left, self._push_sum.round, patient=patient)
         self._note()
 
@@ -170,9 +170,9 @@ class Votes:
             self.wait(patient=True)
 
     def _refuse_finished(self) -> None:
-        for notice in self._push_sum.member.channel.finished.values():
+        for notice in self._push_sum.member.place.channel.finished.values():
             if notice.rounds < self._round:
-                sender = self._push_sum.member.channel.job_rank(notice.sender)
+                sender = self._push_sum.member.place.channel.job_rank(notice.sender)
                 raise PeerFinished(
                     f"rank {self._push_sum.rank}: rank {sender} finished after {notice.rounds} rounds, while "
                     f"this rank is in round {self._push_sum.round} and waits for it to say whether to save. Every rank "

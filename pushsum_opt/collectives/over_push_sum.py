@@ -45,8 +45,8 @@ def consensus_distance(optimizer: PushSum | Wrapper) -> float:
 
 def _consensus_distance(push_sum: PushSum) -> float:
     rounds.meet(push_sum.member, "consensus_distance()")
-    squares = 0.0
-    with push_sum.member.collective("consensus_distance()"):
+    squares, place = 0.0, push_sum.member.place
+    with push_sum.member.calls.collective("consensus_distance()"):
         moments = push_sum.member.moments()
         for chunk in push_sum.memory.exchanged:
             own = push_sum.memory.values(chunk)
@@ -55,12 +55,12 @@ def _consensus_distance(push_sum: PushSum) -> float:
             if chunk.by_element:
                 own[~np.isfinite(own)] = 0.0
             mean = own.copy()
-            push_sum.member.channel.sum(mean, "consensus_distance", round=push_sum.round)
+            place.channel.sum(mean, "consensus_distance", round=push_sum.round)
             own -= mean / push_sum.participants
             squares += float(own @ own)
         total = np.array([squares])
-        push_sum.member.channel.sum(total, "consensus_distance", round=push_sum.round)
-        push_sum.member.host.sum(total, push_sum.round, "consensus_distance")
+        place.channel.sum(total, "consensus_distance", round=push_sum.round)
+        place.host.sum(total, push_sum.round, "consensus_distance")
     return float(np.sqrt(total[0] / push_sum.participants))
 
 
@@ -97,7 +97,7 @@ def _entered(push_sum: PushSum, buffers: Mapping[str, Tensor] | None) -> context
 def _average(push_sum: PushSum, buffers: Mapping[str, Tensor] | None) -> Iterator[None]:
     rounds.await_in_flight(push_sum.member, "averaged()")
     memory = push_sum.memory
-    with push_sum.member.failing_together(), transport.calling("averaged()"):
+    with push_sum.member.lifetime.failing_together(), transport.calling("averaged()"):
         memory.refresh()
         tensors = [tensor for tensor in memory.tensors.values() if hasattr(tensor, "detach")]
         positions, lent = [], None
@@ -109,7 +109,7 @@ def _average(push_sum: PushSum, buffers: Mapping[str, Tensor] | None) -> Iterato
         kept = [memory.raw(chunk) for chunk in memory.chunks]
     try:
         with push_sum.member.lifetime.lent("averaged()"):
-            with push_sum.member.collective("averaged()"):
+            with push_sum.member.calls.collective("averaged()"):
                 _assign_average(push_sum)
                 if lent is not None:
                     lent.average()
@@ -126,8 +126,8 @@ def _average(push_sum: PushSum, buffers: Mapping[str, Tensor] | None) -> Iterato
 
 
 def _assign_average(push_sum: PushSum) -> None:
-    in_flight = push_sum.member.mode.in_flight()
+    channel, in_flight = push_sum.member.place.channel, push_sum.member.mode.in_flight()
     memory, weight = push_sum.memory, push_sum.push_weight
-    for chunk, mean in exact_average(push_sum.member.channel, memory, weight, in_flight, "averaged", push_sum.round):
+    for chunk, mean in exact_average(channel, memory, weight, in_flight, "averaged", push_sum.round):
         memory.assign(chunk, mean)
     rounds.reassemble(push_sum.member)

@@ -40,6 +40,7 @@ class Merger:
         rank: this participant.
         nonfinite: "raise", or "skip": keep z where a message is not finite, but accept its mass.
         greet: called with the sender and the header of every message.
+        around: makes a context in which the late messages of one round, in which they were sent, are merged.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Merger:
         greet: Callable[[int, Header], None],
         name: Callable[[int | None], int],
         epoch: int = EPOCH,
+        around: Callable[[int], AbstractContextManager[None]] = lambda sent: nullcontext(),
     ) -> None:
         self._memory = memory
         self._events = events
@@ -59,9 +61,8 @@ class Merger:
         self._greet = greet
         self._name = name
         self._epoch = epoch
+        self.around = around
         self._asked: deque[_Asked] = deque()
-        self.around: Callable[[int], AbstractContextManager[None]] = lambda sent: nullcontext()
-        """Makes a context in which the late messages of one round, in which they were sent, are merged."""
 
     def open(self, header: Header, peer: int, round: int) -> float:
         """Check a header, take note of its sender, and return the mass that its message carries."""

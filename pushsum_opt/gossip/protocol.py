@@ -175,6 +175,14 @@ class Mode(ABC):
                 push_weight += message["mass"]
         return push_weight
 
+    def report_merges(self) -> None:
+        """Report what became of all that was merged so far.
+
+        Raises:
+            NonFiniteError: a chunk holds inf or nan and ``nonfinite="raise"``; it was not merged.
+        """
+        self._exchange.merger.report(wait=True)
+
     def forget(self) -> None:  # noqa: B027  (most modes have nothing to forget)
         """Drop what is in flight to this rank, with its mass; where it is still to come, once it has. Local."""
 

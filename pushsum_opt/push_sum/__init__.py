@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .following import Follower
-from .opening import WrapperOptions
+from .options import WrapperOptions
 from .push_sum import PushSum, push_sum_of
 
 __all__ = ["Follower", "PushSum", "WrapperOptions", "push_sum_of"]

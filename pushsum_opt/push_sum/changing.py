@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from . import rounds
+from . import opening, rounds
 from .lifetime import JOINING
 from .member import Member
 
@@ -22,10 +22,10 @@ def extend(member: Member, tensors: Mapping[str, Any], call: str, by_element: Co
         by_element: names of those that are merged element by element.
     """
     rounds.drain_within(member, call)
-    with member.collective(call, JOINING):
+    with member.calls.collective(call, JOINING):
         member.memory.extend(list(tensors.values()), list(tensors), by_element)
         member.held = [*member.held, *tensors.values()]
-        member.agree()
+        opening.agree(member.place, member.memory, member.options)
         member.mode.reserve()
 
 

@@ -50,21 +50,21 @@ def _close(member: Member, merge_in_flight: Callable[[], None]) -> None:
         if cleanly and not member.stands_still:
             with contextlib.suppress(RanksLost):  # all ranks have closed: one that dies now is missed by none
                 member.mode.close()
-        member.transport.close()
-        member.host.close(cleanly=cleanly)
+        member.place.transport.close()
+        member.place.host.close(cleanly=cleanly)
         if cleanly:
             member.memory.close()
             member.survival.say_over()
 
 
 def _leave(member: Member, merge_in_flight: Callable[[], None]) -> None:
-    with member.collective(CALL, MERGING):
+    with member.calls.collective(CALL, MERGING):
         member.lifetime.leave(merge_in_flight)
 
 
 def _merge_and_keep_values(member: Member) -> None:
     memory, kept = member.memory, []
-    merges = member.options.staleness != 0 or member.host.lanes > 1
+    merges = member.options.staleness != 0 or member.place.host.lanes > 1
     if merges and memory.keeps_its_form():  # a model that was converted is not merged into in any case
         memory.refresh()
         kept = [(chunk, memory.raw(chunk)) for chunk in memory.chunks]

@@ -37,7 +37,7 @@ def is_possible(survival: Continue) -> bool:
     members = survival.members
     return (
         len(members) == 1
-        and members[0].host.lanes == 1
+        and members[0].place.host.lanes == 1
         and sum(follower.has_newcomers for follower in members[0].followers) == 1
     )
 

@@ -1,97 +1,29 @@
-"""What construction does before the first round: arguments, parts, and what all ranks must have in common."""
+"""What construction does before the first round: parts, and what all ranks must have in common."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from .. import cuda_aware, graphs, settings, transport
+from .. import cuda_aware, settings
 from .. import memory as memories
-from ..arguments import DType, GraphLike, Nonfinite, Staleness
-from ..channel import Channel, agreement, by_communicator
-from ..errors import ConfigurationError, GraphError
+from ..channel import Channel, agreement
 from ..gossip.asynchronous import AsynchronousMode
 from ..gossip.overlapped import OverlappedMode
 from ..gossip.pace import Pace
 from ..gossip.protocol import Exchange, Mode
 from ..gossip.synchronous import SynchronousMode
 from ..gossip.wire import VERSION
-from ..graphs import Graph
 from ..hosts import Participant
-from ..log import log
 from ..memory import Memory
-from ..observe.advice import OverlapAdvice
-from ..observe.events import Events, Listener
-from ..observe.missed import MissedBlocks
-from ..observe.stall import StallInspector
-from ..transport import Transport, calling
+from .options import Options, WrapperOptions
+from .place import Place
 
-__all__ = [
-    "CALL",
-    "Options",
-    "WrapperOptions",
-    "bind_memory",
-    "connect",
-    "events",
-    "fingerprint",
-    "graph_of_survivors",
-    "make_mode",
-    "messages_kept",
-    "name_the_run",
-    "named",
-    "versions",
-]
-
-CALL = "PushSum(...)"
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to exchange: the arguments of :class:`~pushsum_opt.PushSum` that are plain values.
-
-    Raises:
-        ConfigurationError: a value cannot be used.
-    """
-
-    staleness: Staleness
-    data_weight: float
-    wire_dtype: DType | None
-    nonfinite: Nonfinite
-    timeout: float
-    rate_correction: bool
-
-    def __post_init__(self) -> None:
-        staleness, timeout = self.staleness, self.timeout
-        counted = isinstance(staleness, int) and not isinstance(staleness, bool) and staleness >= 0
-        if not counted and staleness != "unbounded":
-            raise ConfigurationError(f"staleness={staleness!r}: expected an int of at least 0, or 'unbounded'")
-        if isinstance(self.data_weight, bool) or not isinstance(self.data_weight, int | float | np.number):
-            raise ConfigurationError(f"data_weight={self.data_weight!r}: expected a number above 0")
-        if self.nonfinite not in ("raise", "skip"):
-            raise ConfigurationError(f"nonfinite={self.nonfinite!r}: expected 'raise' or 'skip'")
-        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
-            raise ConfigurationError(f"timeout={timeout!r}: expected seconds, a finite number above 0")
-
-
-@dataclass(frozen=True)
-class WrapperOptions:
-    """What a wrapper around a push-sum adds."""
-
-    owner: Any = None
-    """The wrapper. Once it is dropped on every rank, the next construction closes what it owned."""
-    by_element: Collection[str] = ()
-    """Names of tensors that are merged element by element, as buffers are: an element that is inf or nan, here or
-    there, stays what it is here, and is no error."""
-    alike: Mapping[str, str] = field(default_factory=dict)
-    """What must be equal on all ranks, by names that a user understands. It is compared first: a difference here causes
-    differences of tensors."""
-    leave_out: Callable[[Iterable[Channel]], Collection[str]] | None = None
-    """Collective over channels; returns the names of tensors that are not exchanged after all."""
+__all__ = ["agree", "agree_on_wrapper", "bind_memory", "make_mode", "name_the_run", "named", "versions"]
 
 
 def named(tensors: Sequence[Any] | Mapping[str, Any]) -> tuple[list[str], list[Any]]:
@@ -130,70 +62,6 @@ def bind_memory(
     return memory
 
 
-ASYNCHRONOUS_KEPT = 4
-"""Messages to one peer of which an asynchronous rank keeps the mass: the peer has begun to receive all but the last."""
-
-
-def messages_kept(graph: Graph, participants: int, options: Options) -> int:
-    """Return of how many messages to one peer the mass must be kept, until that peer has surely opened the older ones.
-
-    Over a window of rounds the graph is strongly connected. So after n windows every rank has heard, through others, of
-    every other rank; and a rank that goes on has opened what was due before.
-    """
-    if options.staleness == "unbounded":
-        return ASYNCHRONOUS_KEPT
-    return (participants + 1) * (graph.window(participants) + int(options.staleness) + 1)
-
-
-def graph_of_survivors(given: GraphLike | None, before: Graph, size: int, *, speaks: bool) -> Graph:
-    """Return the same rule for fewer ranks; where it has none for so many, the default.
-
-    Args:
-        given: what the user gave.
-        before: what it was until now.
-    """
-    try:
-        return graphs.resolve(given, size, warn=False)
-    except GraphError as error:
-        if speaks:
-            log.warning(
-                "%r is no graph for the %d ranks that are left (%s): the default takes its place", before, size, error
-            )
-        return graphs.resolve(None, size, warn=False)
-
-
-def connect(comm: Any, memory: Memory, options: Options, participant: Participant) -> Transport:
-    """Collective. Return what carries messages of the memory's buffers."""
-    with memory.prepared_thread(), calling(CALL):
-        return transport.connect(
-            comm,
-            background=options.staleness != 0,
-            prepare=memory.prepare_worker,
-            pending_buffers=memory.pending_buffers,
-            timeout=options.timeout,
-            ranks=participant.gossip_ranks,
-            report=by_communicator.report(participant.comm),
-        )
-
-
-def events(participant: Participant, listeners: Listener, staleness: Staleness, memory: Memory) -> Events:
-    """Return the events of the rounds, with the library's own listeners.
-
-    Args:
-        listeners: hears all of them too.
-        memory: what the messages come to.
-    """
-    ranks = participant.gossip_ranks
-    found = Events(None if ranks is None else ranks.__getitem__, holds_merged=participant.lanes > 1)
-    found.subscribe(listeners)
-    found.subscribe(StallInspector(participant.rank))
-    if memory.codes:
-        found.subscribe(MissedBlocks(participant.rank, lambda: memory.blocks))
-    if staleness == 0 and participant.rank == 0 and participant.size > participant.lanes:
-        found.subscribe(OverlapAdvice())
-    return found
-
-
 def make_mode(exchange: Exchange, options: Options, signature: Callable[[], bytes]) -> Mode:
     """Return the mode that ``staleness`` asks for.
 
@@ -212,17 +80,34 @@ def make_mode(exchange: Exchange, options: Options, signature: Callable[[], byte
 # ---------------------------------------------------------------------- what all ranks have in common
 
 
-def fingerprint(memory: Memory, graph: Graph, size: int, options: Options) -> dict[str, str]:
-    """Return what must be equal on all ranks, by names that a user understands.
+def agree_on_wrapper(place: Place, memory: Memory, wrapper: WrapperOptions) -> None:
+    """Collective. Compare what explains other differences; leave out what some rank cannot exchange."""
+    if wrapper.alike:
+        for channel in (place.channel, *place.host.replicas):
+            agreement.agree(channel, wrapper.alike)
+    if wrapper.leave_out is not None:
+        memory.leave_out(wrapper.leave_out(place.channels))
+
+
+def agree(place: Place, memory: Memory, options: Options, versions: Mapping[str, str] | None = None) -> None:
+    """Collective. Make sure that all ranks exchange the same things in the same way.
 
     Args:
-        size: the number of participants.
+        versions: what should be equal on all ranks, and may differ.
     """
-    described = memory.described()
+    mine = _fingerprint(place, memory, options)
+    agreement.agree(place.channel, mine, versions)
+    for channel in place.host.replicas:
+        agreement.agree(channel, mine)
+
+
+def _fingerprint(place: Place, memory: Memory, options: Options) -> dict[str, str]:
+    """Return what must be equal on all ranks, by names that a user understands."""
+    graph, described = place.graph, memory.described()
     return {
         "the number of tensors": str(len(described)),
         **described,
-        "graph": f"{graph!r} ({graph.fingerprint(size)[:12]})",
+        "graph": f"{graph!r} ({graph.fingerprint(place.participants)[:12]})",
         "staleness": repr(options.staleness),
         "nonfinite": repr(options.nonfinite),
         "the size of chunks (PUSHSUM_CHUNK_BYTES)": str(memory.chunk_bytes),

@@ -25,7 +25,7 @@ from ..observe.timeline import Timeline
 from ..transport import Transport
 from . import rounds, saving
 from .member import Member
-from .opening import Options, WrapperOptions
+from .options import Options, WrapperOptions
 from .survival import survival_of
 
 __all__ = ["PushSum", "push_sum_of"]
@@ -117,22 +117,22 @@ class PushSum:
     @property
     def rank(self) -> int:
         """This rank, among all of the job."""
-        return self.member.rank if not self.member.survival.waits else self.member.started_as
+        return self.member.place.rank if not self.member.survival.waits else self.member.started_as
 
     @property
     def size(self) -> int:
         """The number of ranks of the job."""
-        return self.member.size if not self.member.survival.waits else len(self.members)
+        return self.member.place.size if not self.member.survival.waits else len(self.members)
 
     @property
     def participant(self) -> int:
         """The number of this rank in the gossip; where a host is one participant, of its host."""
-        return self.member.participant
+        return self.member.place.participant
 
     @property
     def participants(self) -> int:
         """How many take part in the gossip: the n of the graph, and of the mass."""
-        return self.member.participants
+        return self.member.place.participants
 
     @property
     def comm(self) -> Any:
@@ -142,7 +142,7 @@ class PushSum:
     @property
     def graph(self) -> Graph:
         """Who sends to whom."""
-        return self.member.graph
+        return self.member.place.graph
 
     @property
     def memory(self) -> Memory:
@@ -152,7 +152,7 @@ class PushSum:
     @property
     def transport(self) -> Transport:
         """What carries its messages."""
-        return self.member.transport
+        return self.member.place.transport
 
     @property
     def push_weight(self) -> float:

@@ -76,13 +76,13 @@ def _settle_lanes(survival: Continue, member: Member, rows: Sequence[dict[str, A
     The lanes carry different parts of the model, and each has its own mass.
     """
     accounts = [Account(*row["account"]) for row in rows]
-    if member.host.lanes == 1:
-        return [settle(accounts, member.participants)]
+    if member.place.host.lanes == 1:
+        return [settle(accounts, member.place.participants)]
     ranks = survival.crew.ranks
     by_host: dict[Any, list[Account]] = {}
     for rank, account in zip(ranks, accounts, strict=True):
         by_host.setdefault(survival.host_of(rank), []).append(account)
-    return [settle(lane, member.participants) for lane in zip(*by_host.values(), strict=True)]
+    return [settle(lane, member.place.participants) for lane in zip(*by_host.values(), strict=True)]
 
 
 def _told_to_all(member: Member, account: Account) -> dict[str, Any]:
@@ -91,14 +91,18 @@ def _told_to_all(member: Member, account: Account) -> dict[str, Any]:
 
 def _report(survival: Continue) -> dict[str, Any]:
     """Return what the others need of this rank to find out what of their messages was opened."""
+
+    def by_rank(member: Member, counts: Mapping[int, int]) -> list[list[int]]:
+        return [[_number(survival, member, peer), count] for peer, count in counts.items()]
+
     return {
         "rank": survival.crew.ranks[survival.crew.comm.Get_rank()],
         "committed": survival.committed,
         "hosts": list(survival.hosts.items()),
         "members": {
             member.name: {
-                "opened": [[_number(survival, member, peer), count] for peer, count in member.ledger.opened.items()],
-                "heard": [[_number(survival, member, peer), round] for peer, round in member.ledger.heard.items()],
+                "opened": by_rank(member, member.place.ledger.opened),
+                "heard": by_rank(member, member.place.ledger.heard),
             }
             for member in survival.members
         },
@@ -112,16 +116,16 @@ def _common(survival: Continue, reports: Sequence[dict[str, Any]]) -> list[Membe
 
 def _account(survival: Continue, member: Member, reports: Sequence[dict[str, Any]]) -> Account:
     """Return what this rank holds with what it takes back."""
-    me = _number(survival, member, member.participant)
+    me = _number(survival, member, member.place.participant)
     opened = {report["rank"]: dict(report["members"][member.name]["opened"]) for report in reports}
     heard = last_heard([dict(report["members"][member.name]["heard"]) for report in reports])
-    places = {_number(survival, member, place): place for place in range(member.participants)}
+    places = {_number(survival, member, place): place for place in range(member.place.participants)}
     dead = [place for rank, place in places.items() if rank not in opened]
     sent = _surely_sent(member, {places[rank]: round for rank, round in heard.items() if rank in places}, dead)
     back = []
     for rank, place in places.items():
         if rank in opened:
-            back += member.ledger.unopened(place, opened[rank].get(me, 0))
+            back += member.place.ledger.unopened(place, opened[rank].get(me, 0))
         else:
             back += _perhaps_unopened(member, place, sent.get(place, -1))
     mass = sum(mass for _, mass in back)
@@ -139,9 +143,9 @@ def _surely_sent(member: Member, heard: Mapping[int, int], dead: Collection[int]
         return heard
 
     def in_peers(rank: int, round: int) -> Sequence[int]:
-        return member.graph.in_peers(rank, member.participants, round)
+        return member.place.graph.in_peers(rank, member.place.participants, round)
 
-    return surely_sent(heard, dead, in_peers, int(staleness), member.ledger.oldest(dead))
+    return surely_sent(heard, dead, in_peers, int(staleness), member.place.ledger.oldest(dead))
 
 
 def _perhaps_unopened(member: Member, peer: int, heard: int) -> list[Given]:
@@ -150,14 +154,14 @@ def _perhaps_unopened(member: Member, peer: int, heard: int) -> list[Given]:
     Args:
         heard: the latest round in which it has surely sent; -1: none.
     """
-    return member.ledger.perhaps_unopened(peer, lambda sent_in: member.mode.surely_opened(peer, sent_in, heard))
+    return member.place.ledger.perhaps_unopened(peer, lambda sent_in: member.mode.surely_opened(peer, sent_in, heard))
 
 
 def _number(survival: Continue, member: Member, participant: int) -> int:
     """Return a rank of the gossip by its number when the job was started; of a host, that with this rank's lane."""
-    if member.host.lanes == 1:
+    if member.place.host.lanes == 1:
         return survival.ranks[participant]
-    return [rank for rank in survival.ranks if survival.lane_of(rank) == member.host.lane][participant]
+    return [rank for rank in survival.ranks if survival.lane_of(rank) == member.place.host.lane][participant]
 
 
 def _loss(survival: Continue, lanes: Sequence[Sequence[Settlement]]) -> Loss:

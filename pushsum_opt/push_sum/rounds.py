@@ -34,7 +34,7 @@ __all__ = [
 
 def mix(member: Member) -> None:
     """Gossip once. See :meth:`PushSum.mix`."""
-    if member.catches_up:
+    if member.round < member.place.resumes_at:
         _round_alone(member)
     else:
         member.survival.once(partial(_mix, member))
@@ -42,11 +42,11 @@ def mix(member: Member) -> None:
 
 def _mix(member: Member) -> None:
     _before_round(member, "mix()")
-    with member.failing_together(MERGING), calling("mix()"):
+    with member.lifetime.failing_together(MERGING), calling("mix()"):
         # Listeners too fail together: a rank that left a round half-way would be out of step.
-        member.events.round_begins(member.round)
+        member.place.events.round_begins(member.round)
         with _ending_by_a_loss(member):
-            member.channel.begin_round(member.round)
+            member.place.channel.begin_round(member.round)
             member.means.round_begins(member.round, member.push_weight)
             with _counting(member):
                 weight = member.mode.exchange(member.round, member.push_weight)
@@ -68,19 +68,19 @@ def _ending_by_a_loss(member: Member) -> Iterator[None]:
 def _round_alone(member: Member) -> None:
     """A round without messages, on a rank that was behind others when ranks were lost."""
     _before_round(member, "mix()")
-    with member.failing_together(), calling("mix()"):
-        member.events.round_begins(member.round)
+    with member.lifetime.failing_together(), calling("mix()"):
+        member.place.events.round_begins(member.round)
         _end_round(member, member.push_weight)
 
 
 @contextmanager
 def _counting(member: Member) -> Iterator[None]:
     """Inside, the ledger counts w; where a loss ends that half-way, what it says is w."""
-    member.ledger.begin(member.push_weight)
+    member.place.ledger.begin(member.push_weight)
     try:
         yield
     except RanksLost:
-        member.mass = member.mass.with_weight(member.ledger.weight)
+        member.mass = member.mass.with_weight(member.place.ledger.weight)
         raise
 
 
@@ -94,8 +94,8 @@ def exact_round(member: Member, *, narrow: bool = False) -> None:
 def _exact_round(member: Member, narrow: bool) -> _Kept:
     call = "an exact average"
     _before_round(member, call)
-    with member.collective(call), _all_or_nothing(member) as kept:
-        member.events.round_begins(member.round)
+    with member.calls.collective(call), _all_or_nothing(member) as kept:
+        member.place.events.round_begins(member.round)
         with _counting(member):
             weight = member.mode.drain(member.round, member.push_weight, call)
         if member.survival.continues:  # what was merged stays merged
@@ -103,14 +103,15 @@ def _exact_round(member: Member, narrow: bool) -> _Kept:
             kept.keep_drained()
         kept.reported = member.means.to_sum()
         average = exact_average(
-            member.channel, member.memory, weight, (), call, member.round, narrow=narrow, beside=kept.reported
+            member.place.channel, member.memory, weight, (), call, member.round, narrow=narrow, beside=kept.reported
         )
         for chunk, mean in average:
             _take_average(member, chunk, mean)
         kept.on_all_lanes = kept.reported.copy()
-        member.host.sum(kept.on_all_lanes, member.round, call)
+        member.place.host.sum(kept.on_all_lanes, member.round, call)
         reassemble(member)
-        member.channel.begin_round(member.round)  # only now: nothing was posted for those who wait for its messages
+        # Only now: nothing was posted for those who wait for its messages.
+        member.place.channel.begin_round(member.round)
         if not member.survival.continues:
             _end_with_average(member, kept)
     return kept
@@ -119,27 +120,27 @@ def _exact_round(member: Member, narrow: bool) -> _Kept:
 def _end_exact_round(member: Member, kept: _Kept) -> None:
     """End the round once it is known that all survivors have its average; without survivors it has ended before."""
     if member.survival.continues:
-        member.ledger.all_opened()
-        with member.failing_together():
+        member.place.ledger.all_opened()
+        with member.lifetime.failing_together():
             _end_with_average(member, kept)
 
 
 def _end_with_average(member: Member, kept: _Kept) -> None:
-    member.means.take_sum(kept.reported, kept.on_all_lanes, member.participants)
+    member.means.take_sum(kept.reported, kept.on_all_lanes, member.place.participants)
     _end_round(member, member.mass.initial)
 
 
 def drain(member: Member, call: str) -> None:
     """Collective. Wait for and merge every message in flight."""
-    member.survival.together(partial(drain_within, member, call), commit=lambda _: member.ledger.all_opened())
+    member.survival.together(partial(drain_within, member, call), commit=lambda _: member.place.ledger.all_opened())
 
 
 def drain_within(member: Member, call: str) -> None:
     """Collective. What :func:`drain` does, in the work of another call that all ranks make and commit."""
-    member.refuse_while_waiting(call)
+    member.survival.refuse_while_waiting(call)
     member.lifetime.refuse_if_on_loan(call)
     member.lifetime.refuse_out_of_step(call)
-    with member.collective(call, MERGING):
+    with member.calls.collective(call, MERGING):
         merge_in_flight(member, call)
 
 
@@ -153,9 +154,9 @@ def merge_in_flight(member: Member, call: str) -> None:
 
 def await_in_flight(member: Member, call: str) -> None:
     """Collective. Wait until every message in flight has come, so that it can be counted without merging it."""
-    member.refuse_while_waiting(call)
+    member.survival.refuse_while_waiting(call)
     member.lifetime.refuse_out_of_step(call)
-    with member.collective(call, MERGING if member.options.staleness == "unbounded" else WHOLE):
+    with member.calls.collective(call, MERGING if member.options.staleness == "unbounded" else WHOLE):
         with _counting(member):
             weight = member.mode.await_in_flight(member.round, member.push_weight, call)
         member.mass = member.mass.with_weight(weight)
@@ -163,17 +164,17 @@ def await_in_flight(member: Member, call: str) -> None:
 
 def meet(member: Member, call: str) -> None:
     """Collective. Make sure that every rank makes this call now, and no other."""
-    member.refuse_while_waiting(call)
+    member.survival.refuse_while_waiting(call)
     member.lifetime.refuse_out_of_step(call)
-    with member.collective(call):
+    with member.calls.collective(call):
         member.mode.meet(member.round, call)
 
 
 def reassemble(member: Member) -> None:
     """Collective over a host. Give its ranks the same parameters again; nothing to do for a rank alone."""
-    told = member.host.reassemble(member.memory, member.round, member.means.told_to_lanes())
+    told = member.place.host.reassemble(member.memory, member.round, member.means.told_to_lanes())
     member.means.hear_lanes(told, member.round)
-    member.events.release()
+    member.place.events.release()
 
 
 def reassemble_between(member: Member) -> None:
@@ -182,14 +183,14 @@ def reassemble_between(member: Member) -> None:
 
 
 def _before_round(member: Member, call: str) -> None:
-    member.refuse_while_waiting(call)
+    member.survival.refuse_while_waiting(call)
     member.lifetime.refuse_if_on_loan(call)
-    member.first_step_is_over()
+    member.first_step.taken()
 
 
 def _end_round(member: Member, weight: float) -> None:
     member.means.round_ends(member.round)
-    member.events.round_ends(member.round, weight)
+    member.place.events.round_ends(member.round, weight)
     member.mass = member.mass.after_round(weight)
 
 
@@ -243,10 +244,10 @@ def _take_average(member: Member, chunk: Chunk, values: Any) -> None:
     if chunk.by_element or np.isfinite(values).all():
         member.memory.set_mean(chunk, values, member.mass.initial)
     elif member.options.nonfinite == "skip":
-        member.events.chunk_skipped(member.round, member.participant, member.memory.describe(chunk))
+        member.place.events.chunk_skipped(member.round, member.place.participant, member.memory.describe(chunk))
     else:
         raise NonFiniteError(
-            f"rank {member.rank}: the exact average of round {member.round} holds inf or nan in "
+            f"rank {member.place.rank}: the exact average of round {member.round} holds inf or nan in "
             f"{member.memory.name_nonfinite(chunk, values)}: some rank's parameters have diverged. Look at losses "
             "and gradients (learning rate, loss scaling). nonfinite='skip' leaves such parts as they are on each "
             "rank"

@@ -25,8 +25,8 @@ def state(member: Member) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "run": member.run,
-        "rank": member.participant,
-        "size": member.participants,
+        "rank": member.place.participant,
+        "size": member.place.participants,
         "round": mass.round,
         "push_weight": mass.weight,
         "data_weight": mass.initial,
@@ -62,7 +62,7 @@ def restoring_exactly(member: Member) -> Iterator[None]:
 
 def load(member: Member, saved: Mapping[str, Any] | None) -> str | None:
     """Continue from what :func:`state` returned. See :meth:`pushsum_opt.PushSum.load_state`."""
-    refuse_newer_format(f"rank {member.rank}", saved)
+    refuse_newer_format(f"rank {member.place.rank}", saved)
     if saved is not None and member.restores_exactly:
         _load_exactly(member, saved)
         return None
@@ -112,11 +112,12 @@ def _load_or_restart(member: Member, saved: Mapping[str, Any] | None) -> str | N
     member.mass = mass.restarted(mass.round if saved is None else int(saved["round"]))
     if saved is None:
         return "it has no push-sum state (saved without pushsum_opt?)"
-    if (saved["rank"], saved["size"]) != (member.participant, member.participants):
-        kind = member.host.kind
+    place = member.place
+    if (saved["rank"], saved["size"]) != (place.participant, place.participants):
+        kind = place.host.kind
         return (
-            f"it was saved by {kind} {saved['rank']} of {saved['size']}, and this is {kind} {member.participant} of "
-            f"{member.participants}"
+            f"it was saved by {kind} {saved['rank']} of {saved['size']}, and this is {kind} {place.participant} of "
+            f"{place.participants}"
         )
     weight = float(saved["push_weight"])
     away = sum(len(item["messages"]) + item["missing"] for item in saved["in_flight"])

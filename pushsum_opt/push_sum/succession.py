@@ -7,6 +7,7 @@ closed too. Where it still lives on one rank, because the garbage collector has 
 from __future__ import annotations
 
 import gc
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,12 +15,34 @@ from typing import Any
 from ..channel import Channel
 from ..errors import MismatchError, PushSumError
 from ..log import log
+from . import closing
 
-__all__ = ["close_what_is_over"]
+__all__ = ["Owner", "close_what_is_over"]
 
 FAILED, REPLACED, DROPPED, IN_USE = "failed", "replaced", "dropped", "in use"
 COLLECT_FROM = 16
 """With so many open push-sums, and at every doubling, the garbage collector runs."""
+
+
+class Owner:
+    """The wrapper around a push-sum, if there is one.
+
+    Args:
+        wrapper: it is not kept alive; None: there is none.
+    """
+
+    def __init__(self, wrapper: Any) -> None:
+        self._wrapper = None if wrapper is None else weakref.ref(wrapper)
+
+    @property
+    def exists(self) -> bool:
+        """Whether there was one."""
+        return self._wrapper is not None
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is gone on this rank. It may live on others: never act on it alone."""
+        return self._wrapper is not None and self._wrapper() is None
 
 
 def close_what_is_over(new: Any, tensors: Iterable[Any]) -> None:
@@ -31,30 +54,31 @@ def close_what_is_over(new: Any, tensors: Iterable[Any]) -> None:
     open_now = new.process.members
     if len(open_now) >= COLLECT_FROM and len(open_now).bit_count() == 1:
         gc.collect()
-    mine = {id(tensor) for tensor in tensors} if new.owned else set()
+    mine = {id(tensor) for tensor in tensors} if new.owner.exists else set()
     states = {one.name: _state(one, mine) for one in open_now}
     found = _count(new, states)
     _refuse_half_replaced(new, found)
     for one in open_now:
         counts = found[one.name]
-        all_here = sum(counts.values()) == one.size
+        all_here = sum(counts.values()) == one.place.size
         if (all_here and not counts[IN_USE]) or states[one.name] == FAILED:
             _close(one, torn=bool(counts[FAILED]))
 
 
 def _state(one: Any, tensors: set[int]) -> str:
-    replaced = one.owned and bool(one.tensor_ids) and one.tensor_ids <= tensors
-    if one.failed and (replaced or one.dropped):
+    exchanged = {id(tensor) for tensor in one.held}
+    replaced = one.owner.exists and bool(exchanged) and exchanged <= tensors
+    if one.failed and (replaced or one.owner.is_gone):
         return FAILED
     if replaced:
         return REPLACED
-    return DROPPED if one.dropped else IN_USE
+    return DROPPED if one.owner.is_gone else IN_USE
 
 
 def _count(new: Any, states: Mapping[str, str]) -> dict[str, Counter[str]]:
     """Collective. Return, for every push-sum that is open anywhere, on how many ranks it is in which state."""
     found = {name: Counter([state]) for name, state in states.items()}
-    for channel in new.channels:  # one after the other they reach every rank
+    for channel in new.place.channels:  # one after the other they reach every rank
         found = _sum(channel, found)
     return found
 
@@ -71,11 +95,11 @@ def _refuse_half_replaced(new: Any, found: Mapping[str, Counter[str]]) -> None:
     for counts in found.values():
         others = counts[DROPPED] + counts[IN_USE]
         if counts[REPLACED] and others:
-            new.channel.let_everyone_know()
+            new.place.channel.let_everyone_know()
             raise MismatchError(
-                f"rank {new.rank}: on {counts[REPLACED]} ranks the new optimizer has the parameters of one that is "
-                f"still open, and would take its place; on {others} ranks it has other parameters. Wrap the same model "
-                "on every rank, or close() the older optimizer on every rank first"
+                f"rank {new.place.rank}: on {counts[REPLACED]} ranks the new optimizer has the parameters of one that "
+                f"is still open, and would take its place; on {others} ranks it has other parameters. Wrap the same "
+                "model on every rank, or close() the older optimizer on every rank first"
             )
 
 
@@ -84,6 +108,6 @@ def _close(one: Any, *, torn: bool) -> None:
     try:
         if torn and not one.failed:
             one.fail(PushSumError("it had failed on another rank"))
-        one.close_unchanged()
+        closing.close_unchanged(one)
     except PushSumError as error:
-        log.warning("rank %d: closing an optimizer that is no longer used: %s", one.rank, error)
+        log.warning("rank %d: closing an optimizer that is no longer used: %s", one.place.rank, error)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .. import progress, settings, transport
 from ..arguments import OnLoss
 from ..channel import Channel
-from ..errors import ConfigurationError, PeerTimeout, PushSumError, RanksLost
+from ..errors import CallOrderError, ConfigurationError, PeerTimeout, PushSumError, RanksLost
 from ..faults import Loss
 from ..job import world
 from ..log import log
@@ -84,6 +84,11 @@ class Survival:
     def waits(self) -> bool:
         """Whether this is a spare that the other ranks have not taken in."""
         return False
+
+    def refuse_while_waiting(self, call: str) -> None:
+        """Raise CallOrderError for a call of all ranks, on a spare that the others have not taken in."""
+        if self.waits:
+            raise CallOrderError(world.told_to_wait(call))
 
     @property
     def me(self) -> int:

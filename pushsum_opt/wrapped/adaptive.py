@@ -141,7 +141,7 @@ class Corrected:
 
         push_sum.member.moments = moments
         squares = np.array([(push_sum.initial_weight / push_sum.participants) ** 2])
-        push_sum.member.channel.sum(squares, "adaptive='corrected'", round=push_sum.round)
+        push_sum.member.place.channel.sum(squares, "adaptive='corrected'", round=push_sum.round)
         self._theta = float(squares[0])
         self._member = weakref.ref(push_sum.member)
 
@@ -158,7 +158,7 @@ class Corrected:
     def _theta_now(self) -> float:
         """theta of the ranks that take part now: after a loss, or after spares were taken in, that is another one."""
         member = self._member()
-        initial = () if member is None else member.initial_of_all
+        initial = () if member is None else member.place.initial_of_all
         return sum((a / len(initial)) ** 2 for a in initial) if initial else self._theta
 
     def nbytes(self) -> int:

@@ -52,7 +52,7 @@ class Ageing:
             one = mine()
             return nullcontext() if one is None else one.merging(sent)
 
-        push_sum.member.around_late_merges(around)
+        push_sum.member.around_late_merges = around
 
     def step_taken(self) -> None:
         self._steps += 1

@@ -73,7 +73,7 @@ def wrapper_options(
 def start_alike(parts: Parts, push_sum: PushSum, algorithm: Algorithm) -> None:
     """Collective. Give rank 0's parameters, buffers and optimizer state to every rank that differs."""
     # First inside every host, then between hosts: rank 0's values reach all.
-    for channel in (*push_sum.member.host.replicas, push_sum.member.channel):
+    for channel in (*push_sum.member.place.host.replicas, push_sum.member.place.channel):
         order = order_by_values(channel, parts.tensors.named_parameters)
         if order is not None and channel.rank == 0:
             log.warning("%s", order)
@@ -86,8 +86,8 @@ def start_alike(parts: Parts, push_sum: PushSum, algorithm: Algorithm) -> None:
 
 def announce(parts: Parts, push_sum: PushSum, within_host: str | None, gossip_every: int) -> None:
     """Collective. Rank 0 logs one line that says what runs where and what it costs; then warnings and hints."""
-    hosts = start_line.hosts(push_sum.member.channel, torch.get_num_threads(), push_sum.member.host.lanes)
-    if not push_sum.member.speaks:
+    hosts = start_line.hosts(push_sum.member.place.channel, torch.get_num_threads(), push_sum.member.place.host.lanes)
+    if not push_sum.member.place.speaks:
         return
     moments = None if parts.corrected is None else parts.corrected.nbytes()
     has_model = parts.model is not None
@@ -128,8 +128,8 @@ def warn_about_set_up(parts: Parts, size: int, within_host: str | None) -> None:
 def watch_first_step(push_sum: PushSum) -> None:
     """Have every rank compare its first step with its in-peers'; rank 0 warns where two are equal."""
     if push_sum.participants > 1:
-        speaks = push_sum.member.speaks
-        push_sum.member.watch_first_step(partial(_warn_about_shards, push_sum.rank) if speaks else _say_nothing)
+        speaks = push_sum.member.place.speaks
+        push_sum.member.first_step.watch(partial(_warn_about_shards, push_sum.rank) if speaks else _say_nothing)
 
 
 def _say_nothing(peer: int) -> None: ...

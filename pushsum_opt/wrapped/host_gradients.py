@@ -44,10 +44,10 @@ class HostGradients:
     """
 
     def __init__(self, push_sum: PushSum, tensors: Tensors) -> None:
-        assert isinstance(push_sum.member.host, Hosts)
+        assert isinstance(push_sum.member.place.host, Hosts)
         self._push_sum = push_sum
         self._tensors = tensors
-        self._average = GradientAverage(push_sum.member.host)
+        self._average = GradientAverage(push_sum.member.place.host)
         self._number = next(_numbers)
         self._hooked: dict[int, Any] = {}
         self._touched: set[int] = set()  # ids of parameters to whose gradients backward() has added since the average
@@ -63,7 +63,7 @@ class HostGradients:
     @property
     def _hosts(self) -> Hosts:
         """This rank's host: another object once other hosts were lost."""
-        host = self._push_sum.member.host
+        host = self._push_sum.member.place.host
         assert isinstance(host, Hosts)
         self._average.hosts = host
         return host
@@ -175,7 +175,7 @@ class HostGradients:
         """Meet the other ranks of the host until all are in this call; average in each meeting what needs it."""
         if self._hosts.lanes == 1:
             return [Standing(call, skips=skips, loss=loss)]
-        with self._push_sum.member.failing_together():
+        with self._push_sum.member.lifetime.failing_together():
             while True:
                 parameters = self._tensors.parameters
                 needed = self._needed(parameters, call)

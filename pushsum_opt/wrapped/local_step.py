@@ -37,7 +37,7 @@ class LocalStep:
         self._watch = watch
         self._host_gradients = host_gradients
         self._finder: Finder | None = None
-        if push_sum.member.speaks and push_sum.participants > 1:
+        if push_sum.member.place.speaks and push_sum.participants > 1:
             self._finder = Finder(parts.tensors.named_parameters, parts.points.names)
 
     def make(
@@ -60,7 +60,7 @@ class LocalStep:
         self._refuse_lost_parameters()
         average_now = inside.average_now if inside is not None and not callable(closure) else None
         self.adopt_points()
-        with self._scaled(scale), self._push_sum.member.stepping():
+        with self._scaled(scale), self._push_sum.member.calls.stepping():
             corrects = parts.corrected is not None and parts.corrected.active
             with amp_scaling(wrapper, parts.optimizer, average_now, by_hand=corrects) as skip:
                 if callable(closure) and inside is not None:
@@ -99,7 +99,7 @@ class LocalStep:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _adopt_points(self) -> None:
-        with self._push_sum.member.failing_together():
+        with self._push_sum.member.lifetime.failing_together():
             self._parts.points.adopt()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -112,7 +112,7 @@ class LocalStep:
     def _refuse_lost_parameters(self) -> None:
         lost = self._parts.tensors.lost()
         if lost:
-            with self._push_sum.member.failing_together():
+            with self._push_sum.member.lifetime.failing_together():
                 raise LayoutError(
                     f"rank {self._push_sum.rank}, round {self._push_sum.round}: the model no longer holds the "
                     f"parameters that are optimized: {', '.join(lost[:5])}{' ...' if len(lost) > 5 else ''}. They were "

@@ -89,7 +89,7 @@ class Watch:
                 raise
 
         member.survival.together(
-            attempt, commit=lambda _: member.ledger.all_opened(), undo=lambda _: changing.retract(member, new)
+            attempt, commit=lambda _: member.place.ledger.all_opened(), undo=lambda _: changing.retract(member, new)
         )
 
     def _stepped(self) -> list[list[Tensor]]:
@@ -105,7 +105,7 @@ class Watch:
         new = self._new()
         if new:
             self._exchange(new, partial(self._add_where_all_agree, new))
-            if push_sum.member.speaks:
+            if push_sum.member.place.speaks:
                 log.info("exchanged from round %d on: new parameters %s", push_sum.round, _listed(new))
         self._taken()
 
@@ -155,12 +155,12 @@ class Watch:
     def _agree(self, new: Mapping[str, Tensor]) -> None:
         push_sum = self._push_sum
         form = {name: tensor_kinds.described(tensor) for name, tensor in new.items()}
-        with push_sum.member.failing_together():
+        with push_sum.member.lifetime.failing_together():
             try:
                 if push_sum.member.lifetime.out_of_step is not None:
                     raise LayoutError(f"inside {push_sum.member.lifetime.out_of_step} ranks are in different steps")
                 push_sum.member.mode.meet(push_sum.round, f"{CALL}: {_listed(new)}")
-                for channel in push_sum.member.channels:
+                for channel in push_sum.member.place.channels:
                     agree(channel, form)
             except RanksLost:
                 raise
@@ -173,9 +173,9 @@ class Watch:
 
     def _start_alike(self, new: Mapping[str, Tensor], call: str) -> None:
         push_sum = self._push_sum
-        with push_sum.member.failing_together(JOINING), calling(call):
+        with push_sum.member.lifetime.failing_together(JOINING), calling(call):
             # First inside every host, then between hosts: rank 0's values reach all.
-            for channel in (*push_sum.member.host.replicas, push_sum.member.channel):
+            for channel in (*push_sum.member.place.host.replicas, push_sum.member.place.channel):
                 copying.broadcast_tensors(channel, new, 0)
 
 

@@ -246,8 +246,8 @@ def test_a_round_gives_before_it_merges_so_that_the_next_step_is_taken_with_what
 
 def has_heard_of_rank_0(push_sum):
     push_sum.transport.poll(0.0)
-    push_sum.member.channel.hear()
-    return 0 in push_sum.member.channel.finished
+    push_sum.member.place.channel.hear()
+    return 0 in push_sum.member.place.channel.finished
 
 
 def test_nobody_gives_to_a_rank_that_has_finished():

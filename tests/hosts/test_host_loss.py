@@ -38,7 +38,7 @@ def train(size, faults, *, staleness=0, steps=8, seed=None, gossip_every=1):
         for _ in range(4):  # the hosts come together: no step is made any more
             optimizer.gossip()
         optimizer.drain()
-        host = optimizer.push_sum.member.host
+        host = optimizer.push_sum.member.place.host
         with optimizer.averaged():
             mean = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
         said = {

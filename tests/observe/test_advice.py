@@ -9,7 +9,7 @@ import pytest
 
 import pushsum_opt as ps
 from pushsum_opt.observe.advice import MEASURED_ROUNDS, WARM_UP_ROUNDS, OverlapAdvice
-from pushsum_opt.push_sum import opening
+from pushsum_opt.push_sum import place
 
 
 class Clock:
@@ -72,6 +72,6 @@ def test_only_synchronous_rounds_of_rank_0_are_watched(monkeypatch, staleness, w
             for _ in range(3):
                 push_sum.mix()
 
-    monkeypatch.setattr(opening, "OverlapAdvice", Watching)
+    monkeypatch.setattr(place, "OverlapAdvice", Watching)
     ps.testing.run(3, rank)
     assert ended == watched

@@ -111,7 +111,7 @@ class Timeline(Listener):
 
     def _compare_clocks(self, call: str) -> None:
         """Collective. Note when this rank came to and left barriers: no rank leaves one before all have come."""
-        moments = self._push_sum.member.meetings(call, COMPARISONS, self._clock)
+        moments = self._push_sum.member.place.meetings(call, COMPARISONS, self._clock)
         met = {
             "met": [[int(begin * 1e9), int(end * 1e9)] for begin, end in moments],
             "ranks": list(self._push_sum.members),

@@ -37,7 +37,7 @@ for step in range(40):
         assert ps.average(1.0) == 1.0
     optimizer.step()
 optimizer.drain()
-lane = optimizer.push_sum.member.host.lane
+lane = optimizer.push_sum.member.place.host.lane
 for one in range(2):
     held = ps.sum(optimizer.push_weight if lane == one else 0.0)
     assert abs(held - optimizer.push_sum.participants) < 1e-12, held
