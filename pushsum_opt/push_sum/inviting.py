@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..log import log
 
 if TYPE_CHECKING:
-    from .survival import Continue
+    from .continuing import Continue
 
 __all__ = ["can_take_in", "invite", "is_possible", "with_spares"]
 

@@ -24,9 +24,9 @@ from ..observe.events import Listener
 from ..observe.timeline import Timeline
 from ..transport import Transport
 from . import rounds, saving
+from .continuing import survival_of
 from .member import Member
 from .options import Options, WrapperOptions
-from .survival import survival_of
 
 __all__ = ["PushSum", "push_sum_of"]
 

@@ -15,8 +15,8 @@ from ..faults import Account, Given, Loss, Settlement, last_heard, settle, surel
 from ..job import world
 
 if TYPE_CHECKING:
+    from .continuing import Continue
     from .member import Member
-    from .survival import Continue
 
 __all__ = ["LOOK_S", "attempt", "told"]
 
@@ -34,7 +34,7 @@ def attempt(survival: Continue) -> None:
     for member in survival.members:
         member.stand_still()
     before = survival.crew.comm
-    survival.crew = crew = survival.crew.survivors(survival.wait_for, survival.committed)
+    survival.crew = crew = survival.crew.survivors(survival.wait_for, survival.commits.count)
     world.succeed(before, crew.comm)
     agreed: list[list[Settlement]] | None = None
     try:
@@ -43,7 +43,7 @@ def attempt(survival: Continue) -> None:
         # Some have perhaps not heard yet which ranks share a host; all must find the same here.
         survival.hosts = {rank: label for report in reports for rank, label in report["hosts"]}
         survival.lose_hosts({survival.host_of(rank) for rank in survival.hosts if rank not in crew.ranks})
-        survival.learn(max(report["committed"] for report in reports))
+        survival.commits.learn(max(report["committed"] for report in reports))
         members = _common(survival, reports)
         mine = [_account(survival, member, reports) for member in members]
         rows = channel.gather_objects(
@@ -97,7 +97,7 @@ def _report(survival: Continue) -> dict[str, Any]:
 
     return {
         "rank": survival.crew.ranks[survival.crew.comm.Get_rank()],
-        "committed": survival.committed,
+        "committed": survival.commits.count,
         "hosts": list(survival.hosts.items()),
         "members": {
             member.name: {

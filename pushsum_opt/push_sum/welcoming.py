@@ -25,8 +25,8 @@ from ..log import log
 from . import inviting
 
 if TYPE_CHECKING:
+    from .continuing import Continue
     from .member import Member
-    from .survival import Continue
 
 __all__ = ["be_taken_in", "take_in"]
 
@@ -206,7 +206,7 @@ def _known(survival: Continue, member: Member, trains: bool) -> dict[str, Any] |
     if not trains:
         return None
     return {
-        "committed": survival.committed,
+        "committed": survival.commits.count,
         "epoch": survival.epoch,
         "losses": [asdict(loss) for loss in survival.losses],
         "vacant": survival.vacant,
@@ -253,7 +253,7 @@ def _settle(
         lists = ("ranks", "replaced")
         losses = [Loss(**{**one, **{name: tuple(one[name]) for name in lists}}) for one in known["losses"]]
         member.run, member.name = known["run"], known["name"]
-        survival.committed = known["committed"]
+        survival.commits.count = known["committed"]
         taken &= set(known["vacant"])
         training_ranks.spare().is_in()
         member.stand_still()

@@ -17,7 +17,7 @@ from ..hosts import Hosts
 from ..job import ending, world
 from ..log import log
 from ..push_sum import PushSum, WrapperOptions
-from ..push_sum.survival import survival_of
+from ..push_sum.continuing import survival_of
 from ..start import line as start_line
 from .order import order_by_values
 from .parts import Parts
