@@ -24,6 +24,7 @@ import numpy as np
 from ..errors import ConfigurationError, MismatchError
 from ..graphs import Graph
 from ..graphs.settling import rounds_to_settle
+from ..memory import Sums
 from .sketch import NUMBERS
 from .wire import NO_NUMBERS, NUMBERS_BYTES
 
@@ -122,11 +123,11 @@ class Means:
     Args:
         window: gives the window; called when it is first needed, as it costs some milliseconds.
         name: gives the rank of a participant, or of this one (None), as the user knows it.
-        sketch: gives numbers that stand for this rank's model; see :class:`.sketch.Sketch`.
+        sketch: begins to find numbers that stand for this rank's model; see :class:`.sketch.Sketch`.
     """
 
     def __init__(
-        self, window: Callable[[], Window], name: Callable[[int | None], int], sketch: Callable[[], Any]
+        self, window: Callable[[], Window], name: Callable[[int | None], int], sketch: Callable[[], Sums]
     ) -> None:
         self._make_window = window
         self._window: Window | None = None
@@ -134,7 +135,7 @@ class Means:
         self._sketch = sketch
         self._sketches = 0
         self._squares: deque[float] = deque(maxlen=SQUARES)
-        self._next_sketch: Any = None  # of the model after the last round of a window
+        self._next_sketch: Sums | None = None  # of the model after the last round of a window
         self._part = np.zeros((2, PLACES))  # of the sums: values and counts
         self._given = np.zeros((2, PLACES))  # what this rank has added to them in all
         self._reported = np.zeros((2, PLACES))  # what it adds next
@@ -243,14 +244,22 @@ class Means:
         return round < SKETCH_OFTEN or round // rounds % -(-SKETCH_ROUNDS // rounds) == 0
 
     def _report_distance(self, round: int) -> None:
-        """Report a new sketch if it is due; a window later the square of its distance from the mean of all."""
+        """Report a new sketch if it is due; a window later the square of its distance from the mean of all.
+
+        The sketch of a model on an accelerator was begun at the end of the round before, behind its merges, and is
+        waited for here. It cannot come later: all ranks must report the model of the same moment, and a window may
+        have one round only. The wait is short, as what it waits for stands before forward and backward of this step,
+        which keep the accelerator busy meanwhile; and it ends, as no work of an accelerator waits for a message.
+        """
         square = self._square_of_distance() if self._sketch_is_due(round - self._in_window().rounds) else None
         self._sketches += square is not None
         if square is not None and self._sketches > FIRST:
             self._squares.append(square)
             self._reported[:, DISTANCE] = sum(self._squares) / len(self._squares), 1.0
         if self._next_sketch is not None and self._sketch_is_due(round):
-            self._reported[0, SKETCH], self._reported[1, SKETCH] = self._next_sketch, 1.0
+            numbers = self._next_sketch.result()
+            if numbers is not None:
+                self._reported[0, SKETCH], self._reported[1, SKETCH] = numbers, 1.0
 
     def _square_of_distance(self) -> float | None:
         """Return it of the window that is over; None where not all is known."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..memory import Memory
+from ..memory import Memory, Sums
 
 __all__ = ["NUMBERS", "Sketch"]
 
@@ -41,20 +41,17 @@ class Sketch:
         self._places: list[tuple[Any, int, slice]] = []
         self._signs: Any = None
 
-    def __call__(self) -> Any:
-        """Return NUMBERS numbers: the squares of their differences between ranks sum to that of the distance.
+    def __call__(self) -> Sums:
+        """Begin to sum up the model as it is now; never waits for an accelerator.
 
-        None where the model lies on an accelerator, which would have to be waited for, or is not finite.
+        Returns:
+            what gives NUMBERS numbers: the squares of their differences between ranks sum to that of the distance. It
+            gives None where the model is not finite.
         """
-        if self._memory.pending_buffers:
-            return None
         self._look_at_plan()
         if not self._places:  # other ranks of the host exchange it all
-            return np.zeros(NUMBERS)
-        sample = np.concatenate([self._memory.some_values(*place) for place in self._places])
-        with np.errstate(invalid="ignore", over="ignore"):
-            numbers = self._signs @ sample
-        return numbers if np.isfinite(numbers).all() else None
+            return Sums(np.zeros(NUMBERS))
+        return self._memory.begin_sums(self._places, self._signs)
 
     def _look_at_plan(self) -> None:
         memory, left_out = self._memory, self._leave_out()

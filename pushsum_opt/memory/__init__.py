@@ -11,9 +11,10 @@ from ..errors import ConfigurationError
 from .base import Memory
 from .plan import Chunk, Piece, TensorSpec, WireFormat
 from .planned import WIDTH
+from .sums import Sums
 from .verdict import Verdict
 
-__all__ = ["Chunk", "Memory", "Piece", "TensorSpec", "Verdict", "WireFormat", "bind"]
+__all__ = ["Chunk", "Memory", "Piece", "Sums", "TensorSpec", "Verdict", "WireFormat", "bind"]
 
 
 CHUNK_BYTES = 1 << 22

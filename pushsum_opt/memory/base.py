@@ -11,7 +11,7 @@ kept with x = w z + r.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -22,6 +22,7 @@ from .coded import Coded
 from .plan import Chunk
 from .planned import WIDTH
 from .primitives import Array, Values
+from .sums import Sums
 from .verdict import Outcome, Verdict
 
 __all__ = ["Memory"]
@@ -252,6 +253,22 @@ class Memory(Coded):
     def some_values(self, chunk: Chunk, piece: int, elements: slice) -> Values:
         """Return some elements of z of one piece of a chunk: float64, flat, on the host."""
         return self._to_numpy(self._widen(self._views[chunk.index][piece].reshape(-1)[elements], "float64"))
+
+    def begin_sums(self, places: Sequence[tuple[Chunk, int, slice]], signs: Values) -> Sums:
+        """Begin to sum up some elements of z, as z is now: the product of ``signs`` and these elements, in float64.
+
+        Args:
+            places: which elements of which piece of which chunk, each as for :meth:`some_values`.
+            signs: what each of them is multiplied by: float64, shape (sums, elements of all places together). Pass the
+                same array each time: an accelerator keeps a copy of it.
+
+        Returns:
+            what gives the sums; on an accelerator they are known later, and this call does not wait. It sums up one
+            model at a time: what nobody has asked for by then is given up.
+        """
+        sample = np.concatenate([self.some_values(*place) for place in places])
+        with np.errstate(invalid="ignore", over="ignore"):
+            return Sums(signs @ sample)
 
     def assign(self, chunk: Chunk, values: Values) -> None:
         """Set z of a chunk to float64 values, rounded to its dtype. Residuals stay."""

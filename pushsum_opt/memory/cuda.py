@@ -7,7 +7,7 @@ or of cudaMallocAsync cannot be shared with another process, which MPI does betw
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -180,6 +180,10 @@ class CudaDevice(Device):
             runtime.memcpyAsync(
                 destination.data_ptr(), source.data_ptr(), nbytes, runtime.memcpyDefault, stream.cuda_stream
             )
+
+    def by_torch(self, work: Callable[[], None], stream: torch.cuda.Stream) -> None:
+        with torch.cuda.stream(stream):
+            work()
 
     def prepare(self, dtypes: Iterable[tuple[str, str]]) -> None:
         names = {name for own, wire in dtypes for name in kernels.needed(own, wire)}

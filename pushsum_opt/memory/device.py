@@ -9,7 +9,7 @@ host, whose streams delay all work as long as they may, tests both.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -148,6 +148,10 @@ class Device(ABC):
     @abstractmethod
     def copy(self, destination: Tensor, source: Tensor, stream: Stream) -> None:
         """Copy bytes within the device, to it or from it; host memory is pinned."""
+
+    @abstractmethod
+    def by_torch(self, work: Callable[[], None], stream: Stream) -> None:
+        """Let torch do some work on a stream: what is too rare for a pass of its own."""
 
     @abstractmethod
     def prepare(self, dtypes: Iterable[tuple[str, str]]) -> None:

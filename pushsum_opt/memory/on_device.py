@@ -12,15 +12,20 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError
 from .device import Device, Table
 from .host import HostMemory
+from .late_sums import Summing
 from .plan import Chunk, TensorSpec, WireFormat
+from .planned import WIDTH
 from .primitives import Values
 from .staging import Direct, Path, Slab, Staged
+from .sums import Sums
 from .verdict import Flags, LateVerdict, Verdict
 
 __all__ = ["DeviceMemory"]
@@ -53,6 +58,8 @@ class DeviceMemory(HostMemory):
         self._flags = Flags(device)
         self._tables: dict[int, Table] = {}
         self._unheard: list[tuple[Chunk, LateVerdict]] = []
+        self._summing: Summing | None = None
+        self._summed: tuple[Values, Any] | None = None  # signs, and which of their columns are on the device
         self.name = f"{device.name} ({self._path.name})"
         super().__init__(tensors, names, wire_dtype, chunk_bytes, lane, by_element=by_element)
 
@@ -212,6 +219,41 @@ class DeviceMemory(HostMemory):
             self._heed(chunk, finite=outcome.finite, missed=outcome.missed, far=outcome.far)
         self._unheard.clear()
 
+    def begin_sums(self, places: Sequence[tuple[Chunk, int, slice]], signs: Values) -> Sums:
+        here = [self._is_here(self.chunks[chunk.index]) for chunk, _, _ in places]
+        if not any(here):
+            return super().begin_sums(places, signs)
+        views = [self._views[chunk.index][piece] for chunk, piece, _ in places]
+        counts = [len(range(view.numel())[elements]) for view, (_, _, elements) in zip(views, places, strict=True)]
+        columns = np.repeat(here, counts)
+        more = np.zeros(len(signs))
+        if not all(here):
+            on_host = [place for place, is_here in zip(places, here, strict=True) if not is_here]
+            found = super().begin_sums(on_host, signs[:, ~columns]).result()
+            if found is None:
+                return Sums(None)
+            more = found
+        try:
+            summing = self._summing_with(signs, columns)
+            samples = [(view, place[2]) for view, place, is_here in zip(views, places, here, strict=True) if is_here]
+            return Sums(None) if summing is None else summing.begin(samples, more)
+        except torch.cuda.OutOfMemoryError:
+            return Sums(None)  # some MiB are missing: no reason to end a training
+
+    def _summing_with(self, signs: Values, columns: npt.NDArray[np.bool_]) -> Summing | None:
+        """Return what sums with these columns of the signs; None where there is no pinned memory for it."""
+        if self._summed is None or self._summed[0] is not signs or not np.array_equal(self._summed[1], columns):
+            if self._summing is not None:
+                self._device.synchronize()  # what is replaced now may still be in use
+            self._summing = self._summed = None
+            there = signs[:, columns]
+            room = self._device.allocate_pinned_if_free((len(signs) + there.size) * WIDTH["float64"])
+            if room is None:
+                return None
+            copied, found = (self._allocate(n, "float64", self._device.name) for n in (there.size, len(signs)))
+            self._summing, self._summed = Summing(self._device, there, copied, found, room), (signs, columns)
+        return self._summing
+
     def load_message_state(self, slabs: Mapping[int, Any], state: Mapping[str, Tensor]) -> None:
         data = {}
         for chunk in self.exchanged:
@@ -244,6 +286,7 @@ class DeviceMemory(HostMemory):
         self._path.close()
         self._tables.clear()
         self._unheard.clear()
+        self._summing = self._summed = None
 
     # ------------------------------------------------------------------ primitives
 

@@ -257,8 +257,9 @@ class PushSum:
         ``within_host``, the ranks with the same number on their hosts are averaged.
 
         Once it was called on any rank, all ranks measure three numbers more. ``consensus_distance`` is an estimate of
-        what :func:`~pushsum_opt.consensus_distance` returns, 10 to 35 % off with few ranks; not where the model is on a
-        GPU. ``mass_held`` is the sum over ranks of w, and ``mass_in_flight`` what messages hold; together they are n.
+        what :func:`~pushsum_opt.consensus_distance` returns, 10 to 35 % off with few ranks. A model on a
+        GPU is measured there, and the round after that waits until the merges of the round before are done.
+        ``mass_held`` is the sum over ranks of w, and ``mass_in_flight`` what messages hold; together they are n.
 
         Returns:
             An empty dict in the first window.

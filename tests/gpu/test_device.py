@@ -28,6 +28,8 @@ def test_random_sleeps_on_every_stream_change_no_bit(tmp_path, way, staleness, d
     runs = [ranks(3, "rounds.py", staleness, dtype, wire, seed, tmp_path=tmp_path, way=way) for seed in ("0", "1", "2")]
     for rank in range(3):
         assert len({run[rank]["digest"] for run in runs}) == 1
+        assert any(runs[0][rank]["sketch"])
+        assert len({str(run[rank]["sketch"]) for run in runs}) == 1, "it is of z in the round in which it was begun"
         assert NAMES[way] in runs[0][rank]["memory"]
 
 
@@ -68,6 +70,7 @@ def test_training_learns_and_agrees(tmp_path, way, how):
         assert one["finite"]
         assert one["mean_weight"] == pytest.approx(1.0, abs=1e-12)
         assert one["distance"] < 1.0
+        assert 0.0 < one["live"] < 1.0
     if how == "amp":
         assert found[0]["skipped"] >= 1
         assert found[1]["skipped"] < found[0]["skipped"], "an inf is local to the rank that has it"
@@ -78,7 +81,7 @@ def test_training_learns_and_agrees(tmp_path, way, how):
 @WAYS
 def test_what_users_combine_ends_where_it_ends_on_the_host(tmp_path, way):
     for found in ranks(3, "features.py", tmp_path=tmp_path, way=way):
-        assert len(found["far"]) == 16
+        assert len(found["far"]) == 17
         assert not [(name, far) for name, far in found["far"].items() if isinstance(far, str) or far > 1e-4]
 
 

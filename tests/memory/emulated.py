@@ -163,6 +163,9 @@ class EmulatedDevice(Device):
     def copy(self, destination, source, stream):
         self._queue(stream, lambda: destination.copy_(source))
 
+    def by_torch(self, work, stream):
+        self._queue(stream, work)
+
     def table(self, views):
         return list(views)
 

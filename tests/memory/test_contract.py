@@ -435,6 +435,29 @@ def test_samples_are_bytes_on_the_host_that_change_with_the_values(kind, dtype):
     assert looks[0] == looks[1] != bytes(memory.sample(chunk, 4))
 
 
+def test_sums_of_a_sample_are_those_of_its_values_when_they_were_begun(kind, dtype):
+    tensors = tensors_of(kind, 12, dtype)
+    memory = kind.bind(tensors)
+    pieces = [(chunk, i) for chunk in memory.chunks for i in range(len(chunk.pieces))]
+    places = [(chunk, i, slice(number % 2, None, 3)) for number, (chunk, i) in enumerate(pieces)]
+    for seed in range(2):
+        sample = np.concatenate([memory.some_values(*place) for place in places])
+        signs = np.random.default_rng(seed).integers(0, 2, (8, len(sample))) * 2.0 - 1.0
+        begun = memory.begin_sums(places, signs)
+        everything(kind, memory, tensors)  # the emulated device knows no torch on its stream
+        for chunk in memory.chunks:
+            memory.assign(chunk, memory.values(chunk) + 1.0)
+        np.testing.assert_allclose(begun.result(), signs @ sample, rtol=1e-13, atol=1e-12)
+    memory.close()
+
+
+def test_sums_of_what_is_not_finite_are_none(kind):
+    tensors = [kind.make(np.array([1.0, np.inf, 2.0]), "float32")]
+    memory = kind.bind(tensors)
+    assert memory.begin_sums([(memory.chunks[0], 0, slice(0, None, 2))], np.ones((2, 2))).result().tolist() == [3.0] * 2
+    assert memory.begin_sums([(memory.chunks[0], 0, slice(0, 2))], np.ones((2, 2))).result() is None
+
+
 def test_residuals_survive_saving_and_another_plan(kind):
     mine = tensors_of(kind, 13, "float16")
     memory = kind.bind(mine)

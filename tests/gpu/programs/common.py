@@ -50,5 +50,5 @@ def sleep_everywhere(memory, seed):
         return sleep_first
 
     passes = ("pack", "check", "merge", "merge_half", "pack_coded", "check_coded", "merge_coded")
-    for name in (*passes, "copy"):
+    for name in (*passes, "copy", "by_torch"):
         setattr(accelerator, name, late(getattr(accelerator, name)))

@@ -128,6 +128,16 @@ def collectives(where: torch.device) -> list[torch.Tensor]:
     return [last, mean.cpu(), total.cpu(), *(tensor.detach().cpu() for tensor in model.parameters())]
 
 
+def live_distance(where: torch.device) -> list[torch.Tensor]:
+    """What every rank reads without waiting: the logarithm, so that what is compared is relative."""
+    training = Training(where, sgd, staleness=1, graph=ps.graphs.Complete())
+    for step in range(16):  # a window has two rounds, and the fourth sketch gives the first distance
+        training.steps(step, step + 1)
+        found = training.optimizer.means()
+    training.optimizer.close()
+    return [torch.tensor(found["consensus_distance"]).log()]
+
+
 def sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
 
@@ -163,6 +173,7 @@ CASES = {
     "resumed": resumed,
     "kept in memory": kept_in_memory,
     "collectives": collectives,
+    "live distance": live_distance,
 }
 far = {}
 for name, run in CASES.items():

@@ -10,6 +10,7 @@ import torch
 from common import comm, device, digest, report, sleep_everywhere
 
 import pushsum_opt as ps
+from pushsum_opt.gossip.means import SKETCH
 
 staleness, dtype, wire, seed = int(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5])
 SHAPES = [(257,), (1024, 1024), (3, 5, 7), (1,), (4097,), (2048, 300)]
@@ -30,7 +31,8 @@ side = torch.cuda.Stream() if device.type == "cuda" else None
 push_sum = ps.PushSum(tensors, staleness=staleness, wire_dtype=None if wire == "none" else wire)
 if seed and device.type == "cuda":
     sleep_everywhere(push_sum.memory, f"{seed} on {comm.rank}")
-for turn in range(24 if wire == "int8" else 12):  # in eight bits from the 17th on
+push_sum.means()  # from now on it sums up a sample of z in some rounds
+for turn in range(24 if wire == "int8" else 14):  # in eight bits from the 17th on; a window has 12 rounds at most
     with push_sum.local_step():
         for tensor, step in zip(tensors.values(), steps, strict=True):
             change = torch.randn(tensor.shape, generator=generator).mul(0.01).to(tensor)
@@ -51,6 +53,7 @@ numerators = [push_sum.memory.numerator(chunk, push_sum.push_weight) for chunk i
 held = ps.average(float(sum(values.sum() for values in numerators)), data_weight=1.0)  # a tensor would be float32
 weights = ps.average(push_sum.push_weight, data_weight=1.0)
 facts = {"digest": digest(tensors.values()), "weight": push_sum.push_weight, "memory": push_sum.memory}
+facts["sketch"] = push_sum.member.means._reported[0, SKETCH].tolist()
 error = abs(float(held) - float(exact.sum()))
 distance = ps.consensus_distance(push_sum)
 push_sum.close()

@@ -50,6 +50,7 @@ if how == "graphs":
     except ps.PushSumError as error:
         refused = str(error)
 losses = []
+optimizer.means()  # from now on the distance is measured, beside graphs and whatever else there is
 for step in range(40):
     if captured is not None:
         captured.replay()
@@ -69,6 +70,7 @@ for step in range(40):
 optimizer.drain()
 weight, rounds = optimizer.push_weight, optimizer.round
 distance = ps.consensus_distance(optimizer)
+live = optimizer.means().get("consensus_distance")
 finite = all(bool(p.isfinite().all()) for p in model.parameters())
 total = ps.average(weight, data_weight=1.0)
 bits = digest(model.parameters())
@@ -79,6 +81,7 @@ report(
     mean_weight=total,
     rounds=rounds,
     distance=distance,
+    live=live,
     finite=finite,
     skipped=skipped,
     refused=refused,
