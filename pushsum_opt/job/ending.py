@@ -66,6 +66,10 @@ class Process:
     def register(self, member: Member) -> None:
         self._members = [*self.members, member]
 
+    def forget_closed(self) -> None:
+        """Let go of what is closed, and so of the tensors that it has exchanged."""
+        self._members = self.members
+
     @property
     def members(self) -> list[Any]:
         return [member for member in self._members if not member.closed]

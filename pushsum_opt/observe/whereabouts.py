@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 from .events import Listener
@@ -20,7 +22,9 @@ class Whereabouts(Listener):
     """
 
     def __init__(self, answer: Callable[[], None]) -> None:
-        self._answer = answer
+        # A method's object is not kept alive: the roll call of the job keeps this until the next optimizer is made.
+        self._find_answer: Callable[[], Callable[[], None] | None]
+        self._find_answer = weakref.WeakMethod(answer) if inspect.ismethod(answer) else lambda: answer
         self._thread = threading.get_ident()
         self._spans: list[tuple[str, float]] = []
         self._between = "before its first round", time.monotonic()
@@ -45,3 +49,8 @@ class Whereabouts(Listener):
         if threading.get_ident() == self._thread and self._spans:
             self._spans.pop()
             self._answer()
+
+    def _answer(self) -> None:
+        answer = self._find_answer()
+        if answer is not None:
+            answer()

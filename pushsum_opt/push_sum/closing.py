@@ -55,6 +55,7 @@ def _close(member: Member, merge_in_flight: Callable[[], None]) -> None:
         if cleanly:
             member.memory.close()
             member.survival.say_over()
+        member.process.forget_closed()
 
 
 def _leave(member: Member, merge_in_flight: Callable[[], None]) -> None:

@@ -1,9 +1,10 @@
-"""What is left of a push-sum that could not be made."""
+"""What is left of a push-sum that could not be made, or that is closed."""
 
 from __future__ import annotations
 
 import gc
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -35,3 +36,21 @@ def test_ranks_that_do_not_fit_leave_neither_a_thread_nor_their_tensors(stalenes
     new = set(threading.enumerate()) - before
     assert [thread.name for thread in new if thread.name.startswith("pushsum_opt")] == []
     assert [tensor() for tensor in left] == [None, None]
+
+
+def test_nothing_keeps_tensors_alive_that_a_closed_push_sum_has_exchanged():
+    """A program that trains one model after another has room for one."""
+
+    def rank(comm):
+        z = np.zeros(3).view(Array)
+        with ps.PushSum([z], comm=comm) as push_sum:
+            push_sum.mix()
+        gone = weakref.ref(z)
+        del z, push_sum
+        for _ in range(200):  # a collection that another thread runs just now makes ours return at once
+            if gone() is not None:
+                gc.collect()
+                time.sleep(0.01)
+        return gone() is None
+
+    assert ps.testing.run(2, rank) == [True, True]
