@@ -156,6 +156,7 @@ class InMemory:
                 lambda: try_together(self._push_sum, "saving", write), commit=lambda _: self._is_written()
             )
         except CheckpointError:
+            self._turn = turn  # whoever goes on and saves again writes over the same file again
             if self._used is None:  # otherwise the next start goes on from it
                 self.remove()
             raise

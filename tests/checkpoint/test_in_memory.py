@@ -405,6 +405,34 @@ def test_a_first_save_that_fails_leaves_what_the_run_was_resumed_from_to_the_nex
     assert [one["begin"] for one, _, _ in start(2, folders, 9)] == [8, 8]
 
 
+def test_a_run_that_goes_on_after_a_first_save_that_failed_does_not_write_over_what_it_was_resumed_from(
+    folders,
+):
+    start(2, folders, 9)
+
+    def refuse(nbytes):
+        raise OSError(28, "No space left on device")
+
+    def rank(comm):
+        run = Run(comm)
+        how = {"memory_every": EVERY, "memory_directory": folders / "memory", "memory_limit": 1.0, "check_every": 2}
+        saver = ps.checkpoint.Saver(folders / "disk", run.optimizer, **how, **run.beside)
+        assert saver.resume()["step"] == 8
+        for file in saver._memory._files:
+            file.reserve = refuse
+        with pytest.raises(CheckpointError, match="No space left"):
+            saver._keep_in_memory()
+        for file in saver._memory._files:
+            del file.reserve
+        saver._keep_in_memory()
+        held = sorted(read_about(file.path).run == saver._memory._used[0] for file in saver._memory._files)
+        saver._end(well=False)
+        run.close()
+        return held
+
+    assert ps.testing.run(2, rank) == [[False, True]] * 2
+
+
 def test_value_that_could_not_be_read_back_is_refused_in_any_save_and_the_ones_before_are_whole(folders, caplog):
     with caplog.at_level("WARNING", "pushsum_opt"):
         start(2, folders, 20, breaks=19)
