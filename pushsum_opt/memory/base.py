@@ -348,8 +348,8 @@ class Memory(Coded):
 
     def message_state(self, slabs: Mapping[int, Array]) -> dict[str, Array]:
         """Return copies of what a message holds by tensor name, in its shape: in its wire dtype; what travelled in
-        eight bits, in the work dtype, with its thetas beside."""
-        return self._shaped(self._by_tensor(self._wire_flats(slabs), None)) | self._thetas(slabs)
+        eight bits, in the work dtype; and what it says beside."""
+        return self._shaped(self._by_tensor(self._wire_flats(slabs), None)) | self._asides(slabs)
 
     def load_message_state(self, slabs: Mapping[int, Array], state: Mapping[str, Array]) -> None:
         """Fill slabs with what :meth:`message_state` returned."""

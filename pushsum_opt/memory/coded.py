@@ -272,7 +272,10 @@ class Coded(Tiled):
     def _on_wire(self, chunk: Chunk, slab: Array) -> Array:
         if not chunk.wire.coded:
             return super()._on_wire(chunk, slab)
-        return self._copy_of(self._decode(chunk, self._slab_bytes(chunk, slab)).values)
+        # What its sender asks for is heeded when it is merged: a run has the same bits whether it is saved or not.
+        data = self._slab_bytes(chunk, slab)
+        decode = self._decode_whole if self._view_as(data[:HEAD_BYTES], "int32")[0] else self._decode_places
+        return self._copy_of(decode(chunk, data, False).values)
 
     def _to_fill(self, chunk: Chunk, data: Array) -> Array:
         """Return the values in the bytes of a slab that is filled from a file; a coded chunk is whole at first."""
@@ -282,17 +285,24 @@ class Coded(Tiled):
         head[0], head[1] = 1, 0
         return self._whole_values(chunk, data)
 
-    def _thetas(self, slabs: Mapping[int, Array]) -> dict[str, Array]:
-        """Return the thetas of a message that came in eight bits, of which the bounds here are to hear."""
+    def _asides(self, slabs: Mapping[int, Array]) -> dict[str, Array]:
+        """Return what a message says beside values: thetas, where it came in eight bits, and for how many rounds its
+        sender wants whole messages."""
         found = {}
-        for chunk in self.exchanged:
-            data = self._slab_bytes(chunk, slabs[chunk.index]) if chunk.wire.coded else None
-            if data is not None and not int(self._view_as(data[:HEAD_BYTES], "int32")[0]):
+        for chunk in (chunk for chunk in self.exchanged if chunk.wire.coded):
+            data = self._slab_bytes(chunk, slabs[chunk.index])
+            head = self._view_as(data[:HEAD_BYTES], "int32")
+            if not int(head[0]):
                 found[self._name_of_thetas(chunk)] = self._copy_of(self._parts_of_bytes(chunk, data).theta)
+            if int(head[1]):
+                found[self._name_of_rounds(chunk)] = self._copy_of(head[1:2])
         return found
 
     def _code_again(self, chunk: Chunk, data: Array, state: Mapping[str, Array]) -> None:
-        """Give a chunk that was filled whole its eight bits again, where it had them and is cut as it was."""
+        """Give a chunk that was filled whole its head and its eight bits again, where it is cut as it was."""
+        rounds = state.get(self._name_of_rounds(chunk)) if chunk.wire.coded else None
+        if rounds is not None:
+            self._view_as(data[:HEAD_BYTES], "int32")[1] = int(rounds[0])
         came = state.get(self._name_of_thetas(chunk)) if chunk.wire.coded else None
         if came is None or not self._all_finite(self._whole_values(chunk, data)):
             return
@@ -313,6 +323,9 @@ class Coded(Tiled):
 
     def _name_of_thetas(self, chunk: Chunk) -> str:
         return f"thetas of chunk {chunk.index} of layout {self.layout_digest.hex()}"
+
+    def _name_of_rounds(self, chunk: Chunk) -> str:
+        return f"rounds of chunk {chunk.index} of layout {self.layout_digest.hex()}"
 
     def _message_dtype(self, chunk: Chunk) -> str:
         return self._work_dtype(chunk) if chunk.wire.coded else chunk.wire.dtype

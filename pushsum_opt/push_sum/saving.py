@@ -32,7 +32,7 @@ def state(member: Member) -> dict[str, Any]:
         "data_weight": mass.initial,
         "residuals": member.memory.residual_state(),
         "in_flight": in_flight,
-        "wire": member.memory.wire_state(),  # after the messages: it holds what they have told
+        "wire": member.memory.wire_state(),
     }
 
 

@@ -153,6 +153,28 @@ def test_a_block_that_runs_away_on_one_rank_is_missed_for_a_while_and_then_follo
     assert spread(results) < 0.05
 
 
+@pytest.mark.filterwarnings("ignore::pushsum_opt.graphs.SlowMixingWarning")
+def test_a_run_that_is_saved_has_the_bits_of_one_that_is_not_also_where_ranks_ask_for_whole_messages():
+    calm = walk(1e-3)
+
+    def moves(k, rank, tensors, push_sum):
+        calm(k, rank, tensors, push_sum)
+        if rank == 2 and 30 <= k < 40:
+            with push_sum.local_step():
+                tensors["z"][:1500] += 0.05
+
+    def saves_too(k, rank, tensors, push_sum):
+        moves(k, rank, tensors, push_sum)
+        push_sum.state()
+
+    one_run, other = (run(4, one, 60, between, graph=ring, staleness=2) for between in (moves, saves_too))
+    assert sum(stats["blocks_missed"] for *_, stats, _ in one_run) > 0
+    for (x, w, _, path), (y, v, _, its) in zip(one_run, other, strict=True):
+        assert w == v
+        assert torch.equal(x, y)
+        assert all(map(torch.equal, path, its))
+
+
 @pytest.mark.parametrize("graph", [None, ring])
 @pytest.mark.parametrize("staleness", [0, 1])
 def test_a_rank_that_was_put_far_away_comes_back_to_the_others(staleness, graph):

@@ -71,3 +71,22 @@ def test_what_eight_bits_take_is_a_chunk_and_a_number_for_each_block():
     blocks = sum(-(-chunk.numel // BLOCK) for chunk in memory.exchanged)
     largest = max(chunk.numel for chunk in memory.exchanged)
     assert 4 * blocks < memory.extra_bytes <= 4 * blocks + 4 * (largest + BLOCK)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_a_message_asks_for_is_heeded_when_it_is_merged_and_not_when_it_is_saved(whole):
+    """A run that is saved has the bits of one that is not, and so has one that goes on from what was saved."""
+    sender, plain, saved = (HostMemory([torch.ones(2000)], ["a"], "int8", 1 << 20) for _ in range(3))
+    for memory in (plain, saved):
+        memory.follow_graph(5, 1, 1)
+        memory._whole_left = 0
+    (chunk,) = sender.exchanged
+    sender._whole, sender._whole_left = whole, 6
+    slab = sender.new_slab(chunk.nbytes)
+    sender.pack(chunk, slab, 0.5, 0.5)
+    again = saved.new_slab(chunk.nbytes)
+    saved.load_message_state({chunk.index: again}, saved.message_state({chunk.index: slab.clone()}))
+    assert saved._whole_left == 0
+    for memory, came in ((plain, slab), (saved, again)):
+        memory.merge_if_finite(chunk, came, 0.5, 0.5)
+    assert plain._whole_left == saved._whole_left == 5
