@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+from support.ports import free_ports
 from warm.python import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,11 +39,8 @@ def data(tmp_path_factory) -> Path:
 
 
 def start(*words: str, ranks: int = 2, **variables: str) -> subprocess.CompletedProcess[str]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "MASTER_PORT": port, **variables}
+    environment = {**os.environ, "PATH": path, "MASTER_PORT": str(free_ports()), **variables}
     launch = [sys.executable, "-m", "pushsum_opt", "run", "-np", str(ranks)] if ranks > 1 else []
     command = [*launch, *warm_python(), str(EXAMPLE), *words]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.ports import free_ports
 from warm.python import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,11 +32,8 @@ def text(tmp_path_factory) -> Path:
 
 
 def run(result: Path, text: Path, *options: str, ranks: int = 4) -> list[dict]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "MASTER_PORT": port}
+    environment = {**os.environ, "PATH": path, "MASTER_PORT": str(free_ports())}
     words = [*warm_python(), str(EXAMPLE), *SMALL, "--text", str(text), "--json", str(result), *options]
     launch = [sys.executable, "-m", "pushsum_opt", "run", "-np", str(ranks)] if ranks > 1 else []
     done = subprocess.run([*launch, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)

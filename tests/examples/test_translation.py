@@ -7,13 +7,13 @@ import itertools
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from support.ports import free_ports
 from warm.python import warm_python
 
 import pushsum_opt as ps
@@ -60,11 +60,8 @@ def test_catalogues_give_pairs_of_sentences_and_none_twice(messages):
 
 
 def train(result: Path, messages: Path, *options: str, ranks: int = 2) -> list[dict]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "MASTER_PORT": port}
+    environment = {**os.environ, "PATH": path, "MASTER_PORT": str(free_ports())}
     words = [*warm_python(), str(EXAMPLE), str(messages / "train"), str(messages / "valid"), *SMALL]
     words += ["--json", str(result), *options]
     command = [sys.executable, "-m", "pushsum_opt", "run", "-np", str(ranks), *words]
