@@ -390,6 +390,21 @@ def test_no_room_in_memory_is_the_same_error_on_all_ranks_in_the_first_save(fold
     assert list((folders / "memory").rglob("*.[ab]")) == []
 
 
+def test_after_a_first_save_without_room_another_one_says_that_the_folder_is_gone(folders):
+    def rank(comm):
+        run = Run(comm)
+        how = {"memory_every": EVERY, "memory_directory": folders / "memory", "memory_limit": 1e-9}
+        saver = ps.checkpoint.Saver(folders / "disk", run.optimizer, **how, **run.beside)
+        for said in ("memory_limit", "this folder was removed when the first save in memory failed"):
+            with pytest.raises(CheckpointError, match=said):
+                saver._keep_in_memory()
+        saver.close()
+        run.close()
+
+    ps.testing.run(2, rank)
+    assert not (folders / "memory").exists() or list((folders / "memory").iterdir()) == []
+
+
 def test_a_first_save_that_fails_leaves_what_the_run_was_resumed_from_to_the_next_start(folders, monkeypatch):
     start(2, folders, 9)
     real = MemoryFile.write
