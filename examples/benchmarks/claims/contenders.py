@@ -27,6 +27,7 @@ PUSH_SUM: dict[str, Options] = {
     "tau 1": {"staleness": 1},
     "tau 2": {"staleness": 2},
     "async": {"staleness": "unbounded"},
+    "corrected": {"adaptive": "corrected"},
 }
 BASELINES: dict[str, type[DPSGD] | type[ADPSGD] | type[LocalSGD]] = {
     "d-psgd": DPSGD,
@@ -47,6 +48,7 @@ LABELS = {
     "tau 1": "SGP, staleness 1",
     "tau 2": "SGP, staleness 2",
     "async": "SGP, unbounded",
+    "corrected": "SGP, corrected Adam",
 }
 COLOURS = {
     "all-reduce": "#d62728",
@@ -61,6 +63,7 @@ COLOURS = {
     "tau 1": "#08519c",
     "tau 2": "#3182bd",
     "async": "#2ca02c",
+    "corrected": "#9467bd",
 }
 
 

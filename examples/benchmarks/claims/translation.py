@@ -3,7 +3,7 @@
     python examples/message_catalogues.py messages django wagtail plone.app.locales
     python examples/benchmarks/evidence.py translation --texts messages                   # as root
 
-All-reduce, push-sum, and local Adam (every rank alone, and the average of all models every 8 steps) train the "tiny"
+All-reduce, push-sum (also with ``adaptive="corrected"``), and local Adam (every rank alone, and the average of all models every 8 steps) train the "tiny"
 model of examples/translation.py on the same batches with the same learning rates. Time is that of training alone,
 without evaluation. All ranks compute for real, on this machine's cores.
 """
@@ -25,7 +25,7 @@ from translation import MODELS, Run, Transformer, inverse_square_root, shares
 from .contenders import COLOURS, LABELS, contender
 from .room import Row, add_row, missing, mpirun, read_rows, spread
 
-CONTENDERS = ("all-reduce", "sgp", "tau 1", "local sgd")
+CONTENDERS = ("all-reduce", "sgp", "corrected", "tau 1", "local sgd")
 NAMES = {**LABELS, "local sgd": "local Adam"}
 SAME = ("steps", "tokens", "rate")
 
