@@ -145,8 +145,8 @@ class InMemory:
             nonlocal turn
             if self._removed:
                 raise CheckpointError(
-                    f"{self.folder.path}: this folder was removed when the first save in memory failed. Make room there "
-                    "and start again, or leave memory_every out"
+                    f"{self.folder.path}: this folder was removed when the first save in memory failed. Make room "
+                    "there and start again, or leave memory_every out"
                 )
             # Where ranks die, this is done again, over the same file: the other may be what the run was resumed from.
             turn = self._turn = self._next if turn is None else turn

@@ -3,9 +3,9 @@
     python examples/message_catalogues.py messages django wagtail plone.app.locales
     python examples/benchmarks/evidence.py translation --texts messages                   # as root
 
-All-reduce, push-sum (also with ``adaptive="corrected"``), and local Adam (every rank alone, and the average of all models every 8 steps) train the "tiny"
-model of examples/translation.py on the same batches with the same learning rates. Time is that of training alone,
-without evaluation. All ranks compute for real, on this machine's cores.
+All-reduce, push-sum (also with ``adaptive="corrected"``), and local Adam (every rank alone, and the average of all
+models every 8 steps) train the "tiny" model of examples/translation.py on the same batches with the same learning
+rates. Time is that of training alone, without evaluation. All ranks compute for real, on this machine's cores.
 """
 
 from __future__ import annotations
