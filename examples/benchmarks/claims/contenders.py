@@ -28,6 +28,7 @@ PUSH_SUM: dict[str, Options] = {
     "tau 2": {"staleness": 2},
     "async": {"staleness": "unbounded"},
     "corrected": {"adaptive": "corrected"},
+    "corrected tau 1": {"adaptive": "corrected", "staleness": 1},
 }
 BASELINES: dict[str, type[DPSGD] | type[ADPSGD] | type[LocalSGD]] = {
     "d-psgd": DPSGD,
@@ -49,6 +50,7 @@ LABELS = {
     "tau 2": "SGP, staleness 2",
     "async": "SGP, unbounded",
     "corrected": "SGP, corrected Adam",
+    "corrected tau 1": "the same, staleness 1",
 }
 COLOURS = {
     "all-reduce": "#d62728",
@@ -63,7 +65,8 @@ COLOURS = {
     "tau 1": "#08519c",
     "tau 2": "#3182bd",
     "async": "#2ca02c",
-    "corrected": "#9467bd",
+    "corrected": "#c5b0d5",
+    "corrected tau 1": "#9467bd",
 }
 
 

@@ -25,7 +25,7 @@ from translation import MODELS, Run, Transformer, inverse_square_root, shares
 from .contenders import COLOURS, LABELS, contender
 from .room import Row, add_row, missing, mpirun, read_rows, spread
 
-CONTENDERS = ("all-reduce", "sgp", "corrected", "tau 1", "local sgd")
+CONTENDERS = ("all-reduce", "sgp", "corrected", "tau 1", "corrected tau 1", "local sgd")
 NAMES = {**LABELS, "local sgd": "local Adam"}
 SAME = ("steps", "tokens", "rate")
 
