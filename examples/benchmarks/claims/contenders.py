@@ -50,7 +50,7 @@ LABELS = {
     "tau 2": "SGP, staleness 2",
     "async": "SGP, unbounded",
     "corrected": "SGP, corrected Adam",
-    "corrected tau 1": "the same, staleness 1",
+    "corrected tau 1": "corrected, staleness 1",
 }
 COLOURS = {
     "all-reduce": "#d62728",
