@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, RanksLost
 from ..job.process_groups import GroupComm, is_group
 from .background import HOST_PERIOD_S, Background
 from .base import Transport
@@ -59,6 +59,8 @@ def connect(
     if transport.size > 1:
         try:
             compare_calls(transport, timeout, report)
+        except RanksLost:
+            raise  # the recovery revokes it: others may wait on it for this rank
         except BaseException:  # nobody else has it, so nobody else could close it
             transport.close()
             raise

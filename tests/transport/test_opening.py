@@ -18,6 +18,17 @@ def test_a_transport_over_which_ranks_made_different_calls_is_closed_on_each(com
     assert opened[comm.rank].closed
 
 
+@on_ranks(2)
+def test_one_on_which_a_rank_has_died_is_left_to_the_recovery_which_revokes_it(comm, opened, monkeypatch):
+    def lost(*_):
+        raise errors.RanksLost("rank 2 has died")
+
+    monkeypatch.setattr(opening, "compare_calls", lost)
+    with pytest.raises(errors.RanksLost):
+        transport.connect(comm)
+    assert not opened[comm.rank].closed
+
+
 @pytest.fixture
 def opened(monkeypatch):
     """The transports that were opened, by rank."""
