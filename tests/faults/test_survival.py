@@ -131,6 +131,16 @@ def test_a_second_rank_dies_during_the_recovery(staleness):
 
 
 @pytest.mark.parametrize("staleness", MODES)
+def test_a_second_rank_dies_after_the_first_loss_is_settled_and_before_the_others_exchange_again(staleness):
+    script = ["mix"] * 8
+    connecting = Moment(call="recovery after a loss > PushSum", operation="collective")
+    faults = Faults({2: Moment(call="mix()", count=9), 0: connecting})
+    said = run(5, script, faults, staleness=staleness)
+    check(said, script, staleness)
+    assert [[loss.ranks for loss in said[rank]["losses"]] for rank in (1, 3, 4)] == [[(2,), (0,)]] * 3
+
+
+@pytest.mark.parametrize("staleness", MODES)
 def test_the_last_rank_goes_on_alone(staleness):
     script = ["mix"] * 12
     faults = Faults({rank: Moment(call="mix()", count=6 + 4 * rank) for rank in range(3)})
