@@ -28,6 +28,8 @@ extras = {
     "observe": ["prometheus-client>=0.20", "rich>=13", "tensorboard>=2.15"],
     # The site that docs/conf.py makes of the pages.
     "docs": ["furo", "myst-parser>=4", "sphinx>=8"],
+    # Compiles the passes of wire_dtype="int8" over host memory; torch does the same without it, more slowly.
+    "int8": ["numba>=0.60"],
     # What docs/frameworks.md is about.
     "frameworks": ["accelerate>=1", "lightning>=2", "scikit-learn", "transformers>=5"],
     # What the recipes in examples/ need; imagenet.py runs without torchvision, with small models only.

@@ -18,6 +18,7 @@ same job, one after the other in blocks that repeat, with the same disturbances.
     sync          push-sum, staleness 0
     sync int8     the same with wire_dtype="int8"
     tau 1, tau 2  push-sum, overlapped
+    tau 1 int8    the first of these with wire_dtype="int8"; only where --only names it
     async         push-sum, staleness "unbounded"
     within host   push-sum, overlapped, with --within-host: left out where PushSumOptimizer does not take that value
     d-psgd        pairs of ranks swap models during compute (Lian et al. 2017); only where --only names it
@@ -43,7 +44,8 @@ from pathlib import Path
 import numpy as np
 
 PROGRAMS = ["compute", "bare", "tau 1", "tau 2", "async", "sync", "sync int8", "within host", "ddp", "all-reduce"]
-IF_NAMED = ["d-psgd", "ad-psgd"]
+BASELINES = ["d-psgd", "ad-psgd"]
+IF_NAMED = ["tau 1 int8", *BASELINES]
 LAYERS = 10
 WARM_UP = 17  # steps: weights settle, messages are in flight, and messages in eight bits are no longer whole
 PASSED_ON = ("parameters", "compute", "steps", "blocks", "jitter", "straggler", "hiccup", "within_host")
@@ -183,6 +185,7 @@ COLOURS = {
     "async": "#2ca02c",
     "sync": "#9ecae1",
     "sync int8": "#c6dbef",
+    "tau 1 int8": "#6baed6",
     "within host": "#756bb1",
     "ddp": "#d62728",
     "all-reduce": "#8c564b",
@@ -197,6 +200,7 @@ LABELS = {
     "async": "push-sum, unbounded",
     "sync": "push-sum, synchronous",
     "sync int8": "push-sum, synchronous, 8 bits",
+    "tau 1 int8": "push-sum, staleness 1, 8 bits",
     "within host": "push-sum, within_host",
     "ddp": "DDP, gloo",
     "all-reduce": "MPI all-reduce",
@@ -427,15 +431,15 @@ def torch_step(
             torch.distributed.init_process_group("gloo", rank=comm.rank, world_size=comm.size)
         network = torch.nn.parallel.DistributedDataParallel(model)
         optimizer, finish = sgd, lambda: None
-    elif name in IF_NAMED:
+    elif name in BASELINES:
         from baselines.ad_psgd import ADPSGD
         from baselines.d_psgd import DPSGD
 
         network, optimizer = model, (DPSGD if name == "d-psgd" else ADPSGD)(sgd, model, comm)
         finish = optimizer.close
     else:
-        staleness = {"tau 1": 1, "tau 2": 2, "async": "unbounded", "within host": 1}.get(name, 0)
-        wire = "int8" if name == "sync int8" else None
+        staleness = {"tau 1": 1, "tau 2": 2, "tau 1 int8": 1, "async": "unbounded", "within host": 1}.get(name, 0)
+        wire = "int8" if name.endswith("int8") else None
         network = model
         within_host = within_host if name == "within host" else None
         try:

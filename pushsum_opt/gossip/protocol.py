@@ -67,6 +67,7 @@ class Mode(ABC):
         graph, size, memory = exchange.graph, exchange.transport.size, exchange.memory
         if memory.codes and size > 1:
             late = self.staleness if isinstance(self.staleness, int) else USUALLY_LATE
+            memory.prepare_passes()
             memory.follow_graph(rounds_to_reach_all(graph, size), graph.window(size), late)
 
     def reserve(self) -> None:

@@ -136,15 +136,6 @@ class Memory(Coded):
         self.merge(chunk, slab, weight, mass)
         return Verdict(Outcome(finite=True, healed=healed))
 
-    def _merge_decoded(self, chunk: Chunk, slab: Array, weight: float, mass: float, heal: bool) -> Outcome:
-        decoded = self._decode(chunk, self._slab_bytes(chunk, slab), learn=True)
-        if not decoded.finite:
-            return Outcome(finite=False)
-        # In eight bits nothing is healed: blocks that are not finite here come out wrong, and whole messages follow.
-        healed = heal and decoded.whole and self._heal_from(chunk, decoded.values)
-        self._fold(chunk, decoded.values, weight, mass)
-        return Outcome(finite=True, healed=healed, missed=decoded.missed)
-
     def merge(self, chunk: Chunk, slab: Array, weight: float, mass: float) -> None:
         """Fold a received chunk in: z <- z + (m / (w + m)) (z_j - z), one convex pass.
 

@@ -16,19 +16,21 @@ that was reloaded, or has diverged, is mended as it would be with float32.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from . import modulo
-from .modulo import BLOCK, Scratch
+from .coded_passes import Decoded
+from .compiled_passes import CompiledPasses
+from .modulo import BLOCK
 from .plan import HEAD_BYTES, Chunk, blocks_of, coded_bytes
 from .primitives import Array
-from .tiles import Tile, Tiled
+from .verdict import Outcome
 
-__all__ = ["Coded", "Decoded"]
+__all__ = ["Coded"]
 
 DECAY = 0.94
 """What is left of a bound after one window of the graph in which nothing larger was seen."""
@@ -43,31 +45,7 @@ MISSED_SHARE = 1 / 8
 """If more of a chunk's blocks come out wrong, bounds that double are too slow."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """What a chunk that has come says."""
-
-    values: Array
-    """z_j, flat, in the work dtype. A block that came out wrong holds this rank's own; one that is not finite, nan."""
-    finite: bool
-    missed: int = 0
-    """Blocks that came out wrong."""
-    far: bool = False
-    """One of them was so far from ours that bounds do not follow fast enough."""
-    whole: bool = False
-    """It did not travel in eight bits."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """Views of the bytes of a coded chunk in eight bits, its last block filled up."""
-
-    theta: Array
-    sums: Array
-    places: Array
-
-
-class Coded(Tiled):
+class Coded(CompiledPasses):
     """Chunks as flat arrays, some of which travel in eight bits."""
 
     _whole = True
@@ -75,10 +53,6 @@ class Coded(Tiled):
     _reach = 1
     _late = 0
     _decay = DECAY
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._bounds: dict[int, Array] = {}
-        super().__init__(*arguments, **options)
 
     def _rebuild(self) -> None:
         super()._rebuild()
@@ -160,52 +134,31 @@ class Coded(Tiled):
         if self._whole:
             self._gather_into(self._whole_values(chunk, data), chunk)
             return
-        xp, work, residual = self._xp, self._work_dtype(chunk), self._residual.get(chunk.index)
-        scratch, parts, tiles = self._scratch(chunk), self._parts_of_bytes(chunk, data), self._own_tiles(chunk)
-        peaks = self._joined([modulo.largest(xp, z, scratch) for z in self._rows(tiles, scratch)])
-        self._cast(parts.theta, modulo.theta_of(xp, peaks, self._bounds[chunk.index]))
-        theta = self._widen(parts.theta, work)  # to the last bit what the receiver takes
-        bad = ~xp.isfinite(theta)
-        some_bad = bool(bad.any())
-        if some_bad:
-            theta = xp.where(bad, 1.0, theta)
-        step, inverse = modulo.steps_of(theta)
-        sums = []
-        for tile, own in zip(tiles, self._rows(tiles, scratch), strict=True):
-            z = own
-            if some_bad:  # a block that is not finite is sent as zeros, with a theta that tells of it
-                z = self._copy_of(own)
-                z[bad[tile.blocks]] = 0.0
-            places, lost, found = modulo.encode(xp, z, step[tile.blocks], inverse[tile.blocks], scratch)
-            sums.append(found)
-            integers = scratch.integers[: tile.rows]
-            self._cast(integers, places)
-            self._cast(parts.places[tile.blocks], integers)  # which takes them modulo 256
-            if residual is not None:
-                mine = residual[tile.elements]
-                modulo.add_times(xp, mine, lost.reshape(-1)[: len(mine)], given)
-            elif given:
-                modulo.add_times(xp, own, lost, given / left)
-                self._put_back(tile, own)
-        self._cast(parts.sums, self._joined(sums, 1))
-        if residual is None and given:
-            self._put_all_back(chunk)
+        self._encode_places(chunk, data, left, given)
 
     # ------------------------------------------------------------------ from the wire
 
     @np.errstate(all="ignore")
-    def _decode(self, chunk: Chunk, data: Array, *, learn: bool = False) -> Decoded:
-        """Read the bytes of a chunk that has come, with the help of this rank's own values.
-
-        Args:
-            learn: it is about to be merged: let bounds, and the form of messages, follow from it.
-        """
+    def _merge_decoded(self, chunk: Chunk, slab: Array, weight: float, mass: float, heal: bool) -> Outcome:
+        """Fold in a chunk that has come, unless it holds inf or nan; let the form of messages follow from it."""
+        data = self._slab_bytes(chunk, slab)
         whole, rounds = self._head(data)
         self.ask_for_whole(rounds - self._late)
-        decoded = self._decode_whole(chunk, data, learn) if whole else self._decode_places(chunk, data, learn)
-        if learn:
-            self._heed(chunk, finite=decoded.finite, missed=decoded.missed, far=decoded.far)
-        return decoded
+        if whole:
+            decoded = self._decode_whole(chunk, data, True)
+            # Nothing is healed in eight bits: blocks that are not finite here come out wrong; whole messages follow.
+            healed = decoded.finite and heal and self._heal_from(chunk, decoded.values)
+            if decoded.finite:
+                self._fold(chunk, decoded.values, weight, mass)
+            outcome = Outcome(decoded.finite, healed)
+        else:
+            outcome = self._merge_places(chunk, data, weight, mass)
+        self._heed(chunk, finite=outcome.finite, missed=outcome.missed, far=outcome.far)
+        return outcome
+
+    @abstractmethod
+    def _heal_from(self, chunk: Chunk, theirs: Array) -> bool:
+        """Copy finite values over the elements of ours that are not; tell whether there were any."""
 
     def _head(self, data: Array) -> tuple[bool, int]:
         """Return whether a chunk that has come is whole, and for how many rounds its sender wants that; this once."""
@@ -234,40 +187,7 @@ class Coded(Tiled):
             known = xp.isfinite(seen)
             bounds[:] = modulo.bounds_after(xp, bounds, known, seen)
             self._heed(chunk, finite=bool(known.all()))  # inf or nan among our own
-        return Decoded(values, finite, whole=True)
-
-    def _decode_places(self, chunk: Chunk, data: Array, learn: bool) -> Decoded:
-        xp, work, scratch, bounds = self._xp, self._work_dtype(chunk), self._scratch(chunk), self._bounds[chunk.index]
-        parts, values, tiles = self._parts_of_bytes(chunk, data), self._working(chunk, "theirs"), self._own_tiles(chunk)
-        rows, known = values.reshape(-1, BLOCK), xp.isfinite(parts.theta)
-        if not known.all():
-            self._keep_ours(tiles, scratch, rows, known)
-            rows[~known] = np.nan
-            return Decoded(values[: chunk.numel], finite=False)
-        data[coded_bytes(chunk.numel) :] = 0  # the rest of the last block did not travel
-        theta = self._widen(parts.theta, work)
-        step, inverse = modulo.steps_of(theta)
-        found = []
-        for tile, mine in zip(tiles, self._rows(tiles, scratch), strict=True):
-            places = rows[tile.blocks]
-            self._cast(places, parts.places[tile.blocks])
-            found.append(modulo.decode(xp, places, step[tile.blocks], inverse[tile.blocks], mine, scratch))
-        seen = self._joined([largest for _, largest in found])
-        sums = self._joined([sums for sums, _ in found], 1)
-        right = (sums == self._widen(parts.sums, work)).all(0) & xp.isfinite(seen)
-        missed, far = len(rows) - int(right.sum()), False
-        if missed:
-            far = bool((~right & modulo.are_far(bounds, theta)).any())
-            self._keep_ours(tiles, scratch, rows, ~right)
-        if learn:
-            bounds[:] = modulo.bounds_after(xp, bounds, right, seen, theta)
-        return Decoded(values[: chunk.numel], finite=True, missed=missed, far=far)
-
-    def _keep_ours(self, tiles: list[Tile], scratch: Scratch, rows: Array, which: Array) -> None:
-        """Write this rank's own elements over some blocks of what came."""
-        for tile, mine in zip(tiles, self._rows(tiles, scratch), strict=True):
-            kept = which[tile.blocks]
-            rows[tile.blocks][kept] = mine[kept]
+        return Decoded(values, finite)
 
     def _on_wire(self, chunk: Chunk, slab: Array) -> Array:
         if not chunk.wire.coded:
@@ -336,19 +256,6 @@ class Coded(Tiled):
         nbytes = chunk.numel * chunk.wire.itemsize
         return self._view_as(data[HEAD_BYTES : HEAD_BYTES + nbytes], self._work_dtype(chunk))
 
-    def _parts_of_bytes(self, chunk: Chunk, data: Array) -> _Parts:
-        blocks = blocks_of(chunk.numel)
-        sums, places = HEAD_BYTES + 4 * blocks, HEAD_BYTES + 12 * blocks
-        return _Parts(
-            self._view_as(data[HEAD_BYTES:sums], "float32"),
-            self._view_as(data[sums:places], "float32").reshape(2, blocks),
-            data[places : places + blocks * BLOCK].reshape(blocks, BLOCK),
-        )
-
-    def _joined(self, parts: list[Array], axis: int = 0) -> Array:
-        joined: Array = self._xp.concatenate(parts, axis)
-        return joined
-
     def _zeros(self, count: int, chunk: Chunk) -> Array:
         array = self._allocate(count, self._work_dtype(chunk), chunk.device)
         array[:] = 0
@@ -371,6 +278,3 @@ class Coded(Tiled):
         self._whole_left = int(state["whole_left"])
         for index, bounds in state["bounds"].items():
             self._cast(self._bounds[index], bounds)
-
-    def _copy_of(self, flat: Array) -> Array:
-        return flat * 1.0

@@ -93,7 +93,7 @@ class Primitives(ABC):
 
     @abstractmethod
     def _to_numpy(self, array: Array) -> Values:
-        """Return a float64 array as a numpy array on the host that may be written to."""
+        """Return an array of a dtype that numpy has as numpy on the host; one that lies there shares its memory."""
 
     def _to_host(self, array: Array) -> Array:
         """Return a flat array on the host; a copy only where that is needed."""

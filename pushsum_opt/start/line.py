@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..channel import Channel
+from ..installed import install_command
 from ..memory import Memory
 from ..transport import Transport
 
@@ -88,6 +89,8 @@ def compose(facts: RunFacts, hosts: list[Host], *, has_model: bool, moments: int
     crowded = max(hosts, key=lambda host: host.threads / len(host.cores))
     if facts.transport.name != "loopback" and facts.size > 1 and crowded.threads > len(crowded.cores):
         parts.append(_crowd(crowded))
+    if facts.size > 1 and facts.memory.would_be_faster_compiled:
+        parts.append(f"without numba eight bits take seven times the processor time: {install_command('int8')}")
     if not has_model:
         parts.append("no model given: buffers and frozen parameters stay as they are on each rank")
     return "; ".join(parts)

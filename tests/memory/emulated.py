@@ -337,6 +337,13 @@ class EmulatedMemory(DeviceMemory):
         return flat
 
 
+class MemoryByTorch(HostMemory):
+    """The host, where passes in eight bits are operations of torch, as without numba."""
+
+    def _compiled(self, chunk):
+        return None
+
+
 def settle(push_sum):
     """Let the caller's stream end, as torch would before it touches a tensor."""
     if isinstance(push_sum.memory, EmulatedMemory):

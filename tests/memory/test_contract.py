@@ -1,6 +1,7 @@
 """What every memory promises, against numpy in float64: host, numpy, an emulated device, and CUDA where it is.
 
-"compiled" is the emulated device with the kernels of CUDA, compiled for the host.
+"compiled" is the emulated device with the kernels of CUDA, compiled for the host; "host, by torch" is the host where
+passes in eight bits are not compiled, as without numba.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pytest
 import torch
 from gpu.device import needs_cuda
 from memory.compiled import CompiledDevice, needs_compiler
-from memory.emulated import EmulatedDevice, EmulatedMemory
+from memory.emulated import EmulatedDevice, EmulatedMemory, MemoryByTorch
 
 from pushsum_opt.buffers import DeviceBytes, PendingBuffer
 from pushsum_opt.errors import ConfigurationError, LayoutError
@@ -28,7 +29,10 @@ SHAPES = [(3,), (40, 7), (1,), (700,), (5, 2, 3), (129,)]
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
-KINDS = ("host", "array", "emulated, direct", "emulated, staged", "compiled, direct", "cuda, direct", "cuda, staged")
+KINDS = (
+    *("host", "host, by torch", "array"),
+    *("emulated, direct", "emulated, staged", "compiled, direct", "cuda, direct", "cuda, staged"),
+)
 MARKS = {"cuda": needs_cuda, "compiled": needs_compiler}
 
 
@@ -51,6 +55,8 @@ class Kind:
             return ArrayMemory(*arguments, **how)
         if self.name == "host":
             return HostMemory(*arguments, **how)
+        if self.name == "host, by torch":
+            return MemoryByTorch(*arguments, **how)
         direct = "direct" in self.name
         if self.name.startswith("emulated"):
             return EmulatedMemory(*arguments, device=EmulatedDevice(3), direct=direct, **how)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from pushsum_opt.graphs import Ring
+from pushsum_opt.memory import compiled_passes
+from pushsum_opt.memory.host import HostMemory
 from pushsum_opt.start.line import Host, compose, crowded_links
 
 
@@ -16,7 +19,7 @@ def exchange(size, nbytes, transport="mpi"):
         rank=0,
         graph=Ring(),
         staleness=1,
-        memory=SimpleNamespace(name="host", nbytes=nbytes),
+        memory=SimpleNamespace(name="host", nbytes=nbytes, would_be_faster_compiled=False),
         transport=SimpleNamespace(name=transport),
         bytes_per_round=lambda: float(nbytes),
     )
@@ -34,6 +37,22 @@ def test_the_line_counts_ranks_and_hosts():
 
 def test_the_line_says_how_many_local_steps_there_are_to_a_round():
     assert "1.0 KiB sent per rank every 50 steps" in compose(exchange(16, 1024), hosts(8, 8), has_model=True, steps=50)
+
+
+def test_where_eight_bits_could_be_faster_the_line_says_what_to_install():
+    facts = exchange(16, 1024)
+    facts.memory.would_be_faster_compiled = True
+    assert "seven times the processor time: pip install" in compose(facts, hosts(8, 8), has_model=True)
+    facts.size = 1
+    assert "numba" not in compose(facts, hosts(1), has_model=True)
+
+
+@pytest.mark.parametrize(
+    ("wire", "compiled", "said"), [("int8", False, True), ("int8", True, False), (None, False, False)]
+)
+def test_eight_bits_could_be_faster_where_nothing_is_compiled(monkeypatch, wire, compiled, said):
+    monkeypatch.setattr(compiled_passes, "compiled_for", lambda work: object() if compiled else None)
+    assert HostMemory([torch.zeros(3)], ["a"], wire, 1 << 20).would_be_faster_compiled is said
 
 
 def test_ranks_that_each_send_a_model_through_one_card_are_told_what_else_there_is():

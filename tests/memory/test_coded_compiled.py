@@ -1,33 +1,38 @@
-"""The kernels for eight bits, compiled for the host, against torch: the same bits on the wire, in z and in bounds."""
+"""The passes in eight bits that are compiled, against torch: the same bits on the wire, in z and in bounds.
+
+Those of CUDA are compiled for the host here; those of the host are compiled by numba.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from memory.compiled import CompiledDevice, needs_compiler
-from memory.emulated import EmulatedMemory
+from memory.emulated import EmulatedMemory, MemoryByTorch
 from memory.test_contract import bytes_of, receive
 
 from pushsum_opt.memory.host import DTYPES, HostMemory
 from pushsum_opt.memory.modulo import BLOCK
 from pushsum_opt.memory.plan import HEAD_BYTES
 
-pytestmark = needs_compiler
+OTHER = pytest.mark.parametrize("other", [pytest.param("kernels", marks=needs_compiler), "numba"])
 SIZES = (1000, 3, BLOCK, 2 * BLOCK - 3, 1, 5000, 129)
 DTYPE = pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 
 
-def pair(dtype, seed, change=lambda tensors: None, whole=False):
-    """A memory on the host and one on the device, with equal tensors and bounds."""
+def pair(other, dtype, seed, change=lambda tensors: None, whole=False):
+    """A memory whose passes are torch's, and one whose passes are compiled, with equal tensors and bounds."""
     made = []
-    for kind in (HostMemory, EmulatedMemory):
+    if other == "numba":
+        pytest.importorskip("numba")
+    for kind in (MemoryByTorch, HostMemory if other == "numba" else EmulatedMemory):
         rng = torch.Generator().manual_seed(7)
         flat = torch.randn(sum(SIZES), generator=rng) * 10.0 ** torch.randint(-3, 3, (sum(SIZES),), generator=rng)
         rng.manual_seed(seed)
         flat += 1e-2 * torch.rand(len(flat), generator=rng)
         tensors = list(flat.to(DTYPES[dtype]).split(SIZES))
         change(tensors)
-        how = {} if kind is HostMemory else {"device": CompiledDevice(seed), "direct": True}
+        how = {"device": CompiledDevice(seed), "direct": True} if kind is EmulatedMemory else {}
         memory = kind(tensors, list("abcdefg"), "int8", 1 << 20, **how)
         for bounds in memory._bounds.values():
             bounds[:] = torch.rand(len(bounds), generator=rng).mul(1e-2).add(1e-2)
@@ -58,33 +63,34 @@ def packed(memory, left=0.6, given=0.4):
     return data
 
 
-def merged(memory, data, heal):
+def merged(memory, data, heal, fraction=0.4):
     """Merge, and begin the next round; return the outcome and for how many rounds messages will be whole."""
     (chunk,) = memory.exchanged
     whole = torch.zeros(chunk.nbytes, dtype=torch.uint8).numpy()
     whole[: len(data)] = data
-    outcome = memory.merge_if_finite(chunk, receive(memory, chunk, whole), 0.7, 0.5, heal=heal).outcome()
+    outcome = memory.merge_if_finite(chunk, receive(memory, chunk, whole), 1 - fraction, fraction, heal=heal).outcome()
     memory.begin_round()
     return outcome.finite, outcome.healed, outcome.missed, memory._whole, memory._whole_left
 
 
+@OTHER
 @DTYPE
 @pytest.mark.parametrize("given", [0.4, 0.0])
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("poison", [0.0, float("inf"), float("nan")])
-def test_packing_gives_the_same_bits(dtype, given, whole, poison):
+def test_packing_gives_the_same_bits(other, dtype, given, whole, poison):
     def change(tensors):
         tensors[4] += poison
         tensors[5][600:1200] = 0
 
-    (host, mine), (device, theirs) = pair(dtype, 1, change, whole)
+    (host, mine), (device, theirs) = pair(other, dtype, 1, change, whole)
     before = held(host, mine)
-    one, other = packed(host, given=given), packed(device, given=given)
-    assert list(one[:HEAD_BYTES]) == list(other[:HEAD_BYTES])
+    sent, also = packed(host, given=given), packed(device, given=given)
+    assert list(sent[:HEAD_BYTES]) == list(also[:HEAD_BYTES])
     if whole:  # which nan it is does not matter
         work = "float64" if dtype == "float64" else "float32"
-        one, other = (bits(torch.from_numpy(data[HEAD_BYTES:].view(work))) for data in (one, other))
-    assert list(one) == list(other)
+        sent, also = (bits(torch.from_numpy(data[HEAD_BYTES:].view(work))) for data in (sent, also))
+    assert list(sent) == list(also)
     assert held(host, mine) == held(device, theirs)
     assert (held(host, mine) == before) == (whole or not given)
 
@@ -105,7 +111,9 @@ def nothing(tensors):
     pass
 
 
+@OTHER
 @DTYPE
+@pytest.mark.parametrize("fraction", [0.4, 0.6])
 @pytest.mark.parametrize("heal", [False, True])
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize(
@@ -118,12 +126,12 @@ def nothing(tensors):
         (nothing, poisoned, 1),
     ],
 )
-def test_merging_gives_the_same_bits_and_says_the_same(dtype, sender, receiver, missed, whole, heal):
-    data = packed(pair(dtype, 1, sender, whole)[0][0])
-    (host, mine), (device, theirs) = pair(dtype, 2, receiver, whole)
+def test_merging_gives_the_same_bits_and_says_the_same(other, dtype, sender, receiver, missed, whole, heal, fraction):
+    data = packed(pair(other, dtype, 1, sender, whole)[0][0])
+    (host, mine), (device, theirs) = pair(other, dtype, 2, receiver, whole)
     before = held(host, mine)
-    told = merged(host, data, heal)
-    assert told == merged(device, data, heal)
+    told = merged(host, data, heal, fraction)
+    assert told == merged(device, data, heal, fraction)
     assert held(host, mine) == held(device, theirs)
     if sender is nothing:
         assert told[:3] == (True, whole and heal and receiver is poisoned, 0 if whole else missed)
@@ -135,14 +143,15 @@ def test_merging_gives_the_same_bits_and_says_the_same(dtype, sender, receiver, 
     assert told[3:] == ((True, 9) if trouble else (whole, whole))
 
 
-def test_a_sum_that_does_not_fit_is_seen_however_many_threads_share_it():
+@OTHER
+def test_a_sum_that_does_not_fit_is_seen_however_many_threads_share_it(other):
     """One element that is one multiple of 256 steps away, at each place of a block in turn."""
-    data = packed(pair("float32", 1)[0][0])
+    data = packed(pair(other, "float32", 1)[0][0])
     for place in (0, 1, 255, 511):
 
         def change(tensors, place=place):
             tensors[5][place] += 0.9 * 4e-2 * 2  # of theta, at most
 
-        (host, mine), (device, theirs) = pair("float32", 2, change)
+        (host, mine), (device, theirs) = pair(other, "float32", 2, change)
         assert merged(host, data, False) == merged(device, data, False)
         assert held(host, mine) == held(device, theirs)
