@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from . import modulo
 from .coded import Coded
 from .plan import Chunk
 from .planned import WIDTH
@@ -105,6 +106,25 @@ class Memory(Coded):
         With w the push weight after giving and M the mass given, w z + M q is what it was before, so the mean over
         ranks is exact. Called once after :meth:`pack` of the same chunk, with the same slab.
         """
+        if chunk.by_element:
+            self._keep_rounding_by_element(chunk, slab, weight, given)
+            return
+        sent, residual = self._on_wire(chunk, slab), self._residual.get(chunk.index)
+        scratch, tiles = self._scratch(chunk), self._own_tiles(chunk)
+        for tile, own in zip(tiles, self._rows(tiles, scratch), strict=True):
+            count = sum(tile.sizes)
+            z, lost = own.reshape(-1)[:count], scratch.work.reshape(-1)[:count]
+            self._cast(lost, sent[tile.elements])
+            self._xp.subtract(z, lost, out=lost)
+            if residual is not None:
+                modulo.add_times(self._xp, residual[tile.elements], lost, given)
+            else:
+                modulo.add_times(self._xp, z, lost, given / weight)
+                self._put_back(tile, own)
+        if residual is None:
+            self._put_all_back(chunk)
+
+    def _keep_rounding_by_element(self, chunk: Chunk, slab: Array, weight: float, given: float) -> None:
         sent = self._widen(self._on_wire(chunk, slab), self._work_dtype(chunk))
         z = self._gather(chunk, self._work_dtype(chunk))
         lost = self._difference(chunk, z, sent)
