@@ -36,6 +36,7 @@ __all__ = [
     "after_accumulation",
     "at_end_of_backward",
     "backward_id",
+    "count_writes",
     "default_store",
     "form_guard",
     "has_step_hooks",
@@ -119,6 +120,17 @@ def at_end_of_backward(callback: Callable[[], None]) -> None:
 def backward_id() -> int:
     """In a hook of backward(): return a number that this call of backward() has for its own."""
     return int(torch._C._current_graph_task_id())
+
+
+def count_writes(tensors: Sequence[Tensor]) -> None:
+    """Let autograd know that elements of these tensors were written behind its back."""
+    counted = [tensor for tensor in tensors if not tensor.is_inference()]
+    count: Any = torch.autograd.graph.increment_version
+    try:
+        count(counted)
+    except (AttributeError, TypeError):  # before torch 2.7 it takes one
+        for tensor in counted:
+            count(tensor)
 
 
 def form_guard(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:

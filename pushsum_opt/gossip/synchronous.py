@@ -181,7 +181,7 @@ class _Outgoing:
         what = f"it to take chunk {chunk.index} of {len(self._memory.exchanged)}"
         post, tag = self._exchange.transport.post, chunk_tag(self._round)
         self._tickets[chunk.index] = [post(buffer, peer, tag, what) for peer, _ in self._masses]
-        if packed:  # which takes a while: what was posted before this chunk moves on meanwhile
+        if packed:  # on the host that takes a while: what was posted before this chunk moves on meanwhile
             self._exchange.transport.poll(0.0)
 
     def finish(self, chunk: Chunk) -> None:

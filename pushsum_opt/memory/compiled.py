@@ -1,8 +1,9 @@
 """The passes in eight bits over host memory, compiled by numba; imported only where that is installed.
 
 A pass of torch reads and writes whole arrays, and eight bits need some ten of them each way. Compiled, a block is read
-once and stays in registers and the nearest cache: a ninth of the processor time. What goes over the wire, z, bounds and
-residuals have the bits that torch gives them (``modulo.py``; ``coded_kernels.py`` has the same for GPUs).
+once and stays in registers and the nearest cache: a sixth of the processor time. What goes over the wire, z, bounds and
+residuals have the bits that torch gives them (``modulo.py``; ``coded_kernels.py`` has the same for GPUs). Only elements
+of ours that are inf, in a block that is kept, stay inf here.
 """
 
 from __future__ import annotations
@@ -44,14 +45,11 @@ class Compiled(NamedTuple):
 
 
 def compile_passes(work: str) -> Compiled:
-    """Compile the passes for a work dtype, float32 or float64.
+    """Compile the passes for a work dtype, float32 or float64: a second or two.
 
-    That takes a second. The result is kept in a cache of numba on disk, where one can be written, for the next process.
+    The result is not kept on disk. numba's cache would mix up what processes write at once, on hosts of several kinds.
     """
-    try:
-        return _compile(np.dtype(work).type, cache=True)
-    except (OSError, RuntimeError):  # a full disk; or there is no folder that could be written to
-        return _compile(np.dtype(work).type, cache=False)
+    return _compile(np.dtype(work).type)
 
 
 def _inline(function: Callable[..., Any]) -> Any:
@@ -171,8 +169,8 @@ def take_block(room: OnHost, addresses: OnHost, counts: OnHost, run: int, at: in
 # ---------------------------------------------------------------------- the passes
 
 
-def _compile(real: Any, cache: bool) -> Compiled:
-    """Compile them. What they take from here becomes part of them, and of the key to the cache."""
+def _compile(real: Any) -> Compiled:
+    """Compile them. What they take from here becomes part of them."""
     block = modulo.BLOCK
     levels, half, share = real(modulo.LEVELS), real(modulo.HALF), real(1 / modulo.LEVELS)
     safety, far, least_share, least = (
@@ -289,7 +287,7 @@ def _compile(real: Any, cache: bool) -> Compiled:
     table = (whole_numbers, whole_numbers)
     coded = (element[::1], single, single, single, types.uint8[::1])  # bounds, theta, first, second, places
     found: Any = types.Tuple((types.int64, types.boolean))  # type: ignore[no-untyped-call]
-    compiled = functools.partial(numba.njit, nogil=True, error_model="numpy", cache=cache)
+    compiled = functools.partial(numba.njit, nogil=True, error_model="numpy")
     return Compiled(
         compiled(types.void(*table, single, types.boolean, element, *coded))(encode),
         compiled(found(*table, element, *coded))(merge),

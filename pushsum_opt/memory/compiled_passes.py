@@ -6,6 +6,7 @@ That is the extra ``int8``. Bits are those that torch gives, so ranks that have 
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ..log import log
 from .coded_passes import CodedPasses, Decoded
 from .plan import Chunk
 from .primitives import Array
@@ -29,14 +31,30 @@ Table = tuple[OnHost, OnHost]
 NO_RESIDUAL = np.empty(0, np.float32)
 
 
-@functools.cache
+_lock = threading.Lock()
+
+
 def compiled_for(work: str) -> Compiled | None:
     """Return the passes for a work dtype, float32 or float64; None where numba cannot be used."""
+    with _lock:  # ranks that are threads of a process compile once
+        return _compiled_once(work)
+
+
+@functools.cache
+def _compiled_once(work: str) -> Compiled | None:
     try:
+        import numba
+
         from .compiled import compile_passes
-    except Exception:  # it is not there, or does not go with this numpy or this Python: it says so in many ways
-        return None
-    return compile_passes(work)
+
+        config: Any = numba.config
+        return None if config.DISABLE_JIT else compile_passes(work)
+    except ModuleNotFoundError as error:
+        if error.name != "numba":
+            raise
+    except Exception as error:  # it does not go with this numpy or this Python, and says so in many ways
+        log.warning("numba cannot be used: %s: %s", type(error).__name__, error)
+    return None
 
 
 class CompiledPasses(CodedPasses):
@@ -47,11 +65,11 @@ class CompiledPasses(CodedPasses):
         super().__init__(*arguments, **options)
 
     def _rebuild(self) -> None:
-        super()._rebuild()
         self._runs.clear()
+        super()._rebuild()
 
     def prepare_passes(self) -> None:
-        """Compile what messages will need, which takes a second, before a round waits for it."""
+        """Compile what messages will need, which takes a second or two, before a round waits for it."""
         for chunk in self.exchanged:
             if chunk.wire.coded:
                 self._compiled(chunk)
@@ -108,21 +126,27 @@ class CompiledPasses(CodedPasses):
     @contextmanager
     def _table(self, chunk: Chunk, *, changed: bool) -> Iterator[Table]:
         """Give the table of z of a chunk, or of a copy in the work dtype, which is then written back if changed."""
-        table = self._runs.get(chunk.index)
-        if table is None:
-            views, work = self._views[chunk.index], self._work_dtype(chunk)
-            table = self._table_of(views)
-            lies_so = chunk.dtype == work and all(view.ndim == 1 for view in views)
-            if lies_so and not (table[0] % np.dtype(work).itemsize).any():
-                self._runs[chunk.index] = table
-        if chunk.index in self._runs:
+        table = self._table_where_it_lies(chunk)
+        if table is not None:
             yield table
+            if changed:
+                self._count_writes(self._views[chunk.index])
             return
         copy = self._working(chunk, "mine")[: chunk.numel]
         self._gather_into(copy, chunk)
         yield self._table_of([copy])
         if changed:
             self._scatter(chunk, copy)
+
+    def _table_where_it_lies(self, chunk: Chunk) -> Table | None:
+        """Return the table of z; None where z is of another dtype, is not dense, or begins between two addresses."""
+        views, work, specs = self._views[chunk.index], self._work_dtype(chunk), self._specs or ()
+        if chunk.dtype != work or not all(specs[piece.tensor].dense for piece in chunk.pieces):
+            return None
+        table = self._runs.get(chunk.index)
+        if table is None or not self._lie_at(views, table[0]):
+            table = self._runs[chunk.index] = self._table_of(views)
+        return None if (table[0] % np.dtype(work).itemsize).any() else table
 
     def _table_of(self, flats: Sequence[Array]) -> Table:
         addresses = np.array([self._address(flat) for flat in flats], np.int64)

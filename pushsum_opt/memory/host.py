@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .._torch_compat import form_guard
+from .._torch_compat import count_writes, form_guard
 from ..errors import ConfigurationError
 from ..tensor_kinds import host_bytes, local_part, refuse_unmixable
 from .base import Memory
@@ -94,6 +94,13 @@ class HostMemory(Memory):
 
     def _address(self, tensor: Tensor) -> int:
         return _local(tensor).data_ptr()
+
+    def _lie_at(self, flats: Sequence[Tensor], addresses: npt.NDArray[np.int64]) -> bool:
+        there: list[int] = addresses.tolist()
+        return [flat.data_ptr() for flat in flats] == there
+
+    def _count_writes(self, flats: Sequence[Tensor]) -> None:
+        count_writes(flats)  # or backward() would not see that what it needs has changed
 
     def _piece_view(self, tensor: Tensor, piece: Piece) -> Tensor:
         local = _local(tensor)

@@ -139,6 +139,7 @@ class DeviceMemory(HostMemory):
             if chunk.index in self._tables:
                 keep = given / left if chunk.rounded else 0.0
                 self._device.pack(self._tables[chunk.index], target, chunk.dtype, chunk.wire.dtype, keep, stream)
+                self._count_writes(self._views[chunk.index] if keep else ())
             else:
                 self._copy(self._cut(self._view_as(target, chunk.wire.dtype), chunk), self._views[chunk.index])
         if chunk.rounded and given and chunk.index not in self._tables:
@@ -152,6 +153,7 @@ class DeviceMemory(HostMemory):
             form = (self._whole, self._whole_left)
             with self._path.writing(slab, nbytes, stream) as target:
                 self._device.pack_coded(self._tables[chunk.index], target, *how, form, left, given, stream)
+            self._count_writes(self._views[chunk.index] if given and not self._whole else ())
         else:
             data = self._allocate(chunk.nbytes, "uint8", chunk.device)
             self._encode(chunk, data, left, given)
@@ -186,6 +188,7 @@ class DeviceMemory(HostMemory):
                 device.merge_half(table, source, residual, own, weight, mass, flag, heal, stream)
             else:
                 device.merge(table, source, own, wire, mass / (weight + mass), flag, heal, stream)
+        self._count_writes(self._views[chunk.index])
         return LateVerdict(self._flags, flag, device.record(stream))
 
     def _merge_coded(self, chunk: Chunk, slab: Slab, weight: float, mass: float, heal: bool) -> Verdict:
@@ -195,6 +198,7 @@ class DeviceMemory(HostMemory):
         with self._path.reading(slab, chunk.nbytes, stream) as source:
             device.check_coded(source, chunk.dtype, chunk.numel, flag, stream)
             device.merge_coded(self._tables[chunk.index], source, *how, flag, heal, stream)
+        self._count_writes(self._views[chunk.index])
         verdict = LateVerdict(self._flags, flag, device.record(stream))
         self._unheard.append((chunk, verdict))
         return verdict

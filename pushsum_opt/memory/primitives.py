@@ -36,6 +36,14 @@ class Primitives(ABC):
         """Return the address of the first element."""
 
     @abstractmethod
+    def _lie_at(self, flats: Sequence[Array], addresses: npt.NDArray[np.int64]) -> bool:
+        """Tell whether flat arrays, which lay at these addresses, still do: an array may get other memory."""
+
+    @abstractmethod
+    def _count_writes(self, flats: Sequence[Array]) -> None:
+        """Called after elements were written by their addresses: who counts changes of an array, counts one."""
+
+    @abstractmethod
     def _piece_view(self, tensor: Array, piece: Piece) -> Array:
         """Return a piece of a dense tensor as a flat view; of any other tensor, the tensor itself."""
 

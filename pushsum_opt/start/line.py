@@ -90,7 +90,8 @@ def compose(facts: RunFacts, hosts: list[Host], *, has_model: bool, moments: int
     if facts.transport.name != "loopback" and facts.size > 1 and crowded.threads > len(crowded.cores):
         parts.append(_crowd(crowded))
     if facts.size > 1 and facts.memory.would_be_faster_compiled:
-        parts.append(f"without numba eight bits take seven times the processor time: {install_command('int8')}")
+        why = "eight bits take six times the processor time where numba is missing or cannot be used"
+        parts.append(f"{why}: {install_command('int8')}")
     if not has_model:
         parts.append("no model given: buffers and frozen parameters stay as they are on each rank")
     return "; ".join(parts)

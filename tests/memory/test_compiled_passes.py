@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -22,8 +24,9 @@ compiled = pytest.importorskip("pushsum_opt.memory.compiled", exc_type=ImportErr
 def layouts(seed):
     """Tensors that a block lies in alone, shares, or is not dense in; and arrays, one of them between addresses."""
     rng = np.random.default_rng(seed)
-    tensors = [torch.from_numpy(rng.normal(size=shape)).float() for shape in [(3 * BLOCK,), (5,), (40, 30), (7, 100)]]
-    tensors[2], tensors[3] = tensors[2][:, ::2], tensors[3].t()
+    shapes = [(3 * BLOCK,), (5,), (40, 30), (7, 100), (3000,)]
+    tensors = [torch.from_numpy(rng.normal(size=shape)).float() for shape in shapes]
+    tensors[2:] = [tensors[2][:, ::2], tensors[3].t(), tensors[4][::2]]
     between = np.frombuffer(bytearray(1 + 4 * 700), np.uint8)[1:].view(np.float32)
     between[:] = rng.normal(size=700)
     assert not between.flags.aligned
@@ -32,7 +35,7 @@ def layouts(seed):
 
 def after_an_exchange(kind, theirs, mine):
     """What is left of both, and the bytes between them: packed with rounding kept, and merged."""
-    sender, memory = (kind(tensors, list("abcd")[: len(tensors)], "int8", 1 << 20) for tensors in (theirs, mine))
+    sender, memory = (kind(tensors, list("abcde")[: len(tensors)], "int8", 1 << 20) for tensors in (theirs, mine))
     for one in (sender, memory):
         one.follow_graph(1, 1, 0)
         for _ in range(FIRST_ROUNDS + 1):
@@ -47,20 +50,32 @@ def after_an_exchange(kind, theirs, mine):
         outcome = memory.merge_if_finite(chunk, slab, 0.7, 0.3).outcome()
         assert (outcome.finite, outcome.missed) == (True, 0)
         found.append((sent, memory._bounds[chunk.index].tolist()))
-    return found, [np.asarray(tensor).tolist() for tensor in (*theirs, *mine)]
+    return found, [everything_around(tensor) for tensor in (*theirs, *mine)]
 
 
-def test_every_layout_of_tensors_gives_the_bits_of_torch():
-    before = [layouts(1)[0], layouts(2)[0]]
-    held = [np.asarray(tensor).tolist() for tensor in (*before[0], *before[1])]
+def everything_around(tensor):
+    """The elements of a tensor, and those that lie between them."""
+    if isinstance(tensor, np.ndarray):
+        return tensor.tolist()
+    return [tensor.tolist(), torch.tensor(tensor.untyped_storage().tolist(), dtype=torch.uint8).tolist()]
+
+
+@pytest.mark.parametrize(
+    "which", [slice(None), slice(2), slice(1, None, 3)], ids=["all", "dense", "every other element"]
+)
+def test_every_layout_of_tensors_gives_the_bits_of_torch(which):
+    before = [layouts(1)[0][which], layouts(2)[0][which]]
+    held = [everything_around(tensor) for tensor in (*before[0], *before[1])]
     found = after_an_exchange(HostMemory, *before)
-    assert found == after_an_exchange(MemoryByTorch, layouts(1)[0], layouts(2)[0])
+    assert found == after_an_exchange(MemoryByTorch, layouts(1)[0][which], layouts(2)[0][which])
     assert all(was != now for was, now in zip(held, found[1], strict=True)), "packing and merging change every tensor"
 
 
 def test_arrays_get_the_bits_of_torch_too():
     as_tensors = [[torch.from_numpy(array.copy()) for array in layouts(seed)[1]] for seed in (1, 2)]
-    assert after_an_exchange(ArrayMemory, layouts(1)[1], layouts(2)[1]) == after_an_exchange(MemoryByTorch, *as_tensors)
+    found, arrays = after_an_exchange(ArrayMemory, layouts(1)[1], layouts(2)[1])
+    by_torch, tensors = after_an_exchange(MemoryByTorch, *as_tensors)
+    assert (found, arrays) == (by_torch, [elements for elements, _ in tensors])
 
 
 def test_a_tensor_that_has_moved_is_read_and_written_where_it_is_now():
@@ -100,20 +115,58 @@ def test_ranks_with_numba_and_ranks_without_it_train_the_same_bits():
     assert train({0, 1, 2}) == train({1}) == train(set())
 
 
-def test_without_numba_there_is_nothing_compiled(monkeypatch):
+def test_memory_that_a_tensor_no_longer_has_is_not_written_to():
+    """share_memory_() moves a storage: the tensor stays the same object and its views follow."""
+    mine, sender = torch.zeros(2000), torch.ones(2000)
+    memory, other = (HostMemory([tensor], ["a"], "int8", 1 << 20) for tensor in (mine, sender))
+    for one in (memory, other):
+        one._whole_left = 0
+        one.begin_round()
+        one._bounds[0][:] = 4.0
+    (chunk,) = memory.exchanged
+    slab = memory.new_slab(chunk.nbytes)
+    memory.pack(chunk, slab, 0.5, 0.5)
+    other.pack(chunk, slab, 0.5, 0.5)
+    mine.share_memory_()
+    memory.merge_if_finite(chunk, slab, 0.5, 0.5)
+    torch.testing.assert_close(mine, torch.full((2000,), 0.5), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("given", [0.5, 0.0])
+def test_backward_notices_what_was_written_between(given):
+    """By a merge, and by a pack that keeps what rounding took away."""
+    weight = torch.nn.Parameter(torch.randn(1000))
+    memory = HostMemory([weight], ["a"], "int8", 1 << 20)
+    memory._whole_left = 0
+    memory.begin_round()
+    (chunk,) = memory.exchanged
+    slab = memory.new_slab(chunk.nbytes)
+    version = weight._version
+    memory.pack(chunk, slab, 0.5, given)
+    assert weight._version == version + (given > 0)
+    loss = (weight**2).sum()
+    memory.merge_if_finite(chunk, slab, 0.5, 0.5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_without_numba_there_is_nothing_compiled(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.delitem(sys.modules, "pushsum_opt.memory.compiled")
-    assert compiled_passes.compiled_for.__wrapped__("float32") is None
+    assert compiled_passes._compiled_once.__wrapped__("float32") is None
+    assert not caplog.messages
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("cannot cache function")])
-def test_where_nothing_can_be_written_passes_are_compiled_all_the_same(monkeypatch, error):
-    compile_them = compiled._compile
+def test_a_numba_that_cannot_be_used_is_told_of_and_torch_takes_its_place(monkeypatch, caplog):
+    def refuse(work):
+        raise TypeError("no such numpy")
 
-    def without_a_cache(real, cache):
-        if cache:
-            raise error
-        return compile_them(real, cache)
+    monkeypatch.setattr(compiled, "compile_passes", refuse)
+    assert compiled_passes._compiled_once.__wrapped__("float32") is None
+    assert caplog.messages == ["numba cannot be used: TypeError: no such numpy"]
 
-    monkeypatch.setattr(compiled, "_compile", without_a_cache)
-    assert compiled.compile_passes("float32").encode
+
+def test_where_numba_is_told_to_compile_nothing_torch_takes_its_place():
+    program = "from pushsum_opt.memory.compiled_passes import compiled_for; assert compiled_for('float32') is None"
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=300)

@@ -42,7 +42,9 @@ def test_the_line_says_how_many_local_steps_there_are_to_a_round():
 def test_where_eight_bits_could_be_faster_the_line_says_what_to_install():
     facts = exchange(16, 1024)
     facts.memory.would_be_faster_compiled = True
-    assert "seven times the processor time: pip install" in compose(facts, hosts(8, 8), has_model=True)
+    assert "six times the processor time where numba is missing or cannot be used: pip install" in compose(
+        facts, hosts(8, 8), has_model=True
+    )
     facts.size = 1
     assert "numba" not in compose(facts, hosts(1), has_model=True)
 
