@@ -30,6 +30,18 @@ def sgd() -> torch.optim.SGD:
     return torch.optim.SGD([nn.Parameter(torch.ones(3))], lr=0.1, momentum=0.9)
 
 
+def test_count_writes_lets_backward_notice_and_leaves_inference_tensors_alone():
+    weight, other = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    with torch.inference_mode():
+        uncounted = torch.ones(3)
+    loss = (weight**2).sum() + (other**2).sum()
+    _torch_compat.count_writes([weight.detach(), other.detach()[1:], uncounted])
+    assert (weight._version, other._version) == (1, 1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    _torch_compat.count_writes([])
+
+
 def test_make_hook_tables_makes_every_table_that_init_makes():
     tables = {name for name in vars(sgd()) if name.endswith("_hooks")}
     bare = Bare()
