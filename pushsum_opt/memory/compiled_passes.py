@@ -75,7 +75,7 @@ class CompiledPasses(CodedPasses):
                 self._compiled(chunk)
 
     @property
-    def would_be_faster_compiled(self) -> bool:
+    def lacks_numba(self) -> bool:
         """Whether messages in eight bits begin or end in host memory, and numba is missing."""
         coded = (chunk for chunk in self.exchanged if chunk.wire.coded and chunk.device == "cpu")
         return any(self._compiled(chunk) is None for chunk in coded)

@@ -89,7 +89,7 @@ def compose(facts: RunFacts, hosts: list[Host], *, has_model: bool, moments: int
     crowded = max(hosts, key=lambda host: host.threads / len(host.cores))
     if facts.transport.name != "loopback" and facts.size > 1 and crowded.threads > len(crowded.cores):
         parts.append(_crowd(crowded))
-    if facts.size > 1 and facts.memory.would_be_faster_compiled:
+    if facts.size > 1 and facts.memory.lacks_numba:
         why = "eight bits take six times the processor time where numba is missing or cannot be used"
         parts.append(f"{why}: {install_command('int8')}")
     if not has_model:

@@ -19,7 +19,7 @@ def exchange(size, nbytes, transport="mpi"):
         rank=0,
         graph=Ring(),
         staleness=1,
-        memory=SimpleNamespace(name="host", nbytes=nbytes, would_be_faster_compiled=False),
+        memory=SimpleNamespace(name="host", nbytes=nbytes, lacks_numba=False),
         transport=SimpleNamespace(name=transport),
         bytes_per_round=lambda: float(nbytes),
     )
@@ -41,7 +41,7 @@ def test_the_line_says_how_many_local_steps_there_are_to_a_round():
 
 def test_where_eight_bits_could_be_faster_the_line_says_what_to_install():
     facts = exchange(16, 1024)
-    facts.memory.would_be_faster_compiled = True
+    facts.memory.lacks_numba = True
     assert "six times the processor time where numba is missing or cannot be used: pip install" in compose(
         facts, hosts(8, 8), has_model=True
     )
@@ -52,9 +52,9 @@ def test_where_eight_bits_could_be_faster_the_line_says_what_to_install():
 @pytest.mark.parametrize(
     ("wire", "compiled", "said"), [("int8", False, True), ("int8", True, False), (None, False, False)]
 )
-def test_eight_bits_could_be_faster_where_nothing_is_compiled(monkeypatch, wire, compiled, said):
+def test_numba_is_lacking_where_eight_bits_are_not_compiled(monkeypatch, wire, compiled, said):
     monkeypatch.setattr(compiled_passes, "compiled_for", lambda work: object() if compiled else None)
-    assert HostMemory([torch.zeros(3)], ["a"], wire, 1 << 20).would_be_faster_compiled is said
+    assert HostMemory([torch.zeros(3)], ["a"], wire, 1 << 20).lacks_numba is said
 
 
 def test_ranks_that_each_send_a_model_through_one_card_are_told_what_else_there_is():
