@@ -13,7 +13,7 @@ from memory.test_contract import bytes_of, receive
 
 from pushsum_opt.memory.host import DTYPES, HostMemory
 from pushsum_opt.memory.modulo import BLOCK
-from pushsum_opt.memory.plan import HEAD_BYTES
+from pushsum_opt.memory.plan import HEAD_BYTES, blocks_of
 
 OTHER = pytest.mark.parametrize("other", [pytest.param("kernels", marks=needs_compiler), "numba"])
 SIZES = (1000, 3, BLOCK, 2 * BLOCK - 3, 1, 5000, 129)
@@ -155,3 +155,17 @@ def test_a_sum_that_does_not_fit_is_seen_however_many_threads_share_it(other):
         (host, mine), (device, theirs) = pair(other, "float32", 2, change)
         assert merged(host, data, False) == merged(device, data, False)
         assert held(host, mine) == held(device, theirs)
+
+
+@OTHER
+@DTYPE
+@pytest.mark.parametrize("which", [0, 1])
+def test_either_check_sum_is_enough_to_see_a_wrong_block(other, dtype, which):
+    data, blocks = packed(pair(other, dtype, 1)[0][0]), blocks_of(sum(SIZES))
+    sums = data[HEAD_BYTES + 4 * blocks : HEAD_BYTES + 12 * blocks].view("float32").reshape(2, blocks)
+    sums[which, 2] += 1
+    (host, mine), (device, theirs) = pair(other, dtype, 2)
+    told = merged(host, data, False)
+    assert told == merged(device, data, False)
+    assert told[2] == 1
+    assert held(host, mine) == held(device, theirs)
