@@ -66,7 +66,11 @@ class _Leaves:
 
 
 def exit_code() -> int:
-    """Return the code of the SystemExit by which this program ends; 0 where there is none. At its end, if watched."""
+    """Return the code with which this program ends: of its SystemExit, or 1 for an error that nobody has caught.
+
+    At its end, if watched.
+    """
+    _note_the_error()
     return _found.get("code", 0)
 
 

@@ -87,9 +87,10 @@ def test_how_a_rank_ends_is_told_by_those_that_wait_for_it(how, said):
         assert "rank 2 failed with the error above; ending all ranks" in outputs[2]
 
 
-def test_a_message_that_is_too_long_is_refused_and_what_is_left_of_it_keeps_no_process_from_ending():
-    codes, outputs = each_rank(2, "too_long.py", limit=60)
-    assert codes == [5, 0], outputs
+@pytest.mark.parametrize(("how", "code"), [("exits", 5), ("raises", 1)])
+def test_a_message_that_is_too_long_is_refused_and_what_is_left_of_it_keeps_no_process_from_ending(how, code):
+    codes, outputs = each_rank(2, "too_long.py", how, limit=60)
+    assert codes == [code, 0], outputs
     assert "a message from rank 0 does not fit what was expected (its message: 10 bytes, got 100000)" in outputs[1]
 
 

@@ -1,14 +1,23 @@
-"""Rank 1 has a smaller buffer than rank 0's message: gloo itself would end the process. Rank 0 ends with code 5."""
+"""Rank 1 has a smaller buffer than rank 0's message: gloo itself would end the process.
 
+python too_long.py {exits,raises}: how rank 0 ends, whose message is never taken, so that a thread waits for that.
+"""
+
+import atexit
+import os
 import sys
+import time
 
-import numpy as np
+if os.environ["RANK"] == "1":
+    atexit.register(time.sleep, 4.0)  # the last thing that it does: its connections outlive rank 0's wait for them
 
-from pushsum_opt import transport
-from pushsum_opt.errors import MismatchError
-from pushsum_opt.job import world
-from pushsum_opt.observe.events import Events
-from pushsum_opt.transport.waiting import Waiter
+import numpy as np  # noqa: E402
+
+from pushsum_opt import transport  # noqa: E402
+from pushsum_opt.errors import MismatchError  # noqa: E402
+from pushsum_opt.job import world  # noqa: E402
+from pushsum_opt.observe.events import Events  # noqa: E402
+from pushsum_opt.transport.waiting import Waiter  # noqa: E402
 
 comm = world.communicator()
 channel = transport.connect(comm)
@@ -22,5 +31,7 @@ else:
         print(error)
 waiter.wait((channel.barrier("the end"),), 0)
 channel.close()
-if comm.rank == 0:  # its message is never taken, and a thread still waits for that
-    sys.exit(5)
+if comm.rank == 0:
+    if sys.argv[1] == "exits":
+        sys.exit(5)
+    raise ValueError("nobody catches this")
