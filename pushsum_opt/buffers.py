@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["DeviceBytes", "Event", "PendingBuffer"]
+__all__ = ["Accelerator", "DeviceBytes", "Event", "PendingBuffer"]
 
 
 class Event(Protocol):
@@ -16,14 +17,25 @@ class Event(Protocol):
     def synchronize(self) -> None: ...
 
 
+class Accelerator(Protocol):
+    """What a thread does that works with an accelerator's memory."""
+
+    def in_use(self) -> AbstractContextManager[None]:
+        """Make this the device of the calling thread inside the block; afterwards it has the one that it had."""
+
+    def let_captures_be(self) -> None:
+        """Let the calling thread, which is not the caller's, ask events while others capture their work as a graph."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class DeviceBytes:
-    """Bytes in the memory of an accelerator, for an MPI library that can read and write them."""
+    """Bytes in the memory of an accelerator, for MPI or NCCL to read and to write."""
 
     address: int
     nbytes: int
     owner: Any
     """What keeps the memory alive."""
+    device: Accelerator
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -33,6 +33,12 @@ class Settings:
     transport: str = "auto"
     """What carries messages: "mpi", "torch" (torch.distributed), or "auto": as the launcher of the ranks says."""
 
+    nccl: bool = False
+    """Whether NCCL moves GPU memory where torch.distributed carries messages; otherwise it goes through the host.
+
+    Equal on all ranks.
+    """
+
     ranks_per_host: int | None = None
     """Take so many consecutive ranks as a host, for ``within_host``; None: find out who shares memory."""
 
@@ -67,6 +73,7 @@ def read(environ: dict[str, str] | None = None) -> Settings:
         chunk_bytes=_count(variables, "PUSHSUM_CHUNK_BYTES", least=64),
         cuda_aware=_choice(variables, "PUSHSUM_CUDA_AWARE", ("auto", "1", "0")),
         transport=_choice(variables, "PUSHSUM_TRANSPORT", ("auto", "mpi", "torch")),
+        nccl=_switch(variables, "PUSHSUM_NCCL", Settings.nccl),
         ranks_per_host=_count(variables, "PUSHSUM_RANKS_PER_HOST", least=1),
         abort_on_error=_switch(variables, "PUSHSUM_ABORT_ON_ERROR", Settings.abort_on_error),
         restarts=_count(variables, "PUSHSUM_RESTARTS", least=0) or 0,

@@ -3,6 +3,8 @@
     pushsum run -np 2 examples/benchmarks/gpu.py
     PUSHSUM_CUDA_AWARE=0 pushsum run -np 2 examples/benchmarks/gpu.py
     pushsum run -np 2 examples/benchmarks/gpu.py --json gpu.json --repeat 51
+    torchrun --nproc-per-node 2 examples/benchmarks/gpu.py
+    PUSHSUM_NCCL=1 torchrun --nproc-per-node 2 examples/benchmarks/gpu.py
 
 Several ranks may share one GPU; then they also share its bandwidth. In one run, interleaved:
 
@@ -16,6 +18,10 @@ Several ranks may share one GPU; then they also share its bandwidth. In one run,
     train     forward, backward and step of ResNet-50 (torchvision, where it is installed): plain, with a synchronous
               round, and with the round overlapped (staleness 1)
 
+NCCL refuses two ranks on one GPU, unless it takes them for ranks of two hosts: with PUSHSUM_NCCL=1 each rank sets an
+NCCL_HOSTID of its own where there are more ranks than GPUs. Its messages go through sockets then, so what they cost
+says nothing about two GPUs.
+
 The figures are medians of the slowest rank. Without a GPU it says so and ends with code 1; ``--anyway`` takes the host,
 to try the script out.
 """
@@ -24,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -45,17 +52,17 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def medians(comm: MPI.Comm, device: torch.device, actions: Actions, repeat: int) -> dict[str, float]:
+def medians(device: torch.device, actions: Actions, repeat: int) -> dict[str, float]:
     """Return the milliseconds of each action on the slowest rank, the actions interleaved."""
     times: dict[str, list[float]] = {name: [] for name in actions}
     for turn in range(repeat + 3):
         for name, action in actions.items():
             synchronize(device)
-            comm.Barrier()
+            ps.barrier()
             begin = time.perf_counter()
             action()
             synchronize(device)
-            milliseconds = 1e3 * float(comm.allreduce(time.perf_counter() - begin, MPI.MAX))
+            milliseconds = 1e3 * max(ps.allgather(time.perf_counter() - begin))
             if turn >= 3:
                 times[name].append(milliseconds)
     return {name: statistics.median(values) for name, values in times.items()}
@@ -68,7 +75,7 @@ def parameters_on(device: torch.device) -> list[torch.nn.Parameter]:
     return parameters
 
 
-def rounds(comm: MPI.Comm, device: torch.device, repeat: int) -> tuple[dict[str, float], str]:
+def rounds(device: torch.device, repeat: int) -> tuple[dict[str, float], str]:
     """Time copies, packing, merging and whole rounds."""
     tensors = parameters_on(device)
     count = sum(tensor.numel() for tensor in tensors)
@@ -86,29 +93,29 @@ def rounds(comm: MPI.Comm, device: torch.device, repeat: int) -> tuple[dict[str,
             "pack": lambda: [memory.pack(chunk, slabs[chunk.index]) for chunk in memory.chunks],
             "merge": merge,
         }
-        if comm.size > 1:
+        if ps.size() > 1:
             actions["gossip"] = push_sum.mix
-        return medians(comm, device, actions, repeat), memory.name
+        return medians(device, actions, repeat), memory.name
 
 
-def wrapper(comm: MPI.Comm, device: torch.device, repeat: int) -> dict[str, float]:
+def wrapper(device: torch.device, repeat: int) -> dict[str, float]:
     """Time a step with and without the wrapper, each rank by itself."""
     bare = torch.optim.SGD(parameters_on(device), lr=0.1, momentum=0.9)
     inner = torch.optim.SGD(parameters_on(device), lr=0.1, momentum=0.9)
     optimizer = ps.PushSumOptimizer(inner, comm=MPI.COMM_SELF)
-    found = medians(comm, device, {"bare": bare.step, "wrapped": optimizer.step}, repeat)
+    found = medians(device, {"bare": bare.step, "wrapped": optimizer.step}, repeat)
     optimizer.close()
     return found
 
 
-def train(comm: MPI.Comm, device: torch.device, repeat: int, batch: int, make: Callable[[], Any]) -> dict[str, float]:
+def train(device: torch.device, repeat: int, batch: int, make: Callable[[], Any]) -> dict[str, float]:
     """Time whole steps of ResNet-50, one way after another: a model at a time fits."""
     found = {}
     ways: list[tuple[str, int | None]] = [("train, plain", None)]
-    if comm.size > 1:
+    if ps.size() > 1:
         ways += [("train, synchronous", 0), ("train, overlapped", 1)]
     for name, staleness in ways:
-        torch.manual_seed(comm.rank)
+        torch.manual_seed(ps.rank())
         model = make().to(device)
         optimizer: Any = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
         if staleness is not None:
@@ -121,7 +128,7 @@ def train(comm: MPI.Comm, device: torch.device, repeat: int, batch: int, make: C
             torch.nn.functional.cross_entropy(model(images), labels).backward()
             optimizer.step()
 
-        found |= medians(comm, device, {name: step}, repeat)
+        found |= medians(device, {name: step}, repeat)
         if staleness is not None:
             optimizer.close()
     return found
@@ -142,18 +149,19 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--anyway", action="store_true", help="run on the host where there is no GPU")
     arguments = parser.parse_args()
-    comm = MPI.COMM_WORLD
+    if os.environ.get("PUSHSUM_NCCL") == "1" and ps.local_size() > torch.cuda.device_count():
+        os.environ["NCCL_HOSTID"] = f"rank {ps.rank()}"
     device = ps.local_device()
     if device.type != "cuda" and not arguments.anyway:
-        if comm.rank == 0:
+        if ps.rank() == 0:
             print("this benchmark needs a GPU, and torch sees none: nothing was measured", file=sys.stderr)
         sys.exit(1)
 
-    times, memory = rounds(comm, device, arguments.repeat)
-    times |= wrapper(comm, device, arguments.repeat)
+    times, memory = rounds(device, arguments.repeat)
+    times |= wrapper(device, arguments.repeat)
     make = resnet50()
     if make is not None and device.type == "cuda":
-        times |= train(comm, device, arguments.repeat, arguments.batch, make)
+        times |= train(device, arguments.repeat, arguments.batch, make)
 
     gigabytes = sum(4 * torch.Size(shape).numel() for shape in resnet50_shapes()) / 1e9
     rates = {name: gigabytes / times[name] * 1e3 for name in ("copy", "pack", "merge", "gossip") if name in times}
@@ -167,10 +175,10 @@ def main() -> None:
     if "train, overlapped" in times:
         for way in ("synchronous", "overlapped"):
             ratios[f"train, {way} / plain"] = times[f"train, {way}"] / times["train, plain"]
-    if comm.rank == 0:
+    if ps.rank() == 0:
         figures: dict[str, Any]
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU: these figures mean nothing"
-        print(f"{comm.size} ranks, {where}, {memory}, {1e3 * gigabytes:.0f} MB of parameters, {arguments.repeat} runs")
+        print(f"{ps.size()} ranks, {where}, {memory}, {1e3 * gigabytes:.0f} MB of parameters, {arguments.repeat} runs")
         for name, milliseconds in times.items():
             rate = f"{rates[name]:8.1f} GB/s" if name in rates else ""
             print(f"  {name:20} {milliseconds:9.3f} ms {rate}")
@@ -179,7 +187,7 @@ def main() -> None:
         if make is None:
             print("  torchvision is not installed (or not for this torch): no training was timed")
         if arguments.json:
-            figures = {"ranks": comm.size, "device": where, "memory": memory, "median_ms": times, "gb_per_s": rates}
+            figures = {"ranks": ps.size(), "device": where, "memory": memory, "median_ms": times, "gb_per_s": rates}
             figures |= {"ratios": ratios}
             arguments.json.write_text(json.dumps(figures, indent=1))
 

@@ -3,6 +3,8 @@
 An MPI library may say that it takes GPU memory, and crash; or say that it does not, and do it through UCX. So two
 processes send real buffers to each other, check what came, and measure the time; then the same through host memory. The
 result is kept for this host and this MPI, and the faster way is used.
+
+Where torch.distributed carries messages nothing is tried: NCCL moves GPU memory where ``PUSHSUM_NCCL=1`` says so.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ import sys
 from typing import Any
 
 from .. import settings
+from ..errors import ConfigurationError
 from ..job import joined
+from ..job.process_groups import GroupComm
 from ..log import log
 from .trial import Facts, TrialVerdict, judge, try_out
 
@@ -27,7 +31,12 @@ def takes_device_memory(comm: Any) -> bool:
 
     ``PUSHSUM_CUDA_AWARE=1`` or ``0`` answers without a trial. Rank 0 says once which way is taken, and how fast it is;
     a rank that changed CUDA_VISIBLE_DEVICES after MPI was started warns of it once.
+
+    Raises:
+        ConfigurationError: NCCL is to move it, and cannot be loaded.
     """
+    if isinstance(comm, GroupComm):
+        return _nccl_takes_it(comm)
     mpi = sys.modules.get("mpi4py.MPI")
     if mpi is None or not isinstance(comm, mpi.Intracomm):
         return False  # ranks of one process
@@ -46,6 +55,26 @@ def _try_out_once() -> Facts:
     if _found is None:
         _found = try_out()
     return _found
+
+
+def _nccl_takes_it(comm: GroupComm) -> bool:
+    if comm.size == 1:
+        return False  # nothing is sent
+    if settings.read().nccl:
+        try:
+            import cupy.cuda.nccl  # noqa: F401
+        except (ImportError, OSError) as error:
+            raise ConfigurationError(
+                f"rank {comm.job.rank}: PUSHSUM_NCCL=1, and cupy cannot load NCCL ({error}). Install NCCL for the CUDA "
+                "that cupy has (`pip install nvidia-nccl-cu12`, or -cu13; PyTorch with CUDA from PyPI brings it); "
+                "without PUSHSUM_NCCL GPU memory goes through the host"
+            ) from error
+        verdict = TrialVerdict(True, "is given to NCCL (PUSHSUM_NCCL=1)")
+    else:
+        verdict = TrialVerdict(False, "goes through the host and gloo; PUSHSUM_NCCL=1 gives it to NCCL")
+    if comm.job.rank == 0:
+        _say(verdict)
+    return verdict.direct
 
 
 def _say(verdict: TrialVerdict) -> None:

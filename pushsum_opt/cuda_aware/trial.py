@@ -47,7 +47,7 @@ class TrialVerdict:
     """The way that GPU memory takes."""
 
     direct: bool
-    """Whether MPI is given GPU memory; otherwise it goes through pinned host memory."""
+    """Whether MPI, or NCCL, is given GPU memory; otherwise it goes through pinned host memory."""
 
     why: str
     advice: str = ""

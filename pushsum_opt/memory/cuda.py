@@ -149,7 +149,7 @@ class CudaDevice(Device):
         return Room(free, total, torch.cuda.memory_reserved(self._index), torch.cuda.memory_allocated(self._index))
 
     def wire(self, memory: Tensor) -> DeviceBytes:
-        return DeviceBytes(memory.data_ptr(), memory.nbytes, memory)
+        return DeviceBytes(memory.data_ptr(), memory.nbytes, memory, self)
 
     # ------------------------------------------------------------------ order
 

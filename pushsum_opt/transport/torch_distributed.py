@@ -3,7 +3,7 @@
 Every communicator uses the same mesh of connections, each transport with a *context* of its own, which goes with its
 messages. Neither the program's process groups nor their collectives are used, so nothing here can disturb them.
 
-GPU memory goes through pinned host memory: nothing is sent by NCCL here.
+GPU memory that is handed to this transport is moved by NCCL; see :mod:`~pushsum_opt.transport.torch_device_messages`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ..buffers import DeviceBytes
 from ..errors import ClosedError, MismatchError, PeerFailed
 from ..job.process_groups import GroupComm
 from . import by_messages
@@ -100,7 +101,7 @@ class TorchTransport(Transport):
     def _send(self, ticket: Ticket, tag: int, whole: bool = False) -> None:
         assert ticket.peer is not None
         to = self._numbers[ticket.peer]
-        self._mesh.send(to, self.context, tag, _flat(ticket.buffer), whole, lambda: self._end(ticket))
+        self._mesh.send(to, self.context, tag, _flat(ticket.buffer), whole, lambda error: self._end(ticket, error))
 
     def _receive(self, ticket: Ticket, tag: int) -> None:
         with self._mesh.lock:
@@ -131,8 +132,11 @@ class TorchTransport(Transport):
 
     def _take(self, arrival: Arrival, ticket: Ticket) -> None:
         buffer = _flat(ticket.buffer)
-        if arrival.length > buffer.size:
-            self._end(ticket, self._does_not_fit(arrival, ticket, buffer.size))
+        if arrival.length > buffer.nbytes:
+            self._end(ticket, self._does_not_fit(arrival, ticket, buffer.nbytes))
+            return
+        if arrival.by_nccl != isinstance(buffer, DeviceBytes):
+            self._end(ticket, self._lies_elsewhere(arrival, ticket))
             return
         self._mesh.receive(arrival, buffer, lambda error: self._end(ticket, error))
 
@@ -141,6 +145,15 @@ class TorchTransport(Transport):
         return MismatchError(
             f"rank {self.job_rank()}: a message from rank {sender} does not fit what was expected ({ticket.what}: "
             f"{room} bytes, got {arrival.length}): its parameters have other shapes, strides or dtypes than here"
+        )
+
+    def _lies_elsewhere(self, arrival: Arrival, ticket: Ticket) -> Exception:
+        sender, me = self.job_rank(self._place[arrival.source]), self.job_rank()
+        by_nccl, by_gloo = (sender, me) if arrival.by_nccl else (me, sender)
+        return MismatchError(
+            f"rank {me}: a message from rank {sender} ({ticket.what}) is in GPU memory for NCCL on rank {by_nccl}, "
+            f"and in host memory for gloo on rank {by_gloo}: PUSHSUM_NCCL must be the same on all ranks, and with 1 "
+            "each tensor must be on the GPU on all ranks or on none"
         )
 
     def _end(self, ticket: Ticket, error: Exception | None = None) -> None:
@@ -263,7 +276,7 @@ class TorchTransport(Transport):
         for peer in peers:
             if peer != self.rank:
                 with contextlib.suppress(PeerFailed):
-                    self._mesh.send(self._numbers[peer], self.context, NOTICE_TAG, word, False, lambda: None)
+                    self._mesh.send(self._numbers[peer], self.context, NOTICE_TAG, word, False, lambda error: None)
 
     def _hear(self, arrival: Arrival) -> None:
         assert arrival.data is not None
@@ -313,7 +326,9 @@ class _OneCollective:
 
 
 def _flat(buffer: Any) -> Any:
-    """Return any contiguous buffer in host memory as a flat uint8 array that shares its memory."""
+    """Return any contiguous buffer in host memory as a flat uint8 array that shares its memory; GPU memory as it is."""
+    if isinstance(buffer, DeviceBytes):
+        return buffer
     if isinstance(buffer, np.ndarray):
         return buffer.reshape(-1).view(np.uint8)
     return np.frombuffer(buffer, np.uint8)

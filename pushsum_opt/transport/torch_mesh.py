@@ -2,7 +2,8 @@
 
 A *frame* goes ahead of every message: for whom it is, its tag and its length. A short message travels inside its frame.
 A long one follows once its receiver has a buffer for it. So a message that does not fit is refused before it is
-received, where gloo would end the process, and an expectation can be taken back, which gloo does not know.
+received, where gloo would end the process, and an expectation can be taken back, which gloo does not know. Of a message
+in GPU memory only frames go over gloo; see :mod:`~pushsum_opt.transport.torch_device_messages`.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Protocol
 
 import numpy as np
 
+from ..buffers import DeviceBytes
 from ..errors import LaunchError, PeerFailed
-from .torch_waits import FOREVER, Waits
+from .torch_device_messages import DeviceMessages
+from .torch_waits import FOREVER, Done, Waits
 
 __all__ = ["INSIDE_BYTES", "Arrival", "Listener", "Mesh"]
 
@@ -32,8 +35,9 @@ HEAD = struct.Struct("<Bi16sqqi")  # kind, sender, context, tag, length, number
 FRAME_BYTES = 2048
 INSIDE_BYTES = FRAME_BYTES - HEAD.size
 """A message of up to so many bytes travels inside its frame."""
-MESSAGE, STOPPED, WORD, END = range(4)
-"""Kinds of frames: of a message; the sender stops with an error; of the roll call; nothing comes any more."""
+MESSAGE, BY_NCCL, CLEAR, STOPPED, WORD, END = range(6)
+"""Kinds of frames: of a message; of one in GPU memory; there is a buffer for that one; the sender stops with an error;
+of the roll call; nothing comes any more."""
 FRAMES_AT_ONCE = 32
 """Frames to one process that are kept until a thread looks whether they have been sent."""
 NO_CONTEXT = bytes(16)
@@ -44,11 +48,14 @@ class Arrival:
     """A message that has come, or whose sender waits for a buffer for it."""
 
     source: int
+    context: bytes
     tag: int
     length: int
     data: bytes | None
     """The message, where it was inside its frame."""
     number: int
+    by_nccl: bool = False
+    """It is in GPU memory, and is received there."""
 
 
 class Listener(Protocol):
@@ -90,6 +97,7 @@ class Mesh:
         """Why processes have stopped, as far as they have said so."""
         self._words: list[bytes] = []
         self._waits = Waits("pushsum_opt waits for gloo")
+        self._on_devices = DeviceMessages(self, self._waits)
         self.ending = False
         """This process is at its end, and no news of others count."""
         self._group: Any = None
@@ -118,41 +126,50 @@ class Mesh:
         with self.lock:
             self._listeners.pop(context, None)
             self._closed.add(context)
+        self._on_devices.give_up(context)
 
     # ------------------------------------------------------------------ messages
 
-    def send(self, to: int, context: bytes, tag: int, data: Any, whole: bool, done: Callable[[], None]) -> None:
-        """Begin to send a flat uint8 array.
+    def send(self, to: int, context: bytes, tag: int, data: Any, whole: bool, done: Done) -> None:
+        """Begin to send a flat uint8 array, or memory of a GPU.
 
         Args:
             whole: call ``done`` only once the receiver has a buffer for it, however short it is.
-            done: called as soon as the array may change; by any thread, or before this returns.
+            done: called as soon as the memory may change, or with an error; by any thread, or before this returns.
 
         Raises:
             PeerFailed: the other process has died.
         """
         length = int(data.nbytes)
-        if to == self.me:
-            self._deliver(context, Arrival(to, tag, length, data.tobytes(), 0))
-            done()
+        if isinstance(data, DeviceBytes):
+            number = self._next_number(to)
+            self._on_devices.post(to, number, context, data, done)
+            self._send_frame(to, HEAD.pack(BY_NCCL, self.me, context, tag, length, number))
+        elif to == self.me:
+            self._deliver(Arrival(to, context, tag, length, data.tobytes(), 0))
+            done(None)
         elif length <= INSIDE_BYTES and not whole:
             self._send_frame(to, HEAD.pack(MESSAGE, self.me, context, tag, length, 0) + data.tobytes())
-            done()
+            done(None)
         else:
-            with self.lock:
-                number = self._numbers[to]
-                self._numbers[to] = FIRST_NUMBER if number == LAST_NUMBER else number + 1
+            number = self._next_number(to)
             self._send_frame(to, HEAD.pack(MESSAGE, self.me, context, tag, length, number))
             work = self._begin(to, self._group.send, [self._tensor(data if length else _nothing())], to, number)
 
             def sent(error: Exception | None) -> None:
                 if error is None:
-                    done()  # otherwise whoever waits for the other process finds out that it has died
+                    done(None)  # otherwise whoever waits for the other process finds out that it has died
 
             self._waits.add(("to", to, context, tag), (work,), sent)
 
-    def receive(self, arrival: Arrival, buffer: Any, done: Callable[[Exception | None], None]) -> None:
-        """Begin to receive a message into the beginning of a flat uint8 array that is long enough.
+    def _next_number(self, to: int) -> int:
+        with self.lock:
+            number = self._numbers[to]
+            self._numbers[to] = FIRST_NUMBER if number == LAST_NUMBER else number + 1
+        return number
+
+    def receive(self, arrival: Arrival, buffer: Any, done: Done) -> None:
+        """Begin to receive a message into the beginning of a flat uint8 array, or memory of a GPU, that is long enough.
 
         Args:
             done: called once it is there, or with an error; by any thread, or before this returns.
@@ -160,6 +177,10 @@ class Mesh:
         if arrival.data is not None:
             buffer[: arrival.length] = np.frombuffer(arrival.data, np.uint8)
             done(None)
+            return
+        if arrival.by_nccl:
+            part = replace(buffer, nbytes=arrival.length)
+            self._on_devices.clear(arrival.source, arrival.number, arrival.context, part, done)
             return
         target = self._tensor(buffer[: arrival.length] if arrival.length else _nothing())
         try:
@@ -193,6 +214,20 @@ class Mesh:
             words, self._words = self._words, []
         return words
 
+    # ------------------------------------------------------------------ GPU memory
+
+    def say_clear(self, to: int, number: int, id: bytes) -> None:
+        """See :class:`~pushsum_opt.transport.torch_device_messages.Ends`."""
+        self._send_frame(to, HEAD.pack(CLEAR, self.me, NO_CONTEXT, 0, len(id), number) + id)
+
+    def why_gone(self, peer: int) -> str | None:
+        """See :class:`~pushsum_opt.transport.torch_device_messages.Ends`."""
+        return gone(self.job_rank(), self.job_rank(peer)) if self.is_gone(peer) else None
+
+    def job_rank(self, number: int | None = None) -> int:
+        """Return the rank of a process, or of this one, in the job."""
+        return self.ranks[self.me if number is None else number]
+
     # ------------------------------------------------------------------ the end
 
     def say_stopped(self, reason: str) -> None:
@@ -208,6 +243,7 @@ class Mesh:
         """
         if self._thread is None:
             return True
+        self._on_devices.give_up()
         self._send_quietly((self.me + 1) % self.size, HEAD.pack(END, self.me, NO_CONTEXT, 0, 0, 0))
         deadline = time.monotonic() + seconds
         self._thread.join(seconds)
@@ -246,9 +282,12 @@ class Mesh:
                 self._say_who_is_gone(error)
                 return
             kind, source, context, tag, length, number = HEAD.unpack_from(frame.data)
-            data = None if number else frame[HEAD.size : HEAD.size + length].tobytes()
-            if kind == MESSAGE:
-                self._deliver(context, Arrival(source, tag, length, data, number))
+            inside = number == 0 or kind == CLEAR
+            data = frame[HEAD.size : HEAD.size + length].tobytes() if inside else None
+            if kind in (MESSAGE, BY_NCCL):
+                self._deliver(Arrival(source, context, tag, length, data, number, kind == BY_NCCL))
+            elif kind == CLEAR:
+                self._on_devices.cleared(source, number, data or b"")
             elif kind == STOPPED:
                 self._note_stopped(source, (data or b"").decode("utf-8", "replace"))
             elif kind == WORD:
@@ -271,13 +310,13 @@ class Mesh:
             if peer not in self.stopped and self.is_gone(peer):
                 self._note_stopped(peer, DIED.format(why=_first_line(error)))
 
-    def _deliver(self, context: bytes, arrival: Arrival) -> None:
+    def _deliver(self, arrival: Arrival) -> None:
         with self.lock:
-            listener = self._listeners.get(context)
+            listener = self._listeners.get(arrival.context)
             if listener is not None:
                 listener.arrived(arrival)
-            elif context not in self._closed:
-                self._early.setdefault(context, []).append(arrival)
+            elif arrival.context not in self._closed:
+                self._early.setdefault(arrival.context, []).append(arrival)
 
     def _begin(self, peer: int, call: Callable[..., Any], *arguments: Any) -> Any:
         try:

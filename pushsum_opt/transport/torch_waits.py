@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Sequence
 from datetime import timedelta
 from typing import Any
 
-__all__ = ["FOREVER", "Waits"]
+__all__ = ["FOREVER", "Done", "Waits"]
 
 FOREVER = timedelta(days=365)
 """Longer than any job. gloo takes a limit of 0 for its default one, after which it closes connections."""

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
@@ -14,6 +15,7 @@ from pushsum_opt import cuda_aware, settings
 from pushsum_opt.cuda_aware import trial
 from pushsum_opt.cuda_aware.trial import advise, judge, outside_of_job, try_out
 from pushsum_opt.errors import ConfigurationError
+from pushsum_opt.job.process_groups import Job
 
 GOOD = {
     "stage": "done",
@@ -292,6 +294,31 @@ def test_way_is_said_once_with_its_advice_as_a_warning(monkeypatch, caplog):
 def test_ranks_of_one_process_and_a_job_of_one_ask_nobody(monkeypatch):
     monkeypatch.setattr(cuda_aware, "try_out", lambda: pytest.fail("nothing is sent over MPI"))
     assert not cuda_aware.takes_device_memory(object())
+
+
+@pytest.fixture
+def over_torch(monkeypatch):
+    """Rank 0 of two over torch.distributed; nothing has been said of GPU memory yet."""
+    monkeypatch.setattr(cuda_aware, "_said", False)
+    return Job(None, 0, 2, "a test").everyone()
+
+
+def test_over_torch_gpu_memory_goes_through_the_host_unless_nccl_is_asked_for(over_torch, monkeypatch, caplog):
+    with caplog.at_level("INFO"):
+        assert not cuda_aware.takes_device_memory(over_torch)
+    assert "GPU memory: goes through the host and gloo; PUSHSUM_NCCL=1 gives it to NCCL" in caplog.text
+    monkeypatch.setenv("PUSHSUM_NCCL", "1")
+    for name in ("cupy", "cupy.cuda", "cupy.cuda.nccl"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    assert cuda_aware.takes_device_memory(over_torch)
+    assert not cuda_aware.takes_device_memory(Job(None, 0, 1, "a test").everyone()), "nothing is sent"
+
+
+def test_over_torch_nccl_that_cannot_be_loaded_is_said_with_the_fix(over_torch, monkeypatch):
+    monkeypatch.setenv("PUSHSUM_NCCL", "1")
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(ConfigurationError, match=r"rank 0: PUSHSUM_NCCL=1, and cupy cannot load NCCL .*nvidia-nccl"):
+        cuda_aware.takes_device_memory(over_torch)
 
 
 CHANGING = """

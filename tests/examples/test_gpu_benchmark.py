@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchrun.launch import torchrun_command
 from warm.python import warm_python
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = "examples/benchmarks/gpu.py"
-START = [sys.executable, "-m", "pushsum_opt", "run", "-np", "2"]
+BY_MPI = [sys.executable, "-m", "pushsum_opt", "run", "-np", "2", SCRIPT]
 
 
 def run(*command):
@@ -32,8 +33,10 @@ def test_without_a_gpu_it_says_so_and_ends():
 
 @pytest.mark.slow
 @pytest.mark.mpi
-def test_script_runs_to_its_end(tmp_path):
+@pytest.mark.parametrize("launcher", ["MPI", "torchrun"])
+def test_script_runs_to_its_end(tmp_path, launcher):
     figures = tmp_path / "figures.json"
-    done = run(*START, *warm_python(), SCRIPT, "--anyway", "--repeat", "1", "--json", str(figures))
+    start = BY_MPI if launcher == "MPI" else torchrun_command(2, SCRIPT)
+    done = run(*start, "--anyway", "--repeat", "1", "--json", str(figures))
     assert done.returncode == 0, done.stderr[-3000:]
     assert {"copy", "pack", "merge", "gossip", "bare", "wrapped"} <= set(json.loads(figures.read_text())["median_ms"])

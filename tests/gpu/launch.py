@@ -1,4 +1,7 @@
-"""Starts ranks on the one device with `pushsum run`, which sets MPI up for GPU memory, and collects what they wrote."""
+"""Starts ranks on the one device and collects what they wrote.
+
+`pushsum run` sets MPI up for GPU memory; torchrun starts those that exchange over torch.distributed.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from mpi.launch import environment
+from torchrun.launch import environment as without_launcher
+from torchrun.launch import torchrun_command
 
 from pushsum_opt import cuda_aware
 from pushsum_opt.cli import ucx
@@ -18,6 +23,7 @@ from pushsum_opt.cli import ucx
 PROGRAMS = Path(__file__).parent / "programs"
 ROOT = Path(__file__).parents[2]
 DIRECT, STAGED = "1", "0"  # as PUSHSUM_CUDA_AWARE has it
+GLOO, NCCL = "gloo", "nccl"  # over torch.distributed
 
 
 def ranks(size, program, *arguments, tmp_path, way, limit=500.0, **variables):
@@ -26,11 +32,17 @@ def ranks(size, program, *arguments, tmp_path, way, limit=500.0, **variables):
         skip_unless_direct()
     folder = tmp_path / f"{program}-{way}-{len(list(tmp_path.iterdir()))}"
     folder.mkdir()
-    command = [sys.executable, "-m", "pushsum_opt", "run", "-np", str(size), str(PROGRAMS / program), str(folder)]
+    script = [str(PROGRAMS / program), str(folder), *arguments]
+    if way in (GLOO, NCCL):
+        command = torchrun_command(size, *script)
+        environ = without_launcher(PUSHSUM_NCCL=str(int(way == NCCL)), **variables)
+    else:
+        command = [sys.executable, "-m", "pushsum_opt", "run", "-np", str(size), *script]
+        environ = environment(PUSHSUM_CUDA_AWARE=way, **variables)
     try:
         done = subprocess.run(
-            [*command, *arguments],
-            env=environment(PUSHSUM_CUDA_AWARE=way, **variables),
+            command,
+            env=environ,
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from gpu.device import needs_cuda
-from gpu.launch import DIRECT, PROGRAMS, ROOT, STAGED, ranks
+from gpu.launch import DIRECT, GLOO, NCCL, PROGRAMS, ROOT, STAGED, ranks
 from mpi.launch import environment
 
 import pushsum_opt as ps
@@ -49,6 +49,24 @@ def test_both_ways_give_the_same_bits(tmp_path, staleness):
         for way in (DIRECT, STAGED)
     )
     assert [found["digest"] for found in direct] == [found["digest"] for found in staged]
+
+
+@pytest.mark.parametrize("way", [GLOO, NCCL])
+@pytest.mark.parametrize("staleness", ["0", "2"])
+@pytest.mark.parametrize(("dtype", "wire"), [("float32", "bfloat16"), ("mixed", "int8")])
+def test_torch_distributed_gives_the_bits_of_mpi(tmp_path, way, staleness, dtype, wire):
+    by_mpi, found = (
+        ranks(3, "rounds.py", staleness, dtype, wire, "1", tmp_path=tmp_path, way=w) for w in (STAGED, way)
+    )
+    assert [rank["digest"] for rank in found] == [rank["digest"] for rank in by_mpi]
+    assert all(NAMES[DIRECT if way == NCCL else STAGED] in rank["memory"] for rank in found)
+
+
+@pytest.mark.parametrize("way", [DIRECT, STAGED, GLOO, NCCL])
+def test_free_running_ranks_lose_no_mass(tmp_path, way):
+    for found in ranks(3, "rounds.py", "unbounded", "float32", "none", "1", tmp_path=tmp_path, way=way):
+        assert found["mean_weight"] == pytest.approx(1.0, abs=1e-12)
+        assert found["error"] / found["count"] < 1e-8
 
 
 @pytest.mark.slow

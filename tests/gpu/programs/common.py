@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import sys
 from pathlib import Path
 
 import torch
-from mpi4py import MPI
 
 import pushsum_opt as ps
+from pushsum_opt.job import world
 
-comm = MPI.COMM_WORLD
+comm = world.communicator()
+os.environ["NCCL_HOSTID"] = f"rank {comm.rank}"  # or NCCL refuses several ranks on one GPU
 device = ps.local_device()
 
 

@@ -12,7 +12,8 @@ from common import comm, device, digest, report, sleep_everywhere
 import pushsum_opt as ps
 from pushsum_opt.gossip.means import SKETCH
 
-staleness, dtype, wire, seed = int(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5])
+staleness = sys.argv[2] if sys.argv[2] == "unbounded" else int(sys.argv[2])
+dtype, wire, seed = sys.argv[3], sys.argv[4], int(sys.argv[5])
 SHAPES = [(257,), (1024, 1024), (3, 5, 7), (1,), (4097,), (2048, 300)]
 KINDS = {"mixed": [("float32", device), ("bfloat16", device), ("float64", device), ("float32", "cpu")]}
 

@@ -2,9 +2,8 @@
 
 import numpy as np
 from mpi4py import MPI
+from torchrun.fake_nccl import device_bytes
 from transport.contract import finish, opened
-
-from pushsum_opt.buffers import DeviceBytes
 
 comm = MPI.COMM_WORLD
 channel, waiter, _ = opened(comm)
@@ -13,12 +12,9 @@ for count in (1, 1000, 3_000_000):
     sent = np.full(count, comm.rank + 1, np.uint8)
     received = np.zeros(count, np.uint8)
 
-    def by_address(array):
-        return DeviceBytes(array.ctypes.data, array.nbytes, array)
-
     tickets = [
-        channel.expect(by_address(received), left, 1, "it"),
-        channel.post(by_address(sent), right, 1, "it"),
+        channel.expect(device_bytes(received), left, 1, "it"),
+        channel.post(device_bytes(sent), right, 1, "it"),
     ]
     waiter.wait(tickets, 0)
     assert (received == left + 1).all()

@@ -11,13 +11,13 @@ import time
 if os.environ["RANK"] == "1":
     atexit.register(time.sleep, 4.0)  # the last thing that it does: its connections outlive rank 0's wait for them
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from pushsum_opt import transport  # noqa: E402
-from pushsum_opt.errors import MismatchError  # noqa: E402
-from pushsum_opt.job import world  # noqa: E402
-from pushsum_opt.observe.events import Events  # noqa: E402
-from pushsum_opt.transport.waiting import Waiter  # noqa: E402
+from pushsum_opt import transport
+from pushsum_opt.errors import MismatchError
+from pushsum_opt.job import world
+from pushsum_opt.observe.events import Events
+from pushsum_opt.transport.waiting import Waiter
 
 comm = world.communicator()
 channel = transport.connect(comm)

@@ -1,0 +1,67 @@
+"""Rank 1 sends GPU memory to rank 0, and something goes wrong on the way: python nccl_ends.py HOW."""
+
+import os
+import signal
+import sys
+
+import numpy as np
+from torchrun import fake_nccl
+from torchrun.fake_nccl import device_bytes
+from transport.contract import finish, opened
+
+from pushsum_opt.errors import PushSumError
+from pushsum_opt.job import ending, world
+
+HOW = sys.argv[1]
+
+
+class Connection(fake_nccl.FakeConnection):
+    def _meet(self, path):
+        if self.sends and HOW == "dies while it connects":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._meet(path)
+
+    def begin(self, buffer):
+        if self.sends and HOW == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.sends and HOW == "fails":
+            raise RuntimeError("NCCL_ERROR_UNHANDLED_CUDA_ERROR: unhandled cuda error")
+        if self.sends and HOW in ("hangs", "hangs and goes on"):
+            self.done = lambda: False
+        else:
+            super().begin(buffer)
+
+
+def one_message(transport, waiter, sent, received):
+    if comm.rank == 1:
+        tickets = [transport.post(sent, 0, 1, "its message")]
+    else:
+        tickets = [transport.expect(received, 1, 1, "its message")]
+    waiter.wait(tickets, 0)
+
+
+fake_nccl.FakeConnection = Connection
+nccl = fake_nccl.use()
+comm = world.communicator()
+ending.stop_all_on_error()
+if HOW == "no NCCL":
+    nccl.new_id = lambda: 1 / 0
+sent, received = np.full(100_000, 7, np.uint8), np.zeros(100_000, np.uint8)
+on_gpu = device_bytes(sent), device_bytes(received)
+channel, waiter, _ = opened(comm, timeout=2.0 if "hangs" in HOW else 30.0)
+try:
+    one_message(channel, waiter, *on_gpu if HOW != "lies elsewhere" else (on_gpu[0], received))
+except PushSumError as error:
+    print(f"{type(error).__name__}: {error}", flush=True)
+    channel.close()
+    assert all(connection.aborted for connection in nccl.made)
+    if HOW != "hangs and goes on":
+        raise
+HOW = "goes on"
+channel, waiter, _ = opened(comm)
+one_message(channel, waiter, *on_gpu)
+assert received[0] in (0, 7)
+assert (received == 7).all() or comm.rank == 1
+assert len(nccl.made) == 2
+finish(channel, waiter)
+print(f"rank {comm.rank} of {comm.size}: ok")
