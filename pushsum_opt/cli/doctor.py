@@ -20,7 +20,7 @@ from ..job import launch, world
 from ..job.launch import Choice
 from . import findings, ucx
 from .cores import usable_cores
-from .findings import PROBLEM, Finding, Way
+from .findings import OK, PROBLEM, Finding, Way
 from .launcher import find_launcher
 from .probe import probe
 
@@ -94,7 +94,11 @@ def examine(mpi: dict[str, Any], announced: tuple[str, int] | None, choice: Choi
         *findings.judge_wheels(name for name in _MPI_WHEELS if _version(name) is not None),
         findings.judge_gpus(torch),
         findings.judge_cupy(_cupy(), torch),
-        *findings.judge_gpu_memory(mpi, torch, _way(mpi, torch, announced is not None)),
+        *(
+            _gpu_memory_over_torch(torch)
+            if choice.torch
+            else findings.judge_gpu_memory(mpi, torch, _way(mpi, torch, announced is not None))
+        ),
         findings.judge_cores(usable_cores(), torch.get("threads"), max(1, ranks_here)),
         *findings.judge_settings(*_settings()),
     ]
@@ -152,6 +156,16 @@ def _way(mpi: dict[str, Any], torch: dict[str, Any], in_job: bool) -> Way | None
     wish = os.environ.get("PUSHSUM_CUDA_AWARE", "auto")
     verdict = cuda_aware.judge(wish, lambda: cuda_aware.try_out(environ=environ), environ)
     return Way(verdict, folder, instead, tuple(ucx.network_cards()))
+
+
+def _gpu_memory_over_torch(torch: dict[str, Any]) -> list[Finding]:
+    if not torch.get("gpus"):
+        return []
+    try:
+        verdict = cuda_aware.judge_nccl(settings.read().nccl)
+    except ConfigurationError as error:
+        return [Finding("GPU memory", PROBLEM, str(error))]
+    return [Finding("GPU memory", OK, verdict.why)]
 
 
 def _settings() -> tuple[str | None, list[str], list[str]]:

@@ -3,8 +3,6 @@
 An MPI library may say that it takes GPU memory, and crash; or say that it does not, and do it through UCX. So two
 processes send real buffers to each other, check what came, and measure the time; then the same through host memory. The
 result is kept for this host and this MPI, and the faster way is used.
-
-Where torch.distributed carries messages nothing is tried: NCCL moves GPU memory where ``PUSHSUM_NCCL=1`` says so.
 """
 
 from __future__ import annotations
@@ -17,9 +15,10 @@ from ..errors import ConfigurationError
 from ..job import joined
 from ..job.process_groups import GroupComm
 from ..log import log
+from .over_torch import judge_nccl
 from .trial import Facts, TrialVerdict, judge, try_out
 
-__all__ = ["TrialVerdict", "judge", "takes_device_memory", "try_out"]
+__all__ = ["TrialVerdict", "judge", "judge_nccl", "takes_device_memory", "try_out"]
 
 _said = False
 _said_changed = False
@@ -60,18 +59,10 @@ def _try_out_once() -> Facts:
 def _nccl_takes_it(comm: GroupComm) -> bool:
     if comm.size == 1:
         return False  # nothing is sent
-    if settings.read().nccl:
-        try:
-            import cupy.cuda.nccl  # noqa: F401
-        except (ImportError, OSError) as error:
-            raise ConfigurationError(
-                f"rank {comm.job.rank}: PUSHSUM_NCCL=1, and cupy cannot load NCCL ({error}). Install NCCL for the CUDA "
-                "that cupy has (`pip install nvidia-nccl-cu12`, or -cu13; PyTorch with CUDA from PyPI brings it); "
-                "without PUSHSUM_NCCL GPU memory goes through the host"
-            ) from error
-        verdict = TrialVerdict(True, "is given to NCCL (PUSHSUM_NCCL=1)")
-    else:
-        verdict = TrialVerdict(False, "goes through the host and gloo; PUSHSUM_NCCL=1 gives it to NCCL")
+    try:
+        verdict = judge_nccl(settings.read().nccl)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"rank {comm.job.rank}: {error}") from error
     if comm.job.rank == 0:
         _say(verdict)
     return verdict.direct

@@ -92,6 +92,17 @@ def test_under_torchrun_mpi_is_not_started_and_not_missed(alone, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_under_torchrun_the_way_of_gpu_memory_is_said(monkeypatch):
+    assert doctor._gpu_memory_over_torch(CPU) == []
+    monkeypatch.setenv("PUSHSUM_NCCL", "0")
+    (found,) = doctor._gpu_memory_over_torch(GPU)
+    assert (found.status, "through the host and gloo" in found.seen) == (OK, True)
+    monkeypatch.setenv("PUSHSUM_NCCL", "1")
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    (found,) = doctor._gpu_memory_over_torch(GPU)
+    assert (found.status, "pip install nvidia-nccl-cu12" in found.seen) == (PROBLEM, True)
+
+
 def test_healthy_mpi_is_all_ok():
     assert statuses(findings.judge_mpi(MPI)) == [OK, OK, OK]
 

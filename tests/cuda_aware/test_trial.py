@@ -310,6 +310,8 @@ def test_over_torch_gpu_memory_goes_through_the_host_unless_nccl_is_asked_for(ov
     monkeypatch.setenv("PUSHSUM_NCCL", "1")
     for name in ("cupy", "cupy.cuda", "cupy.cuda.nccl"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["cupy.cuda"].nccl = types.SimpleNamespace(get_version=lambda: 23203)
+    assert cuda_aware.judge_nccl(True).why == "is given to NCCL 2.32.3 (PUSHSUM_NCCL=1)"
     assert cuda_aware.takes_device_memory(over_torch)
     assert not cuda_aware.takes_device_memory(Job(None, 0, 1, "a test").everyone()), "nothing is sent"
 

@@ -21,26 +21,37 @@ from pushsum_opt.buffers import DeviceBytes
 from pushsum_opt.transport import torch_device_messages
 
 FOLDER = Path(tempfile.gettempdir())
-DEVICE = threading.local()
-"""``name`` is the device that a thread has chosen."""
 
 
 class FakeDevice:
     """Host memory in the place of a GPU's."""
 
+    def __init__(self):
+        self.threads = threading.local()
+
     @contextmanager
     def in_use(self):
-        DEVICE.name = "fake"
+        self.threads.chosen = True
         yield
-        del DEVICE.name
+        self.threads.chosen = False
 
     def let_captures_be(self):
-        DEVICE.relaxed = True
+        self.threads.relaxed = True
+
+    def check(self):
+        assert self.threads.chosen
+        assert self.threads.relaxed
 
 
 def device_bytes(array, device=None):
     """An array as memory of a device."""
     return DeviceBytes(array.ctypes.data, array.nbytes, array, device or FakeDevice())
+
+
+def _check(device):
+    """The thread has chosen the device, and does no harm to CUDA graphs."""
+    if isinstance(device, FakeDevice):
+        device.check()
 
 
 class FakeNccl:
@@ -52,6 +63,7 @@ class FakeNccl:
 
     def connect(self, id, sends, buffer):
         assert len(id) == 128
+        _check(buffer.device)
         self.made.append(FakeConnection(FOLDER / id.rstrip(b"\0").decode(), sends))
         return self.made[-1]
 
@@ -89,6 +101,7 @@ class FakeConnection:
     def begin(self, buffer):
         assert self._thread is None or not self._thread.is_alive(), "one transfer at a time"
         assert not self.aborted
+        _check(buffer.device)
         self._thread = threading.Thread(target=self._move, args=(buffer,), daemon=True)
         self._thread.start()
 

@@ -59,3 +59,9 @@ def test_what_goes_wrong_is_told_and_keeps_no_gpu_and_no_process_waiting(how, ra
 
 def test_a_new_transport_between_the_same_ranks_has_a_new_connection():
     succeeds(2, "nccl_ends.py", "hangs and goes on")
+
+
+def test_what_is_under_way_at_the_end_of_the_program_does_not_cut_it_short():
+    codes, outputs = each_rank(2, "nccl_ends.py", "hangs and is not closed", limit=60)
+    assert codes == [3, 3]
+    assert all("ended as any program" in output for output in outputs)
