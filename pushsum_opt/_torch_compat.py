@@ -128,7 +128,7 @@ def count_writes(tensors: Sequence[Tensor]) -> None:
     count: Any = torch.autograd.graph.increment_version
     try:
         count(counted)
-    except (AttributeError, TypeError):  # before torch 2.7 it takes one
+    except (AttributeError, RuntimeError, TypeError):  # before torch 2.7 it takes one; what it raises depends on torch
         for tensor in counted:
             count(tensor)
 
