@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 from mpi4py import MPI
-from step import resnet50_shapes
+from shapes import resnet50_shapes
 
 import pushsum_opt as ps
 

@@ -22,7 +22,7 @@ import torch
 from pushsum_opt.memory.host import HostMemory
 
 sys.path.insert(0, str(Path(__file__).parent))
-from step import resnet50_shapes
+from shapes import resnet50_shapes
 
 
 class ByTorch(HostMemory):

@@ -20,7 +20,7 @@ from ..job import launch, world
 from ..job.launch import Choice
 from . import findings, ucx
 from .cores import usable_cores
-from .findings import OK, PROBLEM, Finding, Way
+from .findings import NOTE, OK, PROBLEM, Finding, Way
 from .launcher import find_launcher
 from .probe import probe
 
@@ -165,7 +165,7 @@ def _gpu_memory_over_torch(torch: dict[str, Any]) -> list[Finding]:
         verdict = cuda_aware.judge_nccl(settings.read().nccl)
     except ConfigurationError as error:
         return [Finding("GPU memory", PROBLEM, str(error))]
-    return [Finding("GPU memory", OK, verdict.why)]
+    return [Finding("GPU memory", NOTE if verdict.advice else OK, verdict.why, verdict.advice)]
 
 
 def _settings() -> tuple[str | None, list[str], list[str]]:

@@ -109,8 +109,8 @@ class DeviceMemory(HostMemory):
         return self._device.in_use()
 
     def prepare_worker(self) -> None:
+        self._device.let_captures_be()  # before the first call that a capture elsewhere might not bear
         self._device.use()
-        self._device.let_captures_be()
 
     def reserve(self) -> None:
         self._flags.reserve()

@@ -5,8 +5,12 @@ in the same order on both sides. So the mesh keeps who sends what to whom, as it
 given what both sides are ready for:
 
 1. a frame of the sender says that a message waits in GPU memory;
-2. once the receiver has a buffer for it, it answers that the way is clear, and begins;
-3. the sender begins when it hears that.
+2. once the receiver has a buffer for it, and receives nothing else, it answers that the way is clear, and begins;
+3. the sender begins when it hears that, after what it has heard before.
+
+So a process has one message of NCCL each way at a time: kernels of many communicators may not fit on a GPU together,
+and then wait for each other for ever. No ranks wait in a circle: who has said that the way is clear receives nothing
+else, so what its sender does before that comes to an end.
 """
 
 from __future__ import annotations
@@ -14,18 +18,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from ..buffers import DeviceBytes
 from ..errors import PeerFailed
 from .nccl import CupyNccl
-from .torch_nccl import Link, Nccl, Transfer
+from .torch_nccl import Inward, Link, Nccl, Outward, Transfer
 from .torch_waits import Done, Waits
 
 __all__ = ["DeviceMessages", "Ends"]
 
-GIVE_UP_S = 5.0
-"""Seconds that transfers which nobody wants any more have to end."""
+GIVE_UP_S, ABORT_AFTER_S = 5.0, 1.0
+"""Seconds that transfers which nobody wants any more have to end, and after which their connections are aborted, as the
+thread that carries one may be waiting inside NCCL."""
 
 make_nccl: Callable[[], Nccl] = CupyNccl
 
@@ -41,6 +47,9 @@ class Ends(Protocol):
         Raises:
             PeerFailed: it has died.
         """
+
+    def refuse(self, to: int, number: int) -> None:
+        """Tell a process, at best effort, that a message does not come for which it has said that the way is clear."""
 
     def why_gone(self, peer: int) -> str | None:
         """Say of a process that it has died; None where it has not."""
@@ -65,66 +74,87 @@ class DeviceMessages:
 
     def __init__(self, ends: Ends, waits: Waits) -> None:
         self._ends, self._waits = ends, waits
-        self._nccl: Nccl | None = None
+        self._nccl: Nccl = make_nccl()
         self._links: dict[tuple[int, bool], Link] = {}
         self._uncleared: dict[tuple[int, int], _Uncleared] = {}
-        self._under_way: dict[Transfer, bytes] = {}
-        """The context of each."""
+        self._under_way: dict[Transfer, tuple[bytes, Done]] = {}
+        """The context of each, and who is told of its end."""
 
     def post(self, to: int, number: int, context: bytes, buffer: DeviceBytes, done: Done) -> None:
-        """A message waits here until its receiver has a buffer for it."""
+        """A message waits here until its receiver begins."""
         with self._ends.lock:
             self._uncleared[to, number] = _Uncleared(context, buffer, done)
 
-    def clear(self, source: int, number: int, context: bytes, buffer: DeviceBytes, done: Done) -> None:
-        """There is a buffer for a message. Begin to receive, and let its sender begin."""
-        with self._ends.lock:  # what is cleared begins there in the order in which it begins here
-            try:
-                link = self._link(source, sends=False)
-                id = link.id()
-                self._ends.say_clear(source, number, id)
-            except Exception as error:
-                done(error if isinstance(error, PeerFailed) else PeerFailed(f"{self._whom(source, False)}: {error}"))
-                return
-            self._carry(source, context, Transfer(link, id, buffer), done)
+    def receive(self, source: int, number: int, context: bytes, buffer: DeviceBytes, done: Done) -> None:
+        """There is a buffer for a message. Receive it after those for which there was one before."""
+        self._carry(context, Transfer(self._link(source, sends=False), number, buffer), done)
 
     def cleared(self, peer: int, number: int, id: bytes) -> None:
-        """The receiver of a message begins. By the thread that hears the frames."""
+        """The receiver of a message begins."""
         with self._ends.lock:
-            context, buffer, done = self._uncleared.pop((peer, number))
-            self._carry(peer, context, Transfer(self._link(peer, sends=True), id, buffer), done)
+            waiting = self._uncleared.pop((peer, number), None)
+        if waiting is None:
+            self._ends.refuse(peer, number)
+            return
+        self._carry(waiting.context, Transfer(self._link(peer, True), number, waiting.buffer, id), waiting.done)
+
+    def refused(self, peer: int, number: int) -> None:
+        """A message does not come, whose sender had said that it waits."""
+        with self._ends.lock:
+            link = self._links.get((peer, False))
+            refused = [one for one in self._under_way if one.link is link and one.number == number]
+        for transfer in refused:
+            transfer.given_up = "that one has given up the message, after an error or a close"
+            if not transfer.begun:  # its thread may wait for ever for the other process, inside NCCL
+                self._over(transfer, PeerFailed(f"{transfer.link.whom}: {transfer.given_up}"))
 
     def give_up(self, context: bytes | None = None) -> None:
-        """End what is under way for a context, or for all: memory that a GPU still uses cannot be freed."""
+        """End all that there is for a context, or for all contexts: memory that a GPU still uses cannot be freed."""
         with self._ends.lock:
-            given_up = {one for one, its in self._under_way.items() if context in (None, its)}
+            for place, waiting in tuple(self._uncleared.items()):
+                if context in (None, waiting.context):
+                    del self._uncleared[place]
+            given_up = {one for one, (its, _) in self._under_way.items() if context in (None, its)}
         for transfer in given_up:
-            transfer.given_up = True
-        deadline = time.monotonic() + GIVE_UP_S
+            transfer.given_up = "this one has given up the message, after an error or by a close"
+        if self._all_over(given_up, ABORT_AFTER_S):
+            return
+        for link in {transfer.link for transfer in given_up if transfer.begun}:
+            link.abort()
+        self._all_over(given_up, GIVE_UP_S)
+
+    def _all_over(self, transfers: set[Transfer], seconds: float) -> bool:
+        """Wait until transfers use no memory any more; tell whether that is so."""
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             with self._ends.lock:
-                if not any(transfer.begun for transfer in given_up & self._under_way.keys()):
-                    return
+                if not any(transfer.begun for transfer in transfers & self._under_way.keys()):
+                    return True
             time.sleep(1e-3)
+        return False
 
-    def _carry(self, peer: int, context: bytes, transfer: Transfer, done: Done) -> None:
-        def over(error: Exception | None) -> None:
-            with self._ends.lock:
-                del self._under_way[transfer]
+    def _carry(self, context: bytes, transfer: Transfer, done: Done) -> None:
+        with self._ends.lock:  # those of one link are carried in this order
+            self._under_way[transfer] = context, done
+            which = "NCCL sends" if transfer.link.sends else "NCCL receives"
+            self._waits.add(which, (transfer,), partial(self._over, transfer))
+
+    def _over(self, transfer: Transfer, error: Exception | None) -> None:
+        with self._ends.lock:
+            _, done = self._under_way.pop(transfer, (b"", None))
+        if done is not None:  # it was not told before
             done(error)
 
-        self._under_way[transfer] = context
-        self._waits.add(("link", peer, transfer.link.sends), (transfer,), over)
-
     def _link(self, peer: int, sends: bool) -> Link:
-        link = self._links.get((peer, sends))
-        if link is None:
-            if self._nccl is None:
-                self._nccl = make_nccl()
-            link = Link(self._nccl, sends, lambda: self._ends.why_gone(peer), self._whom(peer, sends))
-            self._links[peer, sends] = link
-        return link
+        with self._ends.lock:
+            if (peer, sends) not in self._links:
+                self._links[peer, sends] = self._outward(peer) if sends else self._inward(peer)
+            return self._links[peer, sends]
 
-    def _whom(self, peer: int, sends: bool) -> str:
-        way = "send GPU memory to" if sends else "receive GPU memory from"
-        return f"rank {self._ends.job_rank()}: NCCL cannot {way} rank {self._ends.job_rank(peer)}"
+    def _outward(self, peer: int) -> Outward:
+        whom = f"rank {self._ends.job_rank()}: NCCL cannot send GPU memory to rank {self._ends.job_rank(peer)}"
+        return Outward(self._nccl, partial(self._ends.why_gone, peer), whom, partial(self._ends.refuse, peer))
+
+    def _inward(self, peer: int) -> Inward:
+        whom = f"rank {self._ends.job_rank()}: NCCL cannot receive GPU memory from rank {self._ends.job_rank(peer)}"
+        return Inward(self._nccl, partial(self._ends.why_gone, peer), whom, partial(self._ends.say_clear, peer))

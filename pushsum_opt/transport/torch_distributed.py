@@ -227,6 +227,9 @@ class TorchTransport(Transport):
         moved = False
         while self._ended:
             ticket, error = self._ended.popleft()
+            if error is not None and self._inbox:  # which may tell why it went wrong
+                self._ended.appendleft((ticket, error))
+                break
             if error is not None:
                 self._tickets.discard(ticket)
                 raise self._explain(ticket, error)
@@ -277,6 +280,8 @@ class TorchTransport(Transport):
             if peer != self.rank:
                 with contextlib.suppress(PeerFailed):
                     self._mesh.send(self._numbers[peer], self.context, NOTICE_TAG, word, False, lambda error: None)
+        if notice.failed:
+            self._mesh.give_up(self.context)
 
     def _hear(self, arrival: Arrival) -> None:
         assert arrival.data is not None

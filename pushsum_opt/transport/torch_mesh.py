@@ -35,9 +35,9 @@ HEAD = struct.Struct("<Bi16sqqi")  # kind, sender, context, tag, length, number
 FRAME_BYTES = 2048
 INSIDE_BYTES = FRAME_BYTES - HEAD.size
 """A message of up to so many bytes travels inside its frame."""
-MESSAGE, BY_NCCL, CLEAR, STOPPED, WORD, END = range(6)
-"""Kinds of frames: of a message; of one in GPU memory; there is a buffer for that one; the sender stops with an error;
-of the roll call; nothing comes any more."""
+MESSAGE, BY_NCCL, CLEAR, REFUSED, STOPPED, WORD, END = range(7)
+"""Kinds of frames: of a message; of one in GPU memory; there is a buffer for that one; that one does not come; the
+sender stops with an error; of the roll call; nothing comes any more."""
 FRAMES_AT_ONCE = 32
 """Frames to one process that are kept until a thread looks whether they have been sent."""
 NO_CONTEXT = bytes(16)
@@ -126,6 +126,10 @@ class Mesh:
         with self.lock:
             self._listeners.pop(context, None)
             self._closed.add(context)
+        self.give_up(context)
+
+    def give_up(self, context: bytes) -> None:
+        """End what NCCL still does for a context, and wait until no GPU memory is used for it."""
         self._on_devices.give_up(context)
 
     # ------------------------------------------------------------------ messages
@@ -180,7 +184,7 @@ class Mesh:
             return
         if arrival.by_nccl:
             part = replace(buffer, nbytes=arrival.length)
-            self._on_devices.clear(arrival.source, arrival.number, arrival.context, part, done)
+            self._on_devices.receive(arrival.source, arrival.number, arrival.context, part, done)
             return
         target = self._tensor(buffer[: arrival.length] if arrival.length else _nothing())
         try:
@@ -219,6 +223,10 @@ class Mesh:
     def say_clear(self, to: int, number: int, id: bytes) -> None:
         """See :class:`~pushsum_opt.transport.torch_device_messages.Ends`."""
         self._send_frame(to, HEAD.pack(CLEAR, self.me, NO_CONTEXT, 0, len(id), number) + id)
+
+    def refuse(self, to: int, number: int) -> None:
+        """See :class:`~pushsum_opt.transport.torch_device_messages.Ends`."""
+        self._send_quietly(to, HEAD.pack(REFUSED, self.me, NO_CONTEXT, 0, 0, number))
 
     def why_gone(self, peer: int) -> str | None:
         """See :class:`~pushsum_opt.transport.torch_device_messages.Ends`."""
@@ -288,6 +296,8 @@ class Mesh:
                 self._deliver(Arrival(source, context, tag, length, data, number, kind == BY_NCCL))
             elif kind == CLEAR:
                 self._on_devices.cleared(source, number, data or b"")
+            elif kind == REFUSED:
+                self._on_devices.refused(source, number)
             elif kind == STOPPED:
                 self._note_stopped(source, (data or b"").decode("utf-8", "replace"))
             elif kind == WORD:

@@ -1,12 +1,15 @@
 """NCCL between two processes, in one direction: a *link*.
 
 Each link has a connection of its own, a communicator of two ranks. So its transfers need no order but their own; and
-where it has to be given up, which NCCL can do only with a whole communicator, no other one is touched.
+where it has to be given up, which NCCL can do only with a whole communicator, no other one is touched. A link whose
+connection was given up makes another one for the next transfer.
 """
 
 from __future__ import annotations
 
+import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,25 +18,28 @@ from ..buffers import DeviceBytes
 from ..errors import PeerFailed
 from .naps import nap
 
-__all__ = ["Connection", "Link", "Nccl", "Transfer"]
+__all__ = ["Connection", "Inward", "Link", "Nccl", "Outward", "Transfer"]
 
 LOOK_FOR_THE_DEAD_AFTER_S = 0.25
 LOOK_FOR_THE_DEAD_EVERY_S = 30.0
 """A transfer looks whether the other process has died after the first of these times, then after twice the time each,
 and at least as often as the second says."""
+ABORT_S = 5.0
+"""Seconds for which an abort is waited for. NCCL may wait in it for the other process."""
+ADVICE = "NCCL_DEBUG=INFO lets it say more; without PUSHSUM_NCCL=1, GPU memory goes through the host"
 
 
 class Connection(Protocol):
     """Two processes connected in one direction. One thread at a time uses it."""
 
     def begin(self, buffer: DeviceBytes) -> None:
-        """Begin to send or to receive all of the buffer."""
+        """Begin to send or to receive all of the buffer. The first time it may wait for the other process."""
 
     def done(self) -> bool:
         """Tell whether the last transfer is over; raise what has gone wrong."""
 
     def abort(self) -> None:
-        """End what is under way, whatever the other process does. The connection is of no use any more."""
+        """End what is under way, whatever the other process does, by any thread. It is of no use any more."""
 
 
 class Nccl(Protocol):
@@ -46,26 +52,40 @@ class Nccl(Protocol):
         """Connect on the device of a buffer; returns when the other process has done the same."""
 
 
-class Link:
-    """The transfers from this process to another one, or from that one here. One thread at a time carries them.
+@dataclass(eq=False)
+class Transfer:
+    """One message on a link. Waiting for it is what does it."""
+
+    link: Link
+    number: int
+    """Of the message, among those of its sender to its receiver."""
+    buffer: DeviceBytes
+    id: bytes = b""
+    """Of the connection. The receiver chooses it when it begins; the sender has heard it."""
+    given_up: str = ""
+    """Why nobody wants it any more; set by any thread."""
+    begun: bool = False
+    """Its memory is in use until it is over."""
+
+    def wait(self, limit: Any) -> None:
+        self.link.carry(self)
+
+
+class Link(ABC):
+    """The transfers from this process to another one, or from that one here, one after the other.
 
     Args:
         gone: says of the other process that it has died, or None.
-        whom: the two ranks, in words that follow "rank r: NCCL cannot ...".
+        whom: the two ranks, as in "rank r: NCCL cannot send GPU memory to rank s".
     """
 
-    def __init__(self, nccl: Nccl, sends: bool, gone: Callable[[], str | None], whom: str) -> None:
-        self.sends = sends
-        self._nccl, self._gone, self._whom = nccl, gone, whom
-        self._id = self._broken = b""
+    sends: bool
+
+    def __init__(self, nccl: Nccl, gone: Callable[[], str | None], whom: str) -> None:
+        self._nccl, self._gone, self.whom = nccl, gone, whom
         self._connection: Connection | None = None
         self._connected_by = b""
-
-    def id(self) -> bytes:
-        """Return the name of the connection for the next transfer. The receiver chooses it; one that broke is left."""
-        if self._id == self._broken:
-            self._id = self._nccl.new_id()
-        return self._id
+        self._lock = threading.Lock()
 
     def carry(self, transfer: Transfer) -> None:
         """Do a transfer from its beginning to its end.
@@ -74,15 +94,65 @@ class Link:
             PeerFailed: it was given up, the other process has died, or NCCL cannot do it.
         """
         try:
+            transfer.buffer.device.let_captures_be()
             with transfer.buffer.device.in_use():
-                transfer.buffer.device.let_captures_be()
-                self._carry(transfer)
+                self._wait(transfer, self._begin(transfer))
         except PeerFailed:
-            self._break(transfer.id)
+            self._break(transfer)
             raise
         except Exception as error:
-            self._break(transfer.id)
-            raise PeerFailed(self._gone_by_now() or f"{self._whom}: {error}. {ADVICE}") from error
+            self._break(transfer)
+            self._refuse_given_up(transfer)
+            raise PeerFailed(
+                self._gone_by_now() or f"{self.whom}: {type(error).__name__}: {error}. {ADVICE}"
+            ) from error
+
+    def _begin(self, transfer: Transfer) -> Connection:
+        self._refuse_given_up(transfer)
+        self._agree(transfer)
+        if self._connection is None or self._connected_by != transfer.id:
+            self.abort()  # the receiver has chosen another one, so it has given up that one
+            self._connection = self._nccl.connect(transfer.id, self.sends, transfer.buffer)
+            self._connected_by = transfer.id
+        connection = self._connection
+        transfer.begun = True  # before the question, so that whoever gives it up sees the one, or this sees the other
+        self._refuse_given_up(transfer)
+        connection.begin(transfer.buffer)
+        return connection
+
+    @abstractmethod
+    def _agree(self, transfer: Transfer) -> None:
+        """Both processes begin now, by the connection of this id."""
+
+    def _wait(self, transfer: Transfer, connection: Connection) -> None:
+        begin = time.monotonic()
+        look_after = LOOK_FOR_THE_DEAD_AFTER_S
+        look_at = begin + look_after
+        while not connection.done():
+            self._refuse_given_up(transfer)
+            now = time.monotonic()
+            if now >= look_at:
+                look_after = min(LOOK_FOR_THE_DEAD_EVERY_S, 2 * look_after)
+                look_at = now + look_after
+                if (why := self._gone()) is not None:
+                    raise PeerFailed(why)
+            nap(now - begin)
+
+    def _refuse_given_up(self, transfer: Transfer) -> None:
+        if transfer.given_up:
+            raise PeerFailed(f"{self.whom}: {transfer.given_up}")
+
+    def abort(self) -> None:
+        """Give up the connection, and what is under way on it. By any thread."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            thread = threading.Thread(target=connection.abort, name="pushsum_opt aborts NCCL", daemon=True)
+            thread.start()
+            thread.join(ABORT_S)
+
+    def _break(self, transfer: Transfer) -> None:
+        self.abort()
 
     def _gone_by_now(self) -> str | None:
         """Return why the other process is gone, where NCCL may have noticed it before gloo."""
@@ -91,60 +161,47 @@ class Link:
             time.sleep(LOOK_FOR_THE_DEAD_AFTER_S / 10)
         return why
 
-    def _carry(self, transfer: Transfer) -> None:
+
+class Inward(Link):
+    """From another process here: this one says when a transfer begins, and by which connection.
+
+    Args:
+        say_clear: lets the sender begin with a message, given its number and the id of the connection.
+    """
+
+    sends = False
+
+    def __init__(
+        self, nccl: Nccl, gone: Callable[[], str | None], whom: str, say_clear: Callable[[int, bytes], None]
+    ) -> None:
+        super().__init__(nccl, gone, whom)
+        self._say_clear = say_clear
+
+    def _agree(self, transfer: Transfer) -> None:
+        transfer.id = self._nccl.new_id() if self._connection is None else self._connected_by
+        self._say_clear(transfer.number, transfer.id)
+
+
+class Outward(Link):
+    """To another process, which has said that it begins.
+
+    Args:
+        refuse: lets the receiver know that nothing comes, given the number of its message.
+    """
+
+    sends = True
+
+    def __init__(self, nccl: Nccl, gone: Callable[[], str | None], whom: str, refuse: Callable[[int], None]) -> None:
+        super().__init__(nccl, gone, whom)
+        self._refuse = refuse
+        self._broken = b""
+        """The id of a connection that was given up here. The receiver may not know of it yet."""
+
+    def _agree(self, transfer: Transfer) -> None:
         if transfer.id == self._broken:
-            raise PeerFailed(f"{self._whom}: their connection was given up, after an error or a close")
-        connection = self._connection_for(transfer)
-        transfer.begun = True  # before the question, so that whoever gives it up sees the one, or this sees the other
-        if transfer.given_up:
-            raise PeerFailed(f"{self._whom}: it was given up")
-        connection.begin(transfer.buffer)
-        begin = time.monotonic()
-        look_after = LOOK_FOR_THE_DEAD_AFTER_S
-        look_at = begin + look_after
-        while not connection.done():
-            now = time.monotonic()
-            if transfer.given_up:
-                raise PeerFailed(f"{self._whom}: it was given up")
-            if now >= look_at:
-                look_after = min(LOOK_FOR_THE_DEAD_EVERY_S, 2 * look_after)
-                look_at = now + look_after
-                if (why := self._gone()) is not None:
-                    raise PeerFailed(why)
-            nap(now - begin)
+            self._refuse(transfer.number)
+            raise PeerFailed(f"{self.whom}: their connection was given up, after an error or a close")
 
-    def _connection_for(self, transfer: Transfer) -> Connection:
-        if self._connection is None or self._connected_by != transfer.id:
-            self._drop()  # the receiver has chosen another one, so it has given up that one
-            self._connection = self._nccl.connect(transfer.id, self.sends, transfer.buffer)
-            self._connected_by = transfer.id
-        return self._connection
-
-    def _break(self, id: bytes) -> None:
-        self._broken = id
-        self._drop()
-
-    def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.abort()
-
-
-ADVICE = "NCCL_DEBUG=INFO lets it say more; without PUSHSUM_NCCL=1, GPU memory goes through the host"
-
-
-@dataclass(eq=False)
-class Transfer:
-    """One message on a link. Waiting for it is what does it."""
-
-    link: Link
-    id: bytes
-    """Of the connection."""
-    buffer: DeviceBytes
-    given_up: bool = False
-    """Set by any thread: nobody wants it any more."""
-    begun: bool = False
-    """Its memory is in use until it is over."""
-
-    def wait(self, limit: Any) -> None:
-        self.link.carry(self)
+    def _break(self, transfer: Transfer) -> None:
+        self._broken = transfer.id
+        super()._break(transfer)

@@ -310,15 +310,20 @@ def test_over_torch_gpu_memory_goes_through_the_host_unless_nccl_is_asked_for(ov
     monkeypatch.setenv("PUSHSUM_NCCL", "1")
     for name in ("cupy", "cupy.cuda", "cupy.cuda.nccl"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    sys.modules["cupy.cuda"].nccl = types.SimpleNamespace(get_version=lambda: 23203)
-    assert cuda_aware.judge_nccl(True).why == "is given to NCCL 2.32.3 (PUSHSUM_NCCL=1)"
+    sys.modules["cupy.cuda"].nccl = types.SimpleNamespace(get_version=lambda: 23203, available=True)
+    verdict = cuda_aware.judge_nccl(True, {"CUDA_DEVICE_MAX_CONNECTIONS": "8"})
+    assert (verdict.why, verdict.advice) == ("is given to NCCL 2.32.3 (PUSHSUM_NCCL=1)", "")
+    assert "may wait for ever" in cuda_aware.judge_nccl(True, {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}).advice
     assert cuda_aware.takes_device_memory(over_torch)
     assert not cuda_aware.takes_device_memory(Job(None, 0, 1, "a test").everyone()), "nothing is sent"
 
 
-def test_over_torch_nccl_that_cannot_be_loaded_is_said_with_the_fix(over_torch, monkeypatch):
+@pytest.mark.parametrize("what", ["cupy", "NCCL"])
+def test_over_torch_nccl_that_cannot_be_loaded_is_said_with_the_fix(over_torch, monkeypatch, what):
     monkeypatch.setenv("PUSHSUM_NCCL", "1")
-    monkeypatch.setitem(sys.modules, "cupy", None)
+    cupy = None if what == "cupy" else types.ModuleType("cupy")
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setitem(sys.modules, "cupy.cuda", types.SimpleNamespace(nccl=types.SimpleNamespace(available=False)))
     with pytest.raises(ConfigurationError, match=r"rank 0: PUSHSUM_NCCL=1, and cupy cannot load NCCL .*nvidia-nccl"):
         cuda_aware.takes_device_memory(over_torch)
 

@@ -1,8 +1,8 @@
 """NCCL without a GPU: two processes connected by a socket, whose transfers are as stubborn as NCCL's own.
 
-A connection is made when both sides have asked for it. A transfer begins at once, waits for its other half however long
-that takes, and ends by itself or by an abort of the connection; those of one connection come in the order of their
-beginnings, whatever their lengths: a wrong order shows as wrong bytes.
+A connection is made when both sides have asked for it, and its first transfer begins when both sides have begun it. A
+transfer waits for its other half however long that takes, and ends by itself or by an abort of the connection; those of
+one connection come in the order of their beginnings, whatever their lengths: a wrong order shows as wrong bytes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import secrets
 import socket
 import tempfile
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +102,10 @@ class FakeConnection:
         assert self._thread is None or not self._thread.is_alive(), "one transfer at a time"
         assert not self.aborted
         _check(buffer.device)
+        if self._thread is None:  # NCCL connects two ranks when they first send
+            self._socket.sendall(b"!")
+            if self._socket.recv(1) != b"!":
+                raise RuntimeError("NCCL_ERROR_REMOTE_ERROR: connection closed by the other side")
         self._thread = threading.Thread(target=self._move, args=(buffer,), daemon=True)
         self._thread.start()
 
@@ -127,9 +131,10 @@ class FakeConnection:
         return not self._thread.is_alive()
 
     def abort(self):
+        assert not self.aborted
         self.aborted = True
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
+        with suppress(OSError):  # the other side has ended
+            self._socket.shutdown(socket.SHUT_RDWR)
 
 
 def use():

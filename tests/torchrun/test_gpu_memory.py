@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
 
 import pytest
 from memory.test_staging import training
@@ -42,19 +41,27 @@ def test_free_running_ranks_lose_no_mass(way):
     [
         ("dies", 0, "PeerFailed: rank 0: rank 1 has died: its connection has ended"),
         ("dies while it connects", 0, "PeerFailed: rank 0: rank 1 has died: its connection has ended"),
-        ("fails", 1, "PeerFailed: rank 1: NCCL cannot send GPU memory to rank 0: NCCL_ERROR_UNHANDLED_CUDA_ERROR"),
+        (
+            "fails",
+            1,
+            "PeerFailed: rank 1: NCCL cannot send .* to rank 0: RuntimeError: NCCL_ERROR_UNHANDLED_CUDA_ERROR",
+        ),
         ("hangs", 0, "PeerTimeout: rank 0: .*rank 1"),
-        ("no NCCL", 0, "PeerFailed: rank 0: NCCL cannot receive GPU memory from rank 1: division by zero"),
+        ("hangs and fails", 0, "PeerFailed: rank 0: rank 1 stopped: ValueError: the disk is full"),
+        (
+            "closes before",
+            0,
+            "PeerFailed: rank 0: NCCL cannot receive .* from rank 1: that one has given up the message",
+        ),
+        ("no NCCL", 0, "PeerFailed: rank 0: NCCL cannot receive .* from rank 1: ZeroDivisionError: division by zero"),
         ("lies elsewhere", 0, "MismatchError: rank 0: .* GPU memory for NCCL on rank 1, and in host memory .* rank 0"),
     ],
 )
 def test_what_goes_wrong_is_told_and_keeps_no_gpu_and_no_process_waiting(how, rank, said):
-    begin = time.monotonic()
     codes, outputs = each_rank(2, "nccl_ends.py", how, limit=60)
     assert codes[rank] == 1, outputs
     assert re.search(said, outputs[rank]), outputs
     assert "AssertionError" not in "".join(outputs)
-    assert time.monotonic() - begin < 40
 
 
 def test_a_new_transport_between_the_same_ranks_has_a_new_connection():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from torchrun.fake_nccl import device_bytes
 
 from pushsum_opt.transport.nccl import CupyNccl
@@ -37,20 +40,21 @@ class Communicator:
 
 
 class Stream:
-    ptr = 4711
+    cuda_stream = 4711
 
-    def __init__(self, non_blocking):
-        assert non_blocking, "it would wait for all that stands on the default stream"
+    def __init__(self, priority):
+        assert priority < 0
 
 
 class Event:
-    done = False
-
-    def __init__(self, disable_timing):
-        self.recorded = None
+    over = False
+    recorded = None
 
     def record(self, stream):
         self.recorded = stream
+
+    def query(self):
+        return self.over
 
 
 @pytest.fixture(params=["cupy 13", "cupy 14"])
@@ -62,11 +66,13 @@ def nccl(request, monkeypatch):
     found.id = tuple(byte - 256 if byte > 127 else byte for byte in ID) if found.old else ID
     found.get_unique_id = lambda: found.id
     cuda = ModuleType("cupy.cuda")
-    cuda.nccl, cuda.Stream, cuda.Event = found, Stream, Event
+    cuda.nccl = found
     cupy = ModuleType("cupy")
-    cupy.cuda = cuda
+    cupy.cuda, cupy.__version__ = cuda, "13.6.0" if found.old else "14.2.0"
     for module in (cupy, cuda, found):
         monkeypatch.setitem(sys.modules, module.__name__, module)
+    for name, value in {"Stream": Stream, "Event": Event, "current_device": lambda: 0}.items():
+        monkeypatch.setattr(torch.cuda, name, value)
     return found
 
 
@@ -86,7 +92,7 @@ def test_a_transfer_is_of_all_bytes_on_a_stream_of_its_own_and_done_with_its_eve
     assert connection._communicator.calls == [(call, buffer.address, 1000, 1, peer, 4711)]
     assert connection._event.recorded is connection._stream
     assert not connection.done()
-    connection._event.done = True
+    connection._event.over = True
     assert connection.done()
 
 
@@ -97,3 +103,18 @@ def test_what_nccl_notices_later_is_raised_and_an_abort_is_one(nccl):
         connection.done()
     connection.abort()
     assert connection._communicator.calls == ["abort"]
+
+
+def test_a_communicator_is_never_destroyed_because_that_would_wait_for_the_other_process(nccl):
+    connection = CupyNccl().connect(ID, True, None)
+    communicator = weakref.ref(connection._communicator)
+    del connection
+    gc.collect()
+    assert communicator() is not None
+
+
+def test_all_that_goes_one_way_stands_on_one_stream(nccl):
+    ours = CupyNccl()
+    first, second, other = (ours.connect(ID, sends, None)._stream for sends in (True, True, False))
+    assert first is second
+    assert other is not first

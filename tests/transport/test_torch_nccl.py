@@ -12,7 +12,7 @@ from torchrun.fake_nccl import device_bytes
 from pushsum_opt.errors import PeerFailed
 from pushsum_opt.transport import torch_device_messages, torch_nccl
 from pushsum_opt.transport.torch_device_messages import DeviceMessages
-from pushsum_opt.transport.torch_nccl import Link, Transfer
+from pushsum_opt.transport.torch_nccl import Inward, Outward, Transfer
 from pushsum_opt.transport.torch_waits import Waits
 
 BUFFER = device_bytes(np.zeros(8, np.uint8))
@@ -54,12 +54,16 @@ class Hanging(Connection):
     hangs = True
 
 
-def link(nccl, gone=lambda: None, sends=True):
-    return Link(nccl, sends, gone, "rank 0: NCCL cannot send GPU memory to rank 1")
+WHOM = "rank 0: NCCL cannot do it"
+GIVEN_UP = "this one has given up the message"
+
+
+def nothing():
+    return None
 
 
 def error_of(transfer):
-    """Do a transfer, which may not hang here; return its error."""
+    """Do a transfer, which may not hang here; return its error, or None."""
     errors = []
 
     def carry():
@@ -72,41 +76,60 @@ def error_of(transfer):
     thread.start()
     thread.join(20)
     assert not thread.is_alive(), "it hangs"
-    return errors[0]
+    return errors[0] if errors else None
 
 
-def test_one_connection_carries_all_transfers_until_the_receiver_chooses_another():
+def test_a_sender_takes_the_connection_that_the_receiver_has_chosen():
     nccl = Nccl()
-    sender = link(nccl)
-    for id in (b"a", b"a", b"b", b"b"):
-        Transfer(sender, id, BUFFER).wait(None)
+    sender = Outward(nccl, nothing, WHOM, pytest.fail)
+    for number, id in enumerate((b"a", b"a", b"b", b"b")):
+        assert error_of(Transfer(sender, number, BUFFER, id)) is None
     (first, old), (second, new) = nccl.made
     assert (first, old.begun, old.aborted) == (b"a", 2, True)
     assert (second, new.begun, new.aborted) == (b"b", 2, False)
 
 
-def test_a_connection_that_broke_is_never_used_again_and_the_receiver_chooses_another():
-    nccl = Nccl(Hanging)
-    receiver = link(nccl, sends=False)
-    id = receiver.id()
-    assert receiver.id() == id
-    given_up, waiting = Transfer(receiver, id, BUFFER), Transfer(receiver, id, BUFFER)
-    threading.Timer(0.05, lambda: setattr(given_up, "given_up", True)).start()
-    assert "it was given up" in error_of(given_up)
+def test_a_sender_never_uses_a_connection_again_that_it_has_given_up_and_says_so():
+    nccl, refused = Nccl(Hanging), []
+    sender = Outward(nccl, nothing, WHOM, refused.append)
+    given_up, waiting = Transfer(sender, 1, BUFFER, b"a"), Transfer(sender, 2, BUFFER, b"a")
+    threading.Timer(0.05, lambda: setattr(given_up, "given_up", GIVEN_UP)).start()
+    assert error_of(given_up) == f"{WHOM}: {GIVEN_UP}"
     assert "their connection was given up" in error_of(waiting)
     ((_, connection),) = nccl.made
     assert (connection.begun, connection.aborted) == (1, True)
-    assert receiver.id() != id
+    assert refused == [2]
+
+
+def test_a_receiver_says_when_each_transfer_begins_and_takes_another_connection_after_one_that_broke():
+    nccl, said = Nccl(), []
+    receiver = Inward(nccl, nothing, WHOM, lambda number, id: said.append((number, id)))
+    for number in (5, 6):
+        assert error_of(Transfer(receiver, number, BUFFER)) is None
+    nccl.made[0][1].hangs = True
+    broken = Transfer(receiver, 7, BUFFER)
+    threading.Timer(0.05, lambda: setattr(broken, "given_up", GIVEN_UP)).start()
+    assert GIVEN_UP in error_of(broken)
+    assert error_of(Transfer(receiver, 8, BUFFER)) is None
+    assert said == [(5, b"1"), (6, b"1"), (7, b"1"), (8, b"2")]
+    assert [(id, connection.aborted) for id, connection in nccl.made] == [(b"1", True), (b"2", False)]
+
+
+def test_what_was_given_up_before_is_neither_said_nor_begun():
+    nccl = Nccl()
+    receiver = Inward(nccl, nothing, WHOM, lambda number, id: pytest.fail("its sender would begin"))
+    assert GIVEN_UP in error_of(Transfer(receiver, 1, BUFFER, given_up=GIVEN_UP))
+    assert not nccl.made
 
 
 def test_what_was_given_up_while_it_connected_does_not_begin():
     def connected_late():
-        transfer.given_up = True
+        transfer.given_up = GIVEN_UP
         return Connection()
 
     nccl = Nccl(connected_late)
-    transfer = Transfer(link(nccl), b"a", BUFFER)
-    assert "it was given up" in error_of(transfer)
+    transfer = Transfer(Outward(nccl, nothing, WHOM, pytest.fail), 1, BUFFER, b"a")
+    assert GIVEN_UP in error_of(transfer)
     ((_, connection),) = nccl.made
     assert (connection.begun, connection.aborted) == (0, True)
 
@@ -115,8 +138,23 @@ def test_a_transfer_that_does_not_end_looks_whether_the_other_process_has_died(m
     monkeypatch.setattr(torch_nccl, "LOOK_FOR_THE_DEAD_AFTER_S", 0.01)
     looks = iter([None, None, "rank 0: rank 1 has died"])
     nccl = Nccl(Hanging)
-    assert error_of(Transfer(link(nccl, lambda: next(looks)), b"a", BUFFER)) == "rank 0: rank 1 has died"
+    sender = Outward(nccl, lambda: next(looks), WHOM, pytest.fail)
+    assert error_of(Transfer(sender, 1, BUFFER, b"a")) == "rank 0: rank 1 has died"
     assert nccl.made[0][1].aborted
+
+
+def test_an_abort_that_waits_for_the_other_process_keeps_nobody(monkeypatch):
+    monkeypatch.setattr(torch_nccl, "ABORT_S", 0.05)
+    stuck = threading.Event()
+
+    class Stubborn(Hanging):
+        def abort(self):
+            stuck.wait(60)
+
+    transfer = Transfer(Outward(Nccl(Stubborn), nothing, WHOM, pytest.fail), 1, BUFFER, b"a")
+    threading.Timer(0.05, lambda: setattr(transfer, "given_up", GIVEN_UP)).start()
+    assert GIVEN_UP in error_of(transfer)
+    stuck.set()
 
 
 def until(true):
@@ -131,10 +169,13 @@ class Ends:
 
     def __init__(self):
         self.lock = threading.RLock()
-        self.said = []
+        self.said, self.refused = [], []
 
     def say_clear(self, to, number, id):
         self.said.append((to, number, id))
+
+    def refuse(self, to, number):
+        self.refused.append((to, number))
 
     def why_gone(self, peer):
         return None
@@ -143,21 +184,110 @@ class Ends:
         return 0 if number is None else number
 
 
-@pytest.mark.parametrize("context", [b"mine", None], ids=["of one context", "of all"])
-def test_what_is_under_way_is_given_up_and_is_over_when_that_returns(monkeypatch, context):
+@pytest.fixture
+def messages(monkeypatch):
+    """Messages over connections that hang, if ``nccl.make`` is not changed; ``errors`` has what each ended with."""
     nccl = Nccl(Hanging)
     monkeypatch.setattr(torch_device_messages, "make_nccl", lambda: nccl)
-    ends, errors = Ends(), []
-    messages = DeviceMessages(ends, Waits("a test waits"))
-    messages.clear(1, 7, b"mine", BUFFER, errors.append)
-    messages.post(2, 8, b"yours", BUFFER, errors.append)
+    made = DeviceMessages(Ends(), Waits("a test waits"))
+    made.nccl, made.ends, made.errors = nccl, made._ends, []
+    yield made
+    made.give_up()
+
+
+def all_begun(messages, count):
+    return lambda: len(messages.nccl.made) == count and all(connection.begun for _, connection in messages.nccl.made)
+
+
+@pytest.mark.parametrize("context", [b"mine", None], ids=["of one context", "of all"])
+def test_what_is_under_way_is_given_up_and_is_over_when_that_returns(messages, context):
+    messages.receive(1, 7, b"mine", BUFFER, messages.errors.append)
+    messages.post(2, 8, b"yours", BUFFER, messages.errors.append)
     messages.cleared(2, 8, b"another id")
-    until(lambda: len(nccl.made) == 2 and all(connection.begun for _, connection in nccl.made))
-    assert ends.said == [(1, 7, b"1")]
+    until(all_begun(messages, 2))
+    assert messages.ends.said == [(1, 7, b"1")]
     messages.give_up(context)
-    aborted = {id: connection.aborted for id, connection in nccl.made}
+    aborted = {id: connection.aborted for id, connection in messages.nccl.made}
     assert aborted == {b"1": True, b"another id": context is None}
     messages.give_up()
-    until(lambda: len(errors) == 2)
+    until(lambda: len(messages.errors) == 2)
     assert not messages._under_way
-    assert not messages._uncleared
+
+
+def test_a_message_that_was_given_up_is_refused_to_a_receiver_that_comes_later(messages):
+    messages.post(1, 7, b"mine", BUFFER, pytest.fail)
+    messages.post(1, 8, b"yours", BUFFER, messages.errors.append)
+    messages.give_up(b"mine")
+    messages.cleared(1, 7, b"id")
+    assert messages.ends.refused == [(1, 7)]
+    assert list(messages._uncleared) == [(1, 8)]
+
+
+def test_a_receiver_hears_that_its_message_does_not_come(messages):
+    messages.receive(1, 7, b"mine", BUFFER, messages.errors.append)
+    until(all_begun(messages, 1))
+    messages.refused(1, 6)
+    messages.refused(2, 7)
+    assert not messages.errors
+    messages.refused(1, 7)
+    until(lambda: messages.errors)
+    assert "that one has given up the message" in str(messages.errors[0])
+
+
+def test_a_receiver_hears_it_too_where_its_thread_waits_for_the_sender_to_connect(messages):
+    inside, free = threading.Event(), threading.Event()
+
+    def connects_never():
+        inside.set()
+        assert free.wait(60)
+        return Connection()
+
+    messages.nccl.make = connects_never
+    messages.receive(1, 7, b"mine", BUFFER, messages.errors.append)
+    assert inside.wait(20)
+    messages.refused(1, 7)
+    assert len(messages.errors) == 1
+    free.set()
+    until(lambda: messages._waits.all_over())
+    assert len(messages.errors) == 1, "once is enough"
+
+
+def test_one_message_at_a_time_is_received_whoever_sends(messages):
+    for source in (1, 2, 3):
+        messages.receive(source, 7, b"mine", BUFFER, messages.errors.append)
+    for source in (1, 2, 3):
+        until(all_begun(messages, source))
+        assert [to for to, _, _ in messages.ends.said] == [1, 2, 3][:source]
+        messages.nccl.made[-1][1].hangs = False
+    until(lambda: messages.errors == [None] * 3)
+
+
+def test_a_thread_that_waits_inside_nccl_is_freed_by_an_abort_from_outside(messages, monkeypatch):
+    monkeypatch.setattr(torch_device_messages, "ABORT_AFTER_S", 0.05)
+    inside, free = threading.Event(), threading.Event()
+
+    class WaitsInside(Connection):
+        def begin(self, buffer):
+            inside.set()
+            assert free.wait(60)
+            raise RuntimeError("NCCL_ERROR_REMOTE_ERROR")
+
+        def abort(self):
+            free.set()
+
+    messages.nccl.make = WaitsInside
+    messages.receive(1, 7, b"mine", BUFFER, messages.errors.append)
+    assert inside.wait(20)
+    messages.give_up(b"mine")
+    assert free.is_set()
+    until(lambda: messages.errors)
+    assert "this one has given up the message" in str(messages.errors[0])
+
+
+def test_nccl_that_cannot_be_had_is_the_error_of_the_message(messages):
+    messages.nccl.new_id = messages.nccl.connect = None
+    messages.receive(1, 7, b"mine", BUFFER, messages.errors.append)
+    messages.post(2, 8, b"mine", BUFFER, messages.errors.append)
+    messages.cleared(2, 8, b"id")
+    until(lambda: len(messages.errors) == 2)
+    assert all("TypeError" in str(error) for error in messages.errors)

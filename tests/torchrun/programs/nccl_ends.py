@@ -15,6 +15,7 @@ from transport.contract import finish, opened
 
 from pushsum_opt.errors import PushSumError
 from pushsum_opt.job import ending, world
+from pushsum_opt.transport import Notice
 
 HOW = sys.argv[1]
 
@@ -44,6 +45,27 @@ def one_message(transport, waiter, sent, received):
     waiter.wait(tickets, 0)
 
 
+def fails_while_it_sends():
+    """Rank 1 does not close, and its GPU is free all the same."""
+    ticket = channel.post(on_gpu[0], 0, 1, "its message")
+    while not nccl.made:
+        channel.poll(0.01)
+    channel.tell([0], Notice(1, True, 0, 0, "ValueError: the disk is full"))
+    assert nccl.made[0].aborted
+    assert not ticket.done
+
+
+def gives_up_before_rank_0_comes():
+    both, both_wait, _ = opened(comm)
+    if comm.rank == 1:
+        channel.post(on_gpu[0], 0, 1, "its message")
+        channel.poll(0.1)
+        channel.close()
+    both_wait.wait((both.barrier("one has closed"),), 0)
+    if comm.rank == 0:
+        one_message(channel, waiter, *on_gpu)
+
+
 fake_nccl.FakeConnection = Connection
 nccl = fake_nccl.use()
 comm = world.communicator()
@@ -53,7 +75,13 @@ if HOW == "no NCCL":
 sent, received = np.full(100_000, 7, np.uint8), np.zeros(100_000, np.uint8)
 on_gpu = device_bytes(sent), device_bytes(received)
 channel, waiter, _ = opened(comm, timeout=2.0 if "hangs" in HOW else 30.0)
+if HOW == "hangs and fails" and comm.rank == 1:
+    fails_while_it_sends()
+    sys.exit()
 try:
+    if HOW == "closes before":
+        gives_up_before_rank_0_comes()
+        sys.exit()
     one_message(channel, waiter, *on_gpu if HOW != "lies elsewhere" else (on_gpu[0], received))
 except PushSumError as error:
     print(f"{type(error).__name__}: {error}", flush=True)
@@ -66,8 +94,7 @@ except PushSumError as error:
 HOW = "goes on"
 channel, waiter, _ = opened(comm)
 one_message(channel, waiter, *on_gpu)
-assert received[0] in (0, 7)
-assert (received == 7).all() or comm.rank == 1
+assert (received == (7 if comm.rank == 0 else 0)).all()
 assert len(nccl.made) == 2
 finish(channel, waiter)
 print(f"rank {comm.rank} of {comm.size}: ok")
