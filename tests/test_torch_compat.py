@@ -42,6 +42,21 @@ def test_count_writes_lets_backward_notice_and_leaves_inference_tensors_alone():
     _torch_compat.count_writes([])
 
 
+@pytest.mark.parametrize("error", [AttributeError, RuntimeError, TypeError])
+def test_count_writes_counts_one_by_one_where_torch_takes_no_list(monkeypatch, error):
+    weights = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    counted = []
+
+    def of_one(tensor):
+        if not isinstance(tensor, torch.Tensor):
+            raise error("increment_version expect a Tensor as input")
+        counted.append(tensor)
+
+    monkeypatch.setattr(torch.autograd.graph, "increment_version", of_one)
+    _torch_compat.count_writes(weights)
+    assert [id(tensor) for tensor in counted] == [id(weight) for weight in weights]
+
+
 def test_make_hook_tables_makes_every_table_that_init_makes():
     tables = {name for name in vars(sgd()) if name.endswith("_hooks")}
     bare = Bare()
