@@ -93,10 +93,11 @@ class DeviceMessages:
         """The receiver of a message begins."""
         with self._ends.lock:
             waiting = self._uncleared.pop((peer, number), None)
-        if waiting is None:
-            self._ends.refuse(peer, number)
-            return
-        self._carry(waiting.context, Transfer(self._link(peer, True), number, waiting.buffer, id), waiting.done)
+            if waiting is not None:
+                context, buffer, done = waiting
+                self._carry(context, Transfer(self._link(peer, sends=True), number, buffer, id), done)
+                return
+        self._ends.refuse(peer, number)
 
     def refused(self, peer: int, number: int) -> None:
         """A message does not come, whose sender had said that it waits."""

@@ -186,7 +186,7 @@ class Outward(Link):
     """To another process, which has said that it begins.
 
     Args:
-        refuse: lets the receiver know that nothing comes, given the number of its message.
+        refuse: lets the receiver know that a message does not come, given its number.
     """
 
     sends = True
@@ -199,9 +199,9 @@ class Outward(Link):
 
     def _agree(self, transfer: Transfer) -> None:
         if transfer.id == self._broken:
-            self._refuse(transfer.number)
             raise PeerFailed(f"{self.whom}: their connection was given up, after an error or a close")
 
     def _break(self, transfer: Transfer) -> None:
         self._broken = transfer.id
         super()._break(transfer)
+        self._refuse(transfer.number)  # between GPUs of one host NCCL does not notice that the other half has ended

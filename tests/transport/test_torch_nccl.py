@@ -98,7 +98,7 @@ def test_a_sender_never_uses_a_connection_again_that_it_has_given_up_and_says_so
     assert "their connection was given up" in error_of(waiting)
     ((_, connection),) = nccl.made
     assert (connection.begun, connection.aborted) == (1, True)
-    assert refused == [2]
+    assert refused == [1, 2]
 
 
 def test_a_receiver_says_when_each_transfer_begins_and_takes_another_connection_after_one_that_broke():
@@ -128,8 +128,10 @@ def test_what_was_given_up_while_it_connected_does_not_begin():
         return Connection()
 
     nccl = Nccl(connected_late)
-    transfer = Transfer(Outward(nccl, nothing, WHOM, pytest.fail), 1, BUFFER, b"a")
+    refused = []
+    transfer = Transfer(Outward(nccl, nothing, WHOM, refused.append), 1, BUFFER, b"a")
     assert GIVEN_UP in error_of(transfer)
+    assert refused == [1]
     ((_, connection),) = nccl.made
     assert (connection.begun, connection.aborted) == (0, True)
 
@@ -138,7 +140,7 @@ def test_a_transfer_that_does_not_end_looks_whether_the_other_process_has_died(m
     monkeypatch.setattr(torch_nccl, "LOOK_FOR_THE_DEAD_AFTER_S", 0.01)
     looks = iter([None, None, "rank 0: rank 1 has died"])
     nccl = Nccl(Hanging)
-    sender = Outward(nccl, lambda: next(looks), WHOM, pytest.fail)
+    sender = Outward(nccl, lambda: next(looks), WHOM, [].append)
     assert error_of(Transfer(sender, 1, BUFFER, b"a")) == "rank 0: rank 1 has died"
     assert nccl.made[0][1].aborted
 
@@ -151,7 +153,7 @@ def test_an_abort_that_waits_for_the_other_process_keeps_nobody(monkeypatch):
         def abort(self):
             stuck.wait(60)
 
-    transfer = Transfer(Outward(Nccl(Stubborn), nothing, WHOM, pytest.fail), 1, BUFFER, b"a")
+    transfer = Transfer(Outward(Nccl(Stubborn), nothing, WHOM, [].append), 1, BUFFER, b"a")
     threading.Timer(0.05, lambda: setattr(transfer, "given_up", GIVEN_UP)).start()
     assert GIVEN_UP in error_of(transfer)
     stuck.set()
