@@ -28,7 +28,8 @@ def serve(path, modules):
     A request for another server makes the new process one, with more modules.
     """
     for module in modules:
-        importlib.import_module(module)
+        with contextlib.suppress(ImportError):  # a program that needs it says so
+            importlib.import_module(module)
     gc.collect()
     gc.freeze()  # so that no collection in a program copies the pages of what is imported
     leave_at_the_end()
