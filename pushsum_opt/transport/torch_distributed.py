@@ -26,6 +26,7 @@ from . import by_messages
 from .base import ANY, Notice, Ticket, Transport
 from .set_up import TIMEOUT, LogStalls
 from .torch_job import mesh_of, roll_of
+from .torch_looks import Looks
 from .torch_mesh import Arrival, gone
 from .waiting import Report
 
@@ -36,10 +37,6 @@ FIRST_COLLECTIVE_TAG = -2
 """Collective number c has the tag that lies c below this one; tags of messages are not below 0."""
 NOTICE = struct.Struct("<?qq")
 REASON_BYTES = 1000
-LOOK_FOR_THE_DEAD_AFTER_S = 0.25
-LOOK_FOR_THE_DEAD_EVERY_S = 30.0
-"""A rank that waits looks for ranks that have died after the first of these times, then after twice the time each, and
-at least as often as the second says. Each look costs some bytes for every rank that is awaited."""
 LONGEST_SLEEP_S = 0.05
 
 
@@ -70,7 +67,7 @@ class TorchTransport(Transport):
         self._running: deque[tuple[Ticket, by_messages.Steps, list[Ticket]]] = deque()
         self._inbox: list[Notice] = []
         self._moved = threading.Event()
-        self._look_at, self._look_after = 0.0, 0.0  # when to look for the dead, and after how long again
+        self._looks = Looks()
         self._closed = False
         self._mesh.open(self.context, self)
 
@@ -214,7 +211,7 @@ class TorchTransport(Transport):
         while True:
             self._moved.clear()
             if self._take_in():
-                self._look_at = self._look_after = 0.0
+                self._looks.restart()
                 return True
             self._look_for_the_dead()
             waited = time.monotonic() - begin
@@ -249,13 +246,7 @@ class TorchTransport(Transport):
 
     def _look_for_the_dead(self) -> None:
         """Raise PeerFailed where a rank has died that something is to come from, or to be taken by."""
-        now = time.monotonic()
-        if now < self._look_at or not self._tickets:
-            return
-        first = not self._look_at
-        self._look_after = LOOK_FOR_THE_DEAD_AFTER_S if first else min(LOOK_FOR_THE_DEAD_EVERY_S, 2 * self._look_after)
-        self._look_at = now + self._look_after
-        if first:
+        if not self._tickets or not self._looks.due():
             return
         peers = {ticket.peer for ticket in self._tickets if ticket.peer is not None and ticket.peer >= 0}
         if self._running:

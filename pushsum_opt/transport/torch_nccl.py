@@ -17,13 +17,12 @@ from typing import Any, Protocol
 from ..buffers import DeviceBytes
 from ..errors import PeerFailed
 from .naps import nap
+from .torch_looks import Looks
 
 __all__ = ["Connection", "Inward", "Link", "Nccl", "Outward", "Transfer"]
 
-LOOK_FOR_THE_DEAD_AFTER_S = 0.25
-LOOK_FOR_THE_DEAD_EVERY_S = 30.0
-"""A transfer looks whether the other process has died after the first of these times, then after twice the time each,
-and at least as often as the second says."""
+GLOO_NOTICES_S = 0.25
+"""Seconds that gloo may take longer than NCCL to notice that a process has died."""
 ABORT_S = 5.0
 """Seconds for which an abort is waited for. NCCL may wait in it for the other process."""
 ADVICE = "NCCL_DEBUG=INFO lets it say more; without PUSHSUM_NCCL=1, GPU memory goes through the host"
@@ -126,17 +125,12 @@ class Link(ABC):
 
     def _wait(self, transfer: Transfer, connection: Connection) -> None:
         begin = time.monotonic()
-        look_after = LOOK_FOR_THE_DEAD_AFTER_S
-        look_at = begin + look_after
+        looks = Looks()
         while not connection.done():
             self._refuse_given_up(transfer)
-            now = time.monotonic()
-            if now >= look_at:
-                look_after = min(LOOK_FOR_THE_DEAD_EVERY_S, 2 * look_after)
-                look_at = now + look_after
-                if (why := self._gone()) is not None:
-                    raise PeerFailed(why)
-            nap(now - begin)
+            if looks.due() and (why := self._gone()) is not None:
+                raise PeerFailed(why)
+            nap(time.monotonic() - begin)
 
     def _refuse_given_up(self, transfer: Transfer) -> None:
         if transfer.given_up:
@@ -156,9 +150,9 @@ class Link(ABC):
 
     def _gone_by_now(self) -> str | None:
         """Return why the other process is gone, where NCCL may have noticed it before gloo."""
-        deadline = time.monotonic() + LOOK_FOR_THE_DEAD_AFTER_S
+        deadline = time.monotonic() + GLOO_NOTICES_S
         while (why := self._gone()) is None and time.monotonic() < deadline:
-            time.sleep(LOOK_FOR_THE_DEAD_AFTER_S / 10)
+            time.sleep(GLOO_NOTICES_S / 10)
         return why
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import threading
 
 import pytest
@@ -38,6 +39,12 @@ def training(comm, staleness=0, graph=None, wire=None, dtype=torch.float32, roun
         settle(push_sum)
         weight = push_sum.push_weight
     return [tensor.contiguous().view(torch.uint8).numpy().tobytes() for tensor in tensors.values()], weight
+
+
+def digests_on_the_host(size, **how):
+    """What programs print that run :func:`training` over a network: a digest of each rank's bits, and its w."""
+    ends = ps.testing.run(size, lambda comm: training(comm, **how))
+    return [(hashlib.sha256(b"".join(bits)).hexdigest(), repr(weight)) for bits, weight in ends]
 
 
 @functools.cache

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
 
 import pytest
-from memory.test_staging import training
+from memory.test_staging import digests_on_the_host
 from mpi.launch import succeeds, succeeds_among
 
-from pushsum_opt import testing
 from pushsum_opt.cuda_aware import trial
 
 pytestmark = pytest.mark.mpi
@@ -28,10 +26,7 @@ def test_memory_that_is_only_known_by_its_address_is_sent_and_received():
 def test_late_streams_change_no_bit_over_mpi(way, staleness, monkeypatch):
     """With staleness, a thread begins the transfers as the emulated device gets ready."""
     monkeypatch.setenv("PUSHSUM_CHUNK_BYTES", "512")
-    expected = [
-        (hashlib.sha256(b"".join(bits)).hexdigest(), repr(weight))
-        for bits, weight in testing.run(3, lambda comm: training(comm, staleness=staleness, wire="bfloat16"))
-    ]
+    expected = digests_on_the_host(3, staleness=staleness, wire="bfloat16")
     output = succeeds_among(EMULATED, 3, f"PUSHSUM_CHUNK_BYTES=512 emulated.py {way} {staleness}")
     assert re.findall(r"digest \d+ (\w+) (\S+)", output) == expected
 

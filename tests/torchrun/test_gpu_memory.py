@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 
 import pytest
-from memory.test_staging import training
+from memory.test_staging import digests_on_the_host
 from torchrun.launch import each_rank, succeeds
-
-from pushsum_opt import testing
 
 WAYS = pytest.mark.parametrize("way", ["nccl", "staged"])
 
@@ -23,10 +20,7 @@ def test_messages_come_whole_in_every_order_over_one_connection_each_way(size):
 @pytest.mark.parametrize("staleness", [0, 2])
 def test_late_streams_change_no_bit(way, staleness, monkeypatch):
     monkeypatch.setenv("PUSHSUM_CHUNK_BYTES", "512")
-    expected = [
-        (hashlib.sha256(b"".join(bits)).hexdigest(), repr(weight))
-        for bits, weight in testing.run(3, lambda comm: training(comm, staleness=staleness, wire="bfloat16"))
-    ]
+    expected = digests_on_the_host(3, staleness=staleness, wire="bfloat16")
     output = succeeds(3, "emulated.py", way, str(staleness), PUSHSUM_CHUNK_BYTES="512")
     assert re.findall(r"digest \d+ (\w+) (\S+)", output) == expected
 

@@ -10,7 +10,7 @@ import pytest
 from torchrun.fake_nccl import device_bytes
 
 from pushsum_opt.errors import PeerFailed
-from pushsum_opt.transport import torch_device_messages, torch_nccl
+from pushsum_opt.transport import torch_device_messages, torch_looks, torch_nccl
 from pushsum_opt.transport.torch_device_messages import DeviceMessages
 from pushsum_opt.transport.torch_nccl import Inward, Outward, Transfer
 from pushsum_opt.transport.torch_waits import Waits
@@ -137,7 +137,7 @@ def test_what_was_given_up_while_it_connected_does_not_begin():
 
 
 def test_a_transfer_that_does_not_end_looks_whether_the_other_process_has_died(monkeypatch):
-    monkeypatch.setattr(torch_nccl, "LOOK_FOR_THE_DEAD_AFTER_S", 0.01)
+    monkeypatch.setattr(torch_looks, "FIRST_AFTER_S", 0.01)
     looks = iter([None, None, "rank 0: rank 1 has died"])
     nccl = Nccl(Hanging)
     sender = Outward(nccl, lambda: next(looks), WHOM, [].append)
