@@ -97,9 +97,9 @@ def _leave_the_job() -> None:
     if os.getpid() != _process:
         return
     if process_groups.job_of_torch() is not None:
-        import_module(".transport.torch_job", __name__).leave()
+        import_module(".transport.torch_distributed.job", __name__).leave()
     if "mpi4py.MPI" in sys.modules:
-        import_module(".transport.mpi_post", __name__).leave()
+        import_module(".transport.mpi.post", __name__).leave()
 
 
 def __getattr__(name: str) -> Any:

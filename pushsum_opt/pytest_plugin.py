@@ -99,7 +99,7 @@ class Ranks:
 
     def _end_of_test(self, test: str) -> str:
         """Collective. Return the reasons of the ranks on which the test failed; then nothing is open on any rank."""
-        from .transport.mpi_catch_up import catch_up
+        from .transport.mpi.catch_up import catch_up
 
         reasons, set_ups = self._compare(test, test, self._reason.encode("utf-8", "replace"))
         self._wait(catch_up(set_ups), f"what ranks had begun to set up in {test} was not made", limited=True)
@@ -117,8 +117,8 @@ class Ranks:
 
     def _compare(self, where: str, what: str, reason: bytes) -> tuple[str, int]:
         """Collective. Return the reasons of the ranks that have one, and how many channels some rank has begun."""
-        from .transport.mpi_catch_up import set_ups
-        from .transport.mpi_post import roll_of_the_job
+        from .transport.mpi.catch_up import set_ups
+        from .transport.mpi.post import roll_of_the_job
 
         digest = hashlib.blake2b(what.encode(), digest_size=16).digest()
         name = where.encode("utf-8", "replace")[-100:].ljust(100)
@@ -138,7 +138,7 @@ class Ranks:
 
     def _wait(self, done: Callable[[], bool], why_not: str, *, limited: bool) -> None:
         """Wait, and answer the ranks that wait for this one; where it is limited, end the job after the grace."""
-        from .transport.mpi_post import roll_of_the_job
+        from .transport.mpi.post import roll_of_the_job
 
         began = time.monotonic()
         while not done():

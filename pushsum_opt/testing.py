@@ -11,12 +11,12 @@ from typing import TypeVar
 
 from .errors import PeerFailed, PushSumError
 from .job.world import work_as
-from .transport.injection import Faults as Faults
-from .transport.injection import Killed
-from .transport.injection import Moment as Moment
 from .transport.loopback import LoopbackComm as LoopbackComm  # the form in which type checkers let a user name them
-from .transport.loopback_world import Delays as Delays
-from .transport.loopback_world import LoopbackWorld
+from .transport.loopback.injection import Faults as Faults
+from .transport.loopback.injection import Killed
+from .transport.loopback.injection import Moment as Moment
+from .transport.loopback.world import Delays as Delays
+from .transport.loopback.world import LoopbackWorld
 
 __all__ = ["Faults", "Moment", "RankErrors", "run"]
 

@@ -61,6 +61,8 @@ ROOMS = (
 )
 SIBLINGS = (("transport", "memory"), ("transport", "graphs"), ("memory", "graphs"), ("observe", "transport"))
 """Rooms that stand side by side: neither imports the other, whatever their order above."""
+NETWORKS = ("transport.loopback", "transport.mpi", "transport.torch_distributed")
+CHOOSE_A_NETWORK = ("transport", "transport.opening", "transport.groups")
 WITHOUT_TORCH = (
     "cli",
     "testing",
@@ -90,6 +92,18 @@ def test_rooms_that_stand_side_by_side_do_not_know_each_other():
         if room(target)
     }
     assert [pair for pair in SIBLINGS if tuple(sorted(pair)) in met] == []
+
+
+def test_no_network_knows_another_one_and_what_all_share_knows_none():
+    known = modules(PACKAGE)
+    found = []
+    for name, path in known.items():
+        own = network(name)
+        for target in imports(name, path, known):
+            if room(name) == "transport" and network(target) not in (None, own) and name not in CHOOSE_A_NETWORK:
+                found.append(f"{name} imports {target}")
+    assert found == []
+    assert {network(name) for name in known} == {None, *NETWORKS}
 
 
 def test_every_module_has_a_room():
@@ -176,6 +190,11 @@ def room(module: str) -> str | None:
     """Return the most exact room that the module lies in."""
     rooms = [one for one in ROOMS if module == one or module.startswith(f"{one}.")]
     return max(rooms, key=len, default=None)
+
+
+def network(module: str) -> str | None:
+    """Return the part of ``transport`` for one network that the module lies in."""
+    return next((one for one in NETWORKS if module == one or module.startswith(f"{one}.")), None)
 
 
 def imports(importer: str, path: Path, known: dict[str, Path], *, types: bool = True) -> Iterator[str]:

@@ -135,16 +135,16 @@ def test_communicators_of_closed_and_of_dropped_optimizers_are_freed():
     """MPICH has 2,040 of them."""
     from mpi4py import MPI
 
-    from pushsum_opt.transport import mpi
+    from pushsum_opt.transport.mpi import transport
 
-    before = len(mpi._alive)
+    before = len(transport._alive)
     for _ in range(40):
         wrap(torch.nn.Linear(2, 1), MPI.COMM_SELF)
-        assert len(mpi._alive) - before <= 17  # the collector is asked from 16 on
+        assert len(transport._alive) - before <= 17  # the collector is asked from 16 on
         wrap(torch.nn.Linear(2, 1), MPI.COMM_SELF).close()
     gc.collect()
     wrap(torch.nn.Linear(2, 1), MPI.COMM_SELF).close()
-    assert len(mpi._alive) == before
+    assert len(transport._alive) == before
 
 
 # ---------------------------------------------------------------------- the end of testing.run

@@ -13,7 +13,7 @@ from .base import Transport
 from .crew import Crew
 from .deferred import Deferred
 from .loopback import LoopbackComm, LoopbackTransport
-from .loopback_crew import LoopbackCrew
+from .loopback.crew import LoopbackCrew
 from .set_up import TIMEOUT, LogStalls, compare_calls
 from .waiting import Report
 
@@ -85,7 +85,7 @@ def open_crew(comm: Any) -> Crew:
             "its ranks cannot go on without one that has died. Start with `pushsum run --survive`, over MPI; or let "
             "torchrun start all ranks again (--max-restarts), and a checkpoint.Saver resume"
         )
-    from .mpi_crew import open_mpi_crew
+    from .mpi.crew import open_mpi_crew
 
     return open_mpi_crew(comm)
 

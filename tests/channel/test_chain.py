@@ -12,8 +12,8 @@ import pushsum_opt as ps
 from pushsum_opt import testing
 from pushsum_opt.collectives import averaged
 from pushsum_opt.errors import PeerTimeout
-from pushsum_opt.transport import chain, roll_call
-from pushsum_opt.transport.roll_call import RollCall
+from pushsum_opt.transport import waiting
+from pushsum_opt.transport.roll_call import RollCall, asking, chain
 
 
 def to_the_next(rank, size, round):
@@ -35,9 +35,9 @@ class Said(ps.Listener):
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
     monkeypatch.setenv("PUSHSUM_STALL_SECONDS", "0.2")
-    monkeypatch.setattr(roll_call, "LISTEN_AFTER_S", 0.01)
-    monkeypatch.setattr(roll_call, "ASK_AFTER_S", 0.02)
-    monkeypatch.setattr(roll_call, "ASK_AGAIN_S", 0.1)
+    monkeypatch.setattr(waiting, "LISTEN_AFTER_S", 0.01)
+    monkeypatch.setattr(asking, "ASK_AFTER_S", 0.02)
+    monkeypatch.setattr(asking, "ASK_AGAIN_S", 0.1)
     monkeypatch.setattr(chain, "JUST_NOW_S", 0.5)
 
 

@@ -13,8 +13,8 @@ from pushsum_opt import testing
 from pushsum_opt.collectives import averaged
 from pushsum_opt.errors import MismatchError, PeerFailed, PeerFinished, PeerTimeout
 from pushsum_opt.graphs import Ring
-from pushsum_opt.transport import Notice, Ticket, roll_call, waiting
-from pushsum_opt.transport.roll_call import RollCall
+from pushsum_opt.transport import Notice, Ticket, waiting
+from pushsum_opt.transport.roll_call import RollCall, Waiting, asking
 from pushsum_opt.transport.set_up import LogStalls
 
 
@@ -103,7 +103,7 @@ def test_two_different_calls_on_a_communicator_are_named(comm, warm):
 def test_slow_ranks_raise_no_alarm(staleness, monkeypatch):
     """Rank 0 comes to a call only when another one has waited in it for so long that it has asked for rank 0."""
     monkeypatch.setattr(waiting, "LISTEN_AFTER_S", 0.01)
-    monkeypatch.setattr(roll_call, "ASK_AFTER_S", 0.02)
+    monkeypatch.setattr(asking, "ASK_AFTER_S", 0.02)
     calls = ("averaged", "average", "mix", "close")
     asked = {call: threading.Event() for call in calls}
     call_of = {}
@@ -305,7 +305,7 @@ def test_a_thread_that_listens_while_a_wait_ends_answers_and_goes_on():
     answer = EndsItsWait(Post()).answer(QUESTION)
     roll = EndsItsWait(Post(answer, QUESTION))
     for _ in range(2):
-        roll.waiting = roll_call.Waiting(roll, 0, int, "step()")
+        roll.waiting = Waiting(roll, 0, int, "step()")
         roll.listen()
     assert [sent["answer"] for sent in roll._post.sent] == [1]
 

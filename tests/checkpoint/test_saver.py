@@ -184,7 +184,7 @@ def test_asynchronous_rank_that_has_finished_is_stopped_with_the_others(tmp_path
 def alone(function):
     """Run a rank on the main thread, where python takes signals."""
     from pushsum_opt.transport.loopback import LoopbackComm
-    from pushsum_opt.transport.loopback_world import LoopbackWorld
+    from pushsum_opt.transport.loopback.world import LoopbackWorld
 
     return function(LoopbackComm(LoopbackWorld(1), 0))
 

@@ -22,7 +22,7 @@ import pushsum_opt as ps
 from pushsum_opt.faults import Ledger
 from pushsum_opt.gossip.merging import Merger
 from pushsum_opt.testing import Faults, Moment
-from pushsum_opt.transport.injection import Killed
+from pushsum_opt.transport.loopback.injection import Killed
 
 pytestmark = pytest.mark.filterwarnings("ignore::pushsum_opt.graphs.speed.SlowMixingWarning")
 

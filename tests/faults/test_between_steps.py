@@ -12,7 +12,7 @@ import pushsum_opt as ps
 from pushsum_opt.channel import Channel
 from pushsum_opt.errors import CheckpointError, RanksLost
 from pushsum_opt.testing import Faults, Moment
-from pushsum_opt.transport.injection import Killed
+from pushsum_opt.transport.loopback.injection import Killed
 
 pytestmark = pytest.mark.filterwarnings("ignore::pushsum_opt.graphs.speed.SlowMixingWarning")
 

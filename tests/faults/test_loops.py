@@ -16,7 +16,7 @@ from pushsum_opt.algorithms.activity import Activity
 from pushsum_opt.checkpoint.memory_file import read_about
 from pushsum_opt.checkpoint.memory_folder import MemoryFolder, name_of_run
 from pushsum_opt.testing import Faults, Moment
-from pushsum_opt.transport.injection import Killed
+from pushsum_opt.transport.loopback.injection import Killed
 
 pytestmark = pytest.mark.filterwarnings("ignore::pushsum_opt.graphs.speed.SlowMixingWarning")
 

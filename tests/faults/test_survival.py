@@ -17,7 +17,7 @@ from pushsum_opt import graphs
 from pushsum_opt.collectives import averaged
 from pushsum_opt.errors import ConfigurationError, RanksLost
 from pushsum_opt.testing import Faults, Moment
-from pushsum_opt.transport.injection import Killed
+from pushsum_opt.transport.loopback.injection import Killed
 
 pytestmark = pytest.mark.filterwarnings("ignore::pushsum_opt.graphs.speed.SlowMixingWarning")
 

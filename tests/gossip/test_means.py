@@ -15,7 +15,7 @@ from pushsum_opt.gossip.means import Means, window_of
 from pushsum_opt.gossip.sketch import Sketch
 from pushsum_opt.gossip.wire import HEADER_BYTES
 from pushsum_opt.graphs import BaseK, Complete, OnePeerExponential, Ring
-from pushsum_opt.transport.loopback_world import EAGER_BYTES
+from pushsum_opt.transport.loopback.world import EAGER_BYTES
 
 EXACT_SIZES = {2: OnePeerExponential(), 3: BaseK(), 4: OnePeerExponential(), 6: BaseK(), 8: OnePeerExponential()}
 

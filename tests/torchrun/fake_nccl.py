@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from pushsum_opt.buffers import DeviceBytes
-from pushsum_opt.transport import torch_device_messages
+from pushsum_opt.transport.torch_distributed import device_messages
 
 FOLDER = Path(tempfile.gettempdir())
 
@@ -140,5 +140,5 @@ class FakeConnection:
 def use():
     """Let this process have it in NCCL's place; returns it."""
     nccl = FakeNccl()
-    torch_device_messages.make_nccl = lambda: nccl
+    device_messages.make_nccl = lambda: nccl
     return nccl

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torchrun.fake_nccl import device_bytes
 
-from pushsum_opt.transport.nccl import CupyNccl
+from pushsum_opt.transport.torch_distributed.nccl import CupyNccl
 
 ID = bytes(range(0, 256, 2))
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from torch.distributed import HashStore
 
-from pushsum_opt.transport import torch_meeting
-from pushsum_opt.transport.torch_meeting import Meeting
+from pushsum_opt.transport.torch_distributed import meeting
+from pushsum_opt.transport.torch_distributed.meeting import Meeting
 
 
 @pytest.fixture(autouse=True)
 def _look_at_every_call(monkeypatch):
-    monkeypatch.setattr(torch_meeting, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(meeting, "LOOK_EVERY_S", 0.0)
 
 
 def look(ranks):

@@ -7,14 +7,13 @@ import pytest
 
 from pushsum_opt.job import ending
 from pushsum_opt.job.process_groups import Job
-from pushsum_opt.transport import torch_job
-from pushsum_opt.transport.torch_distributed import TorchTransport
+from pushsum_opt.transport.torch_distributed import TorchTransport, job
 
 
 @pytest.fixture
 def transport(monkeypatch):
     """One process alone, which can send to itself."""
-    monkeypatch.setattr(torch_job, "_roll", None)
+    monkeypatch.setattr(job, "_roll", None)
     for name in ("when_the_end_begins", "when_all_is_closed", "when_stopped"):
         monkeypatch.setattr(ending, name, lambda callback: None)
     made = TorchTransport(Job(None, 0, 1, "a test").everyone())

@@ -10,10 +10,10 @@ import pytest
 from torchrun.fake_nccl import device_bytes
 
 from pushsum_opt.errors import PeerFailed
-from pushsum_opt.transport import torch_device_messages, torch_looks, torch_nccl
-from pushsum_opt.transport.torch_device_messages import DeviceMessages
-from pushsum_opt.transport.torch_nccl import Inward, Outward, Transfer
-from pushsum_opt.transport.torch_waits import Waits
+from pushsum_opt.transport.torch_distributed import device_messages, link, looks
+from pushsum_opt.transport.torch_distributed.device_messages import DeviceMessages
+from pushsum_opt.transport.torch_distributed.link import Inward, Outward, Transfer
+from pushsum_opt.transport.torch_distributed.waits import Waits
 
 BUFFER = device_bytes(np.zeros(8, np.uint8))
 
@@ -137,16 +137,16 @@ def test_what_was_given_up_while_it_connected_does_not_begin():
 
 
 def test_a_transfer_that_does_not_end_looks_whether_the_other_process_has_died(monkeypatch):
-    monkeypatch.setattr(torch_looks, "FIRST_AFTER_S", 0.01)
-    looks = iter([None, None, "rank 0: rank 1 has died"])
+    monkeypatch.setattr(looks, "FIRST_AFTER_S", 0.01)
+    found = iter([None, None, "rank 0: rank 1 has died"])
     nccl = Nccl(Hanging)
-    sender = Outward(nccl, lambda: next(looks), WHOM, [].append)
+    sender = Outward(nccl, lambda: next(found), WHOM, [].append)
     assert error_of(Transfer(sender, 1, BUFFER, b"a")) == "rank 0: rank 1 has died"
     assert nccl.made[0][1].aborted
 
 
 def test_an_abort_that_waits_for_the_other_process_keeps_nobody(monkeypatch):
-    monkeypatch.setattr(torch_nccl, "ABORT_S", 0.05)
+    monkeypatch.setattr(link, "ABORT_S", 0.05)
     stuck = threading.Event()
 
     class Stubborn(Hanging):
@@ -190,7 +190,7 @@ class Ends:
 def messages(monkeypatch):
     """Messages over connections that hang, if ``nccl.make`` is not changed; ``errors`` has what each ended with."""
     nccl = Nccl(Hanging)
-    monkeypatch.setattr(torch_device_messages, "make_nccl", lambda: nccl)
+    monkeypatch.setattr(device_messages, "make_nccl", lambda: nccl)
     made = DeviceMessages(Ends(), Waits("a test waits"))
     made.nccl, made.ends, made.errors = nccl, made._ends, []
     yield made
@@ -265,7 +265,7 @@ def test_one_message_at_a_time_is_received_whoever_sends(messages):
 
 
 def test_a_thread_that_waits_inside_nccl_is_freed_by_an_abort_from_outside(messages, monkeypatch):
-    monkeypatch.setattr(torch_device_messages, "ABORT_AFTER_S", 0.05)
+    monkeypatch.setattr(device_messages, "ABORT_AFTER_S", 0.05)
     inside, free = threading.Event(), threading.Event()
 
     class WaitsInside(Connection):

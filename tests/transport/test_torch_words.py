@@ -7,8 +7,8 @@ import time
 from types import SimpleNamespace
 
 from pushsum_opt.transport.roll_call import Need, RollCall, Waiting
-from pushsum_opt.transport.torch_job import MeshPost
-from pushsum_opt.transport.torch_mesh import INSIDE_BYTES, Mesh
+from pushsum_opt.transport.torch_distributed.job import MeshPost
+from pushsum_opt.transport.torch_distributed.mesh import INSIDE_BYTES, Mesh
 
 CHANNEL = "0123456789ab.1 rounds"
 

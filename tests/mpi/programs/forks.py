@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import pushsum_opt as ps
-from pushsum_opt.transport import fork
+from pushsum_opt.transport.mpi import fork
 
 
 def load(how):

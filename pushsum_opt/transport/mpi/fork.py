@@ -11,7 +11,7 @@ from __future__ import annotations
 import glob
 import os
 
-from ..log import log
+from ...log import log
 
 __all__ = ["watch"]
 

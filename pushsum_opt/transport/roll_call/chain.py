@@ -1,6 +1,6 @@
 """Who waits for whom for whom: what ranks that wait tell each other, put together to one sentence.
 
-A rank that waits asks the ranks that it waits for (see :mod:`.roll_call`). One that waits itself answers for whom it
+A rank that waits asks the ranks that it waits for. One that waits itself answers for whom it
 waits, with what it has learnt about that one in the same way. So a chain comes to each rank link by link.
 """
 

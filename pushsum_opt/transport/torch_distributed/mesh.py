@@ -3,7 +3,7 @@
 A *frame* goes ahead of every message: for whom it is, its tag and its length. A short message travels inside its frame.
 A long one follows once its receiver has a buffer for it. So a message that does not fit is refused before it is
 received, where gloo would end the process, and an expectation can be taken back, which gloo does not know. Of a message
-in GPU memory only frames go over gloo; see :mod:`~pushsum_opt.transport.torch_device_messages`.
+in GPU memory only frames go over gloo; see :mod:`~pushsum_opt.transport.torch_distributed.device_messages`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..buffers import DeviceBytes
-from ..errors import LaunchError, PeerFailed
-from .torch_device_messages import DeviceMessages
-from .torch_waits import FOREVER, Done, Waits
+from ...buffers import DeviceBytes
+from ...errors import LaunchError, PeerFailed
+from .device_messages import DeviceMessages
+from .waits import FOREVER, Done, Waits
 
 __all__ = ["INSIDE_BYTES", "Arrival", "Listener", "Mesh"]
 
@@ -221,15 +221,15 @@ class Mesh:
     # ------------------------------------------------------------------ GPU memory
 
     def say_clear(self, to: int, number: int, id: bytes) -> None:
-        """See :class:`~pushsum_opt.transport.torch_device_messages.Ends`."""
+        """See :class:`~pushsum_opt.transport.torch_distributed.device_messages.Ends`."""
         self._send_frame(to, HEAD.pack(CLEAR, self.me, NO_CONTEXT, 0, len(id), number) + id)
 
     def refuse(self, to: int, number: int) -> None:
-        """See :class:`~pushsum_opt.transport.torch_device_messages.Ends`."""
+        """See :class:`~pushsum_opt.transport.torch_distributed.device_messages.Ends`."""
         self._send_quietly(to, HEAD.pack(REFUSED, self.me, NO_CONTEXT, 0, 0, number))
 
     def why_gone(self, peer: int) -> str | None:
-        """See :class:`~pushsum_opt.transport.torch_device_messages.Ends`."""
+        """See :class:`~pushsum_opt.transport.torch_distributed.device_messages.Ends`."""
         return gone(self.job_rank(), self.job_rank(peer)) if self.is_gone(peer) else None
 
     def job_rank(self, number: int | None = None) -> int:

@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 from mpi4py import MPI
 
-from .mpi import FAULT_TOLERANT, begin_barrier, begun
-from .mpi_post import roll_of_the_job
-from .roll_call import group_name
+from ..roll_call import group_name
+from .losses import FAULT_TOLERANT
+from .making import begin_barrier, begun
+from .post import roll_of_the_job
 
 __all__ = ["catch_up", "set_ups"]
 

@@ -10,14 +10,14 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from ..errors import PeerFailed
-from ..job import ending, forked_end, process_groups
-from ..job.process_groups import GroupComm, Job
-from .roll_call import Message, RollCall, group_name
-from .set_up import Forming, until_all_come
-from .torch_meeting import Meeting
-from .torch_mesh import INSIDE_BYTES, Mesh
-from .waiting import Report
+from ...errors import PeerFailed
+from ...job import ending, forked_end, process_groups
+from ...job.process_groups import GroupComm, Job
+from ..roll_call import Message, RollCall, group_name
+from ..set_up import Forming, until_all_come
+from ..waiting import Report
+from .meeting import Meeting
+from .mesh import INSIDE_BYTES, Mesh
 
 __all__ = ["leave", "mesh_of", "roll_of"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import struct
 import time
 from collections.abc import Callable, Iterable
@@ -12,17 +11,17 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from ..buffers import DeviceBytes
-from ..errors import ClosedError, ConfigurationError, MismatchError, RanksLost
+from ...buffers import DeviceBytes
+from ...errors import ClosedError, ConfigurationError, MismatchError, RanksLost
+from ..base import ANY, Notice, Ticket, Transport
+from ..naps import nap
+from ..set_up import TIMEOUT, LogStalls
+from ..waiting import Report
 from . import fork
-from .base import ANY, Notice, Ticket, Transport
-from .mpi_post import post_of_the_job, roll_of_the_job
-from .naps import nap
-from .roll_call import Progress
-from .set_up import TIMEOUT, Forming, LogStalls, until_all_come
-from .waiting import Report
+from .losses import FAULT_TOLERANT, LOST, who_is_lost
+from .making import duplicate
 
-__all__ = ["MpiTransport", "can_be_freed", "lost_by"]
+__all__ = ["MpiTransport", "revoke_all"]
 
 NOTICE_TAG = 1000
 NOTICE_BYTES = 1024
@@ -32,19 +31,7 @@ HIGHEST_TAG = 32767
 
 # MPI writes into the buffers of an open transport whether or not anybody still refers to it.
 _alive: set[MpiTransport] = set()
-
-FAULT_TOLERANT = os.environ.get("OMPI_MCA_mpi_ft_enable", "0").lower() in ("1", "true")  # noqa: SIM112
-"""Whether the job outlives a rank: ``mpirun --with-ft ulfm`` of Open MPI says so to all. Then a message counts as sent
-only once it is being received: Open MPI calls small ones sent earlier, and frees them."""
-
-EAGER_S = 0.05
-"""In that mode a rank takes no nap for so long while a communicator is made: a death in this time crashes all ranks."""
-HEAR_S = 1.0
-
-LOST = {
-    getattr(MPI, name) for name in ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING", "ERR_REVOKED") if hasattr(MPI, name)
-}
-"""Classes of errors by which an MPI with fault tolerance says that ranks have died."""
+_sent_in_vain: list[Any] = []
 
 
 class MpiTransport(Transport):
@@ -64,7 +51,7 @@ class MpiTransport(Transport):
             raise ConfigurationError(f"this MPI library allows tags up to {highest}: expected at least {HIGHEST_TAG}")
         self.rank = comm.Get_rank()
         self.size = comm.Get_size()
-        self._comm, self.progress = _duplicate(comm, timeout, report or LogStalls(self.rank))
+        self._comm, self.progress = duplicate(comm, timeout, report or LogStalls(self.rank))
         self._requests: list[MPI.Request] = []
         self._tickets: list[Ticket] = []
         self._inbox: list[Notice] = []
@@ -199,7 +186,7 @@ class MpiTransport(Transport):
         return found
 
     def _explain(self, error: MPI.Exception) -> Exception:
-        if (lost := _lost(self._comm, error)) is not None:
+        if (lost := who_is_lost(self._comm, error)) is not None:
             return RanksLost(f"rank {self.rank}: {lost}")
         if "trunc" in str(error).lower() or error.Get_error_class() in (MPI.ERR_TRUNCATE, MPI.ERR_IN_STATUS):
             peers = sorted({t.peer for t in self._tickets if t.peer not in (None, ANY) and not t.sends})
@@ -293,98 +280,10 @@ class MpiTransport(Transport):
         return self._comm
 
 
-def can_be_freed(comm: MPI.Comm) -> bool:
-    """Tell whether MPI runs, and no rank of a communicator has died: all of them have to come to free it."""
-    return not MPI.Is_finalized() and not (FAULT_TOLERANT and (comm.Is_revoked() or comm.Get_failed().Get_size()))
-
-
-_sent_in_vain: list[Any] = []
-begun: list[Any] = []
-"""(communicator, request) of what MPI does with a communicator now; it cancels neither a duplication nor a barrier."""
-
-
-def begin_barrier(comm: MPI.Comm) -> MPI.Request:
-    """Begin what ranks wait in for each other before they duplicate a communicator that outlives a rank."""
-    request = comm.Ibarrier()
-    begun.append((comm, request))
-    return request
-
-
 def revoke_all() -> None:
     """Revoke every transport of this process: some rank has died."""
     for transport in tuple(_alive):
         transport.revoke()
-
-
-def _lost(comm: MPI.Comm, error: MPI.Exception) -> str | None:
-    """Return in words that ranks have died, where an error says so."""
-    if not LOST:
-        return None
-    try:
-        dead = comm.Get_failed()
-        ranks = list(dead.Translate_ranks(list(range(dead.Get_size())), comm.Get_group()))
-        revoked = comm.Is_revoked()
-    except MPI.Exception:
-        ranks, revoked = [], False
-    if ranks:
-        return f"rank {', '.join(map(str, ranks))} has died"
-    if revoked or error.Get_error_class() in LOST:
-        return "another rank says that ranks have died"
-    return None
-
-
-def _duplicate(comm: MPI.Comm, timeout: float, report: Report) -> tuple[MPI.Comm, Progress | None]:
-    """Collective. Return a private duplicate, and what counts its progress in the roll call."""
-    ranks = _ranks_of_the_job(comm)
-    set_ups, progress = roll_of_the_job().set_up(ranks) if ranks and len(ranks) > 1 else (None, None)
-    number = 0 if set_ups is None else roll_of_the_job().reached[f"{set_ups.channel} collectives"]
-    try:
-        if FAULT_TOLERANT and comm.Get_size() > 1:
-            # Where a rank dies while a communicator is made, Open MPI 5.0 crashes on all others that make it (in
-            # ompi_comm_revoke_local). So they wait for each other before it, and take no nap in it.
-            request = begin_barrier(comm)
-            until_all_come(Forming(comm.Get_rank(), set_ups, request.Test), timeout, report, number)
-            begun.pop()
-        duplicate, request = comm.Idup()
-        begun.append((duplicate, request))
-        eager_s = EAGER_S if FAULT_TOLERANT else 0.0
-        until_all_come(Forming(comm.Get_rank(), set_ups, request.Test, eager_s=eager_s), timeout, report, number)
-        begun.pop()
-        post = post_of_the_job()
-        if post.size > 1 and post.office is None and progress is not None and len(progress.ranks) == post.size:
-            with roll_of_the_job().talking:
-                post.open_office(lambda done: until_all_come(Forming(comm.Get_rank(), None, done), timeout, report))
-    except MPI.Exception as error:
-        if FAULT_TOLERANT:
-            _hear_who_is_lost(comm)
-        if (lost := _lost(comm, error)) is not None:
-            raise RanksLost(f"rank {comm.Get_rank()}: {lost}") from error
-        raise
-    return duplicate, progress
-
-
-def lost_by(comm: MPI.Comm, error: Exception) -> RanksLost | None:
-    """Return an error of MPI as RanksLost, where it says that ranks have died."""
-    lost = _lost(comm, error) if isinstance(error, MPI.Exception) else None
-    return None if lost is None else RanksLost(f"rank {comm.Get_rank()}: {lost}")
-
-
-def _hear_who_is_lost(comm: MPI.Comm) -> None:
-    """Wait a moment for MPI to say who has died: where it makes a communicator, it has other errors first."""
-    begin = time.monotonic()
-    while time.monotonic() - begin < HEAR_S and not comm.Get_failed().Get_size():
-        with contextlib.suppress(MPI.Exception):
-            comm.Iprobe()
-        time.sleep(1e-3)
-
-
-def _ranks_of_the_job(comm: MPI.Comm) -> list[int] | None:
-    """Return a communicator's ranks in MPI.COMM_WORLD, or None where some are of another job (spawned)."""
-    world, group = MPI.COMM_WORLD.Get_group(), comm.Get_group()
-    ranks = list(group.Translate_ranks(list(range(group.Get_size())), world))
-    world.Free()
-    group.Free()
-    return None if MPI.UNDEFINED in ranks else ranks
 
 
 def _count_bytes(buffer: Any) -> int:

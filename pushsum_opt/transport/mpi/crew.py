@@ -17,13 +17,14 @@ from typing import Any, NoReturn
 
 from mpi4py import MPI
 
-from .. import progress
-from ..errors import ConfigurationError, RanksLost
-from ..job import forked_end, training_ranks
-from ..job.ending import THIS
-from ..log import log
-from .crew import CallsAreOver, Crew, Wait
-from .mpi import FAULT_TOLERANT, revoke_all
+from ... import progress
+from ...errors import ConfigurationError, RanksLost
+from ...job import forked_end, training_ranks
+from ...job.ending import THIS
+from ...log import log
+from ..crew import CallsAreOver, Crew, Wait
+from .losses import FAULT_TOLERANT
+from .transport import revoke_all
 
 __all__ = ["MpiCrew", "open_mpi_crew"]
 
@@ -51,7 +52,7 @@ class MpiCrew(Crew):
         return found
 
     def grown(self, processes: Sequence[int], ranks: tuple[int, ...], name: str) -> MpiCrew:
-        from ..spares.team import form
+        from ...spares.team import form
 
         try:
             return MpiCrew(form(processes, name), ranks)

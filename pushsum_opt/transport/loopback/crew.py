@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any, NoReturn
 
-from ..log import log
-from .crew import CallsAreOver, Crew, Wait
+from ...log import log
+from ..crew import CallsAreOver, Crew, Wait
+from .comm import LoopbackComm
 from .injection import Killed, Rendezvous, inject
-from .loopback import LoopbackComm
 
 __all__ = ["LoopbackCrew"]
 

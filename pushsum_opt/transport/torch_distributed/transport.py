@@ -1,10 +1,4 @@
-"""Messages over torch.distributed, on connections of gloo that belong to this library alone.
-
-Every communicator uses the same mesh of connections, each transport with a *context* of its own, which goes with its
-messages. Neither the program's process groups nor their collectives are used, so nothing here can disturb them.
-
-GPU memory that is handed to this transport is moved by NCCL; see :mod:`~pushsum_opt.transport.torch_device_messages`.
-"""
+"""Messages between the processes of a job of torch.distributed."""
 
 from __future__ import annotations
 
@@ -19,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from ..buffers import DeviceBytes
-from ..errors import ClosedError, MismatchError, PeerFailed
-from ..job.process_groups import GroupComm
+from ...buffers import DeviceBytes
+from ...errors import ClosedError, MismatchError, PeerFailed
+from ...job.process_groups import GroupComm
+from ..base import ANY, Notice, Ticket, Transport
+from ..set_up import TIMEOUT, LogStalls
+from ..waiting import Report
 from . import by_messages
-from .base import ANY, Notice, Ticket, Transport
-from .set_up import TIMEOUT, LogStalls
-from .torch_job import mesh_of, roll_of
-from .torch_looks import Looks
-from .torch_mesh import Arrival, gone
-from .waiting import Report
+from .job import mesh_of, roll_of
+from .looks import Looks
+from .mesh import Arrival, gone
 
 __all__ = ["TorchTransport"]
 
@@ -302,7 +296,7 @@ _OVER = Ticket("a collective that is over", None, None)
 
 
 class _OneCollective:
-    """The messages of one collective; see :class:`pushsum_opt.transport.by_messages.Messages`."""
+    """The messages of one collective; see :class:`pushsum_opt.transport.torch_distributed.by_messages.Messages`."""
 
     def __init__(self, transport: TorchTransport, number: int, what: str) -> None:
         self.rank, self.size = transport.rank, transport.size

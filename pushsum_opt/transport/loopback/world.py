@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MismatchError, PeerFailed, RanksLost
-from .base import ANY, Notice, Ticket
+from ...errors import MismatchError, PeerFailed, RanksLost
+from ..base import ANY, Notice, Ticket
+from ..roll_call import Message, RollCall
 from .injection import Faults, Killed, Rendezvous
-from .roll_call import Message, RollCall
 
 __all__ = ["Delays", "LoopbackWorld", "Transfer"]
 

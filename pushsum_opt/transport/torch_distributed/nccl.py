@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-from ..buffers import DeviceBytes
+from ...buffers import DeviceBytes
 
 __all__ = ["CupyNccl"]
 
@@ -16,7 +16,7 @@ FIRST = -1
 
 
 class CupyNccl:
-    """See :class:`~pushsum_opt.transport.torch_nccl.Nccl`. The thread that calls has chosen the device.
+    """See :class:`~pushsum_opt.transport.torch_distributed.link.Nccl`. The thread that calls has chosen the device.
 
     All messages of one direction stand on one stream: a process has one of them at a time.
     """
@@ -47,7 +47,7 @@ def _signed(id: bytes) -> tuple[int, ...]:
 
 
 class CupyConnection:
-    """See :class:`~pushsum_opt.transport.torch_nccl.Connection`."""
+    """See :class:`~pushsum_opt.transport.torch_distributed.link.Connection`."""
 
     def __init__(self, nccl: Any, id: Any, sends: bool, stream: Any) -> None:
         import torch

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .calls import nested_calls
+from ..calls import nested_calls
 
 if TYPE_CHECKING:
-    from .loopback_world import LoopbackWorld
+    from .world import LoopbackWorld
 
 __all__ = ["Faults", "Killed", "Moment", "Rendezvous", "inject"]
 

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..buffers import DeviceBytes
-from ..errors import PeerFailed
-from .naps import nap
-from .torch_looks import Looks
+from ...buffers import DeviceBytes
+from ...errors import PeerFailed
+from ..naps import nap
+from .looks import Looks
 
 __all__ = ["Connection", "Inward", "Link", "Nccl", "Outward", "Transfer"]
 

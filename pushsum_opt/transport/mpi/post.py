@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from ..job import ending, forked_end, training_ranks, world
-from .roll_call import Message, RollCall
+from ...job import ending, forked_end, training_ranks, world
+from ..roll_call import Message, RollCall
 
 __all__ = ["MpiPost", "leave", "roll_of_the_job"]
 

@@ -21,11 +21,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, Protocol
 
-from ..buffers import DeviceBytes
-from ..errors import PeerFailed
+from ...buffers import DeviceBytes
+from ...errors import PeerFailed
+from .link import Inward, Link, Nccl, Outward, Transfer
 from .nccl import CupyNccl
-from .torch_nccl import Inward, Link, Nccl, Outward, Transfer
-from .torch_waits import Done, Waits
+from .waits import Done, Waits
 
 __all__ = ["DeviceMessages", "Ends"]
 
