@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 
 import pytest
+from warm.python import warm_python
 
 from pushsum_opt.checkpoint.memory_folder import MemoryFolder
 
@@ -13,19 +15,6 @@ from pushsum_opt.checkpoint.memory_folder import MemoryFolder
 def folder(tmp_path):
     (tmp_path / "memory").mkdir()
     return MemoryFolder(tmp_path / "memory", "0123", tmp_path / "disk")
-
-
-def in_child(do):
-    """Do something in a forked child; the child ends with exit code 0 if it has worked."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            do()
-            code = 0
-        finally:
-            os._exit(code)
-    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_slot_that_was_given_back_is_free_while_a_forked_child_lives(folder):
@@ -41,11 +30,22 @@ def test_a_slot_that_was_given_back_is_free_while_a_forked_child_lives(folder):
     other.release()
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_a_forked_child_does_not_give_back_what_its_parent_holds(folder):
-    slot = folder.take()
-    in_child(slot.release)
-    other = folder.take()
-    assert (slot.number, other.number) == (0, 1)
+IN_A_CHILD = """
+import os, sys
+from pathlib import Path
+from pushsum_opt.checkpoint.memory_folder import MemoryFolder
+
+folder = MemoryFolder(Path(sys.argv[1]), "0123", Path(sys.argv[2]))
+slot = folder.take()
+if os.fork() == 0:
     slot.release()
-    other.release()
+    os._exit(0)
+ended = os.waitstatus_to_exitcode(os.wait()[1])
+print(ended, slot.number, folder.take().number)
+"""
+
+
+def test_a_forked_child_does_not_give_back_what_its_parent_holds(tmp_path):
+    command = [*warm_python(), "-c", IN_A_CHILD, str(tmp_path), str(tmp_path / "disk")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["0", "0", "1"], done.stderr

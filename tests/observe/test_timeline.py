@@ -17,16 +17,20 @@ from pushsum_opt.observe.timeline.clocks import compare_clocks
 from pushsum_opt.observe.timeline.reading import Recording, newest_run
 
 
-def record(folder, size=3, *, rounds=12, staleness=0, window=None, limit=64 << 20, clock=lambda rank: None):
-    """Write the timelines of a run on loopback."""
+def record(folder, size=3, *, rounds=12, staleness=0, window=None, limit=64 << 20, clock=lambda rank: None, late=0.0):
+    """Write the timelines of a run on loopback.
+
+    Args:
+        late: seconds by which the ranks are late in turn: rank 0 in round 0, rank 1 in round 1.
+    """
 
     def rank(comm):
         tensors = [np.full(20_000, float(comm.rank))]
         with ps.PushSum(tensors, graph=ps.graphs.Ring(), staleness=staleness, comm=comm) as push_sum:
             ps.observe.Timeline(push_sum, folder, rounds=window, limit=limit, clock=clock(comm.rank))
-            for _ in range(rounds):
+            for k in range(rounds):
                 with ps.observe.span("forward"):
-                    pass
+                    time.sleep(late if k % size == comm.rank else 0.0)
                 push_sum.mix()
 
     ps.testing.run(size, rank)
@@ -91,7 +95,7 @@ def test_ranks_that_read_the_same_clock_need_no_correction(tmp_path):
 
 
 def test_the_trace_shows_rounds_waits_spans_calls_and_counters_on_every_rank(tmp_path):
-    record(tmp_path)
+    record(tmp_path, late=0.05)
     trace = trace_of(tmp_path)
     for rank in range(3):
         names = [one["name"] for one in trace.slices if one["pid"] == rank]

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 import pushsum_opt as ps
-from pushsum_opt.transport.mpi import fork
 
 
 def load(how):
@@ -48,13 +47,15 @@ def start(how):
 
 
 def main(folder, devices, *ways):
-    fork.DEVICES = (devices,)
     said = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append((record.levelname, record.getMessage()))
     logging.getLogger("pushsum_opt").addHandler(handler)
     if "before" in ways:
         load("fork")
+    from pushsum_opt.transport.mpi import fork  # this starts MPI
+
+    fork.DEVICES = (devices,)
     found = {}
     for how in ways:
         start(how)
