@@ -60,5 +60,5 @@ def test_a_root_that_is_no_rank_is_refused_with_its_value(root, what):
             ps.broadcast_parameters(network(), root=root, comm=comm)
 
     with pytest.raises(ps.testing.RankErrors, match=f"root={root}") as caught:
-        ps.testing.run(3, rank, timeout=5)
+        ps.testing.run(3, rank)
     assert all(isinstance(error, ConfigurationError) for error in caught.value.errors.values())

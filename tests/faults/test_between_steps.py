@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-import torch
+import torch._dynamo  # the first optimizer would import it, and take longer than a timeout on a busy machine
 
 import pushsum_opt as ps
 from pushsum_opt.channel import Channel

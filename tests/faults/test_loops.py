@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-import torch
+import torch._dynamo  # the first optimizer would import it, and take longer than a timeout on a busy machine
 
 import pushsum_opt as ps
 from pushsum_opt.algorithms.activity import Activity
@@ -190,6 +190,7 @@ def test_what_a_run_was_resumed_from_stays_until_survivors_have_all_written_some
 
     each(3, tmp_path, begin, None, saver=saver)
     kept = []
+    wrote = [threading.Event(), threading.Event()]
 
     def go_on(loop):
         assert loop.saver.resume() == {"step": 8}
@@ -199,8 +200,10 @@ def test_what_a_run_was_resumed_from_stays_until_survivors_have_all_written_some
         def write_and_die(*parts):
             written.append(write(*parts))
             if loop.me == 2:
+                assert all(event.wait(20) for event in wrote)
                 loop.optimizer.push_sum.comm.world.kill(2)
                 raise Killed(2)
+            wrote[loop.me].set()
             return written[-1]
 
         memory._write = write_and_die

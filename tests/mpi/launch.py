@@ -57,17 +57,25 @@ def mpirun(size: int, program: str, *arguments: str, limit: float = 120.0, **var
     The output is what a user sees: lines of several ranks may run into each other. :func:`each_rank` keeps them apart.
     A run that takes longer than ``limit`` seconds is a hang: it is ended, and the test fails with its output.
     """
-    return _run(size, script(program, *arguments), limit, variables)
+    return finished([*launcher(), "-np", str(size), *script(program, *arguments)], limit, **variables)
 
 
 def each_rank(
     size: int, program: str, *arguments: str, limit: float = 120.0, warm: bool | None = None, **variables: str
 ):
     """Run as :func:`mpirun` does; the output is mpirun's own, then that of rank 0, of rank 1, and so on."""
+    return apart(["-np", str(size)], script(program, *arguments, warm=warm), limit, **variables)
+
+
+def apart(options: list[str], command: list[str], limit: float, **variables: str):
+    """Run a command by mpirun with options of its own; the output is mpirun's, then that of each rank by itself.
+
+    What ranks print at the same time may be cut anywhere, also within a line, where mpirun puts it together.
+    """
     with tempfile.TemporaryDirectory() as folder:
         to_file = f'exec "$0" "$@" >"{folder}/${{OMPI_COMM_WORLD_RANK:-$PMI_RANK}}" 2>&1'
-        command = ["sh", "-c", to_file, *script(program, *arguments, warm=warm)]
-        done = _run(size, command, limit, variables, Path(folder))
+        words = [*launcher(), *options, "sh", "-c", to_file, *command]
+        done = finished(words, limit, Path(folder), **variables)
         done.stdout += _collect(Path(folder))
         return done
 
@@ -118,18 +126,9 @@ def fault_tolerant(size: int, program: str, *arguments: str, limit: float = 120.
     Args:
         spares: how many more processes wait until a rank is lost.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        to_file = f'exec "$0" "$@" >"{folder}/$OMPI_COMM_WORLD_RANK" 2>&1'
-        count = str(size + spares)
-        variables |= {"PUSHSUM_SPARES": str(spares)} if spares else {}
-        command = ["--with-ft", "ulfm", "-np", count, "sh", "-c", to_file, *script(program, *arguments)]
-        done = finished([*launcher(), *command], limit, Path(folder), **variables)
-        done.stdout += _collect(Path(folder))
-        return done
-
-
-def _run(size: int, words: list[str], limit: float, variables: dict[str, str], folder: Path | None = None):
-    return finished([*launcher(), "-np", str(size), *words], limit, folder, **variables)
+    variables |= {"PUSHSUM_SPARES": str(spares)} if spares else {}
+    options = ["--with-ft", "ulfm", "-np", str(size + spares)]
+    return apart(options, script(program, *arguments), limit, **variables)
 
 
 def finished(command: list[str], limit: float, folder: Path | None = None, **variables: str):

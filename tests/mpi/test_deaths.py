@@ -35,7 +35,7 @@ def pushsum_run(folder, size, program, *arguments, survive=True, options=(), lim
     done = subprocess.run(
         [sys.executable, "-m", "pushsum_opt", "run", *words, sys.executable, str(HERE / "programs" / program),
          str(folder), *arguments],
-        env=launch.environment(UCX_TLS="tcp,self"),
+        env=launch.environment(UCX_TLS="tcp,self", PYTHONUNBUFFERED=""),  # so that a line is written as one piece
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -17,7 +17,7 @@ from support.terminal import AtTerminal
 pytestmark = pytest.mark.mpi
 
 RANKS = 3
-SECONDS = 60
+SECONDS = 240
 
 # Each rank writes down its process id when all have started, and then does what the test asks for.
 SCRIPT = """

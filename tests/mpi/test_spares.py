@@ -76,4 +76,4 @@ def test_an_asynchronous_rank_that_closes_takes_in_the_spare_that_all_have_agree
 
 
 def test_a_spare_that_is_invited_again_while_it_answers_comes_to_the_second_invitation():
-    succeeds(1, "invited_again.py", limit=30)
+    succeeds(1, "invited_again.py")

@@ -149,12 +149,15 @@ def test_a_timeline_without_means_has_none_measured(tmp_path):
 
 
 def test_a_wait_is_named_after_the_rank_that_was_waited_for_to_the_end(tmp_path):
+    together = threading.Barrier(4)
+
     def rank(comm):
         with ps.PushSum([np.zeros(10)], graph=ps.graphs.Complete(), comm=comm) as push_sum:
             ps.observe.Timeline(push_sum, tmp_path)
+            together.wait(60)
             push_sum.mix()
 
-    ps.testing.run(4, rank, delays=lambda sender, receiver, before: 0.2 if sender == 3 else 0.0)
+    ps.testing.run(4, rank, delays=lambda sender, receiver, before: 0.5 if sender == 3 else 0.0)
     trace = trace_of(tmp_path)
     for rank in range(3):
         waits = [

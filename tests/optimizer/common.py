@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 
-import torch
+import torch._dynamo  # the first optimizer would import it, and take longer than a timeout on a busy machine
 from torch import nn
 
 import pushsum_opt as ps

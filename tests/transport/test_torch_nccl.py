@@ -54,6 +54,12 @@ class Hanging(Connection):
     hangs = True
 
 
+def give_up(transfer):
+    """What a connection answers that hangs, when it is asked whether it is done: its transfer is given up just then."""
+    transfer.given_up = GIVEN_UP
+    return False
+
+
 WHOM = "rank 0: NCCL cannot do it"
 GIVEN_UP = "this one has given up the message"
 
@@ -90,10 +96,13 @@ def test_a_sender_takes_the_connection_that_the_receiver_has_chosen():
 
 
 def test_a_sender_never_uses_a_connection_again_that_it_has_given_up_and_says_so():
-    nccl, refused = Nccl(Hanging), []
+    class Hangs(Connection):
+        def done(self):
+            return give_up(given_up)
+
+    nccl, refused = Nccl(Hangs), []
     sender = Outward(nccl, nothing, WHOM, refused.append)
     given_up, waiting = Transfer(sender, 1, BUFFER, b"a"), Transfer(sender, 2, BUFFER, b"a")
-    threading.Timer(0.05, lambda: setattr(given_up, "given_up", GIVEN_UP)).start()
     assert error_of(given_up) == f"{WHOM}: {GIVEN_UP}"
     assert "their connection was given up" in error_of(waiting)
     ((_, connection),) = nccl.made
@@ -106,9 +115,8 @@ def test_a_receiver_says_when_each_transfer_begins_and_takes_another_connection_
     receiver = Inward(nccl, nothing, WHOM, lambda number, id: said.append((number, id)))
     for number in (5, 6):
         assert error_of(Transfer(receiver, number, BUFFER)) is None
-    nccl.made[0][1].hangs = True
     broken = Transfer(receiver, 7, BUFFER)
-    threading.Timer(0.05, lambda: setattr(broken, "given_up", GIVEN_UP)).start()
+    nccl.made[0][1].done = lambda: give_up(broken)
     assert GIVEN_UP in error_of(broken)
     assert error_of(Transfer(receiver, 8, BUFFER)) is None
     assert said == [(5, b"1"), (6, b"1"), (7, b"1"), (8, b"2")]
@@ -149,12 +157,14 @@ def test_an_abort_that_waits_for_the_other_process_keeps_nobody(monkeypatch):
     monkeypatch.setattr(link, "ABORT_S", 0.05)
     stuck = threading.Event()
 
-    class Stubborn(Hanging):
+    class Stubborn(Connection):
+        def done(self):
+            return give_up(transfer)
+
         def abort(self):
             stuck.wait(60)
 
     transfer = Transfer(Outward(Nccl(Stubborn), nothing, WHOM, [].append), 1, BUFFER, b"a")
-    threading.Timer(0.05, lambda: setattr(transfer, "given_up", GIVEN_UP)).start()
     assert GIVEN_UP in error_of(transfer)
     stuck.set()
 

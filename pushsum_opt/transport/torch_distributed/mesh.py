@@ -12,18 +12,19 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from ...buffers import DeviceBytes
 from ...errors import LaunchError, PeerFailed
+from .contexts import Arrival, Contexts, Listener
 from .device_messages import DeviceMessages
 from .waits import FOREVER, Done, Waits
 
-__all__ = ["INSIDE_BYTES", "Arrival", "Listener", "Mesh"]
+__all__ = ["INSIDE_BYTES", "Mesh", "gone"]
 
 CONNECT = timedelta(seconds=120)
 """Seconds that gloo has to connect processes that are all there."""
@@ -41,29 +42,6 @@ sender stops with an error; of the roll call; nothing comes any more."""
 FRAMES_AT_ONCE = 32
 """Frames to one process that are kept until a thread looks whether they have been sent."""
 NO_CONTEXT = bytes(16)
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """A message that has come, or whose sender waits for a buffer for it."""
-
-    source: int
-    context: bytes
-    tag: int
-    length: int
-    data: bytes | None
-    """The message, where it was inside its frame."""
-    number: int
-    by_nccl: bool = False
-    """It is in GPU memory, and is received there."""
-
-
-class Listener(Protocol):
-    """What takes the messages of one context."""
-
-    def arrived(self, arrival: Arrival) -> None: ...
-
-    def stopped(self, source: int, reason: str) -> None: ...
 
 
 class Mesh:
@@ -86,15 +64,11 @@ class Mesh:
         self.ranks = ranks
         self.me, self.size = me, size = ranks.index(rank), len(ranks)
         self._torch = torch
-        self.lock = threading.RLock()
+        self._contexts = Contexts()
+        self.lock = self._contexts.lock
         """Held while messages and expectations find each other."""
-        self._listeners: dict[bytes, Listener] = {}
-        self._early: dict[bytes, list[Arrival]] = {}
-        self._closed: set[bytes] = set()
         self._numbers = [FIRST_NUMBER] * size
         self._unseen: list[list[Any]] = [[] for _ in range(size)]
-        self.stopped: dict[int, str] = {}
-        """Why processes have stopped, as far as they have said so."""
         self._words: list[bytes] = []
         self._waits = Waits("pushsum_opt waits for gloo")
         self._on_devices = DeviceMessages(self, self._waits)
@@ -114,18 +88,11 @@ class Mesh:
 
     def open(self, context: bytes, listener: Listener) -> None:
         """From now on a listener takes the messages of a context, those first that have come before."""
-        with self.lock:
-            self._listeners[context] = listener
-            for arrival in self._early.pop(context, ()):
-                listener.arrived(arrival)
-            for source, reason in self.stopped.items():
-                listener.stopped(source, reason)
+        self._contexts.open(context, listener)
 
     def close(self, context: bytes) -> None:
         """What still comes for a context is thrown away."""
-        with self.lock:
-            self._listeners.pop(context, None)
-            self._closed.add(context)
+        self._contexts.close(context)
         self.give_up(context)
 
     def give_up(self, context: bytes) -> None:
@@ -150,7 +117,7 @@ class Mesh:
             self._on_devices.post(to, number, context, data, done)
             self._send_frame(to, HEAD.pack(BY_NCCL, self.me, context, tag, length, number))
         elif to == self.me:
-            self._deliver(Arrival(to, context, tag, length, data.tobytes(), 0))
+            self._contexts.deliver(Arrival(to, context, tag, length, data.tobytes(), 0))
             done(None)
         elif length <= INSIDE_BYTES and not whole:
             self._send_frame(to, HEAD.pack(MESSAGE, self.me, context, tag, length, 0) + data.tobytes())
@@ -293,40 +260,26 @@ class Mesh:
             inside = number == 0 or kind == CLEAR
             data = frame[HEAD.size : HEAD.size + length].tobytes() if inside else None
             if kind in (MESSAGE, BY_NCCL):
-                self._deliver(Arrival(source, context, tag, length, data, number, kind == BY_NCCL))
+                self._contexts.deliver(Arrival(source, context, tag, length, data, number, kind == BY_NCCL))
             elif kind == CLEAR:
                 self._on_devices.cleared(source, number, data or b"")
             elif kind == REFUSED:
                 self._on_devices.refused(source, number)
             elif kind == STOPPED:
-                self._note_stopped(source, (data or b"").decode("utf-8", "replace"))
+                self._contexts.note_stopped(source, (data or b"").decode("utf-8", "replace"))
             elif kind == WORD:
                 with self.lock:
                     self._words.append(data or b"")
             else:
                 return
 
-    def _note_stopped(self, source: int, reason: str) -> None:
-        with self.lock:
-            self.stopped.setdefault(source, reason)
-            for listener in tuple(self._listeners.values()):
-                listener.stopped(source, self.stopped[source])
-
     def _say_who_is_gone(self, error: Exception) -> None:
         """Frames cannot be received from anybody any more, because a process has died: then gloo refuses it."""
         if self.ending:
             return
         for peer in range(self.size):
-            if peer not in self.stopped and self.is_gone(peer):
-                self._note_stopped(peer, DIED.format(why=_first_line(error)))
-
-    def _deliver(self, arrival: Arrival) -> None:
-        with self.lock:
-            listener = self._listeners.get(arrival.context)
-            if listener is not None:
-                listener.arrived(arrival)
-            elif arrival.context not in self._closed:
-                self._early.setdefault(arrival.context, []).append(arrival)
+            if peer not in self._contexts.stopped and self.is_gone(peer):
+                self._contexts.note_stopped(peer, DIED.format(why=_first_line(error)))
 
     def _begin(self, peer: int, call: Callable[..., Any], *arguments: Any) -> Any:
         try:

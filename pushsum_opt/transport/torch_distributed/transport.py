@@ -20,9 +20,10 @@ from ..base import ANY, Notice, Ticket, Transport
 from ..set_up import TIMEOUT, LogStalls
 from ..waiting import Report
 from . import by_messages
+from .contexts import Arrival
 from .job import mesh_of, roll_of
 from .looks import Looks
-from .mesh import Arrival, gone
+from .mesh import gone
 
 __all__ = ["TorchTransport"]
 

@@ -15,7 +15,7 @@ from pushsum_opt.errors import RanksLost
 
 dying, closed = (Path(sys.argv[1]) / name for name in ("dying", "closed"))
 me = ps.rank()
-push_sum = ps.PushSum([np.full(10, float(me))], on_loss="continue", timeout=60)
+push_sum = ps.PushSum([np.full(10, float(me))], on_loss="continue", timeout=300)
 push_sum.mix()
 survival = push_sum.member.survival
 passes = survival._all_have_done_it

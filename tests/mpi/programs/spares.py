@@ -149,8 +149,8 @@ held, weights = ps.sum(optimizer.push_weight), ps.sum(optimizer.push_sum.initial
 assert abs(held - optimizer.size) < 1e-12, held
 assert abs(weights - optimizer.size) < 1e-12, weights
 assert changes[-1] == optimizer.members, changes
-lost = sum((one.ranks for one in optimizer.losses), ())
-left = sum((tuple(set(one.ranks) - set(one.replaced)) for one in optimizer.losses), ())
+lost = tuple(sorted(rank for one in optimizer.losses for rank in one.ranks))  # two may die one after the other
+left = tuple(sorted(rank for one in optimizer.losses for rank in set(one.ranks) - set(one.replaced)))
 print(f"rank {ps.rank()} of {ps.size()}: members {optimizer.members}, lost {lost}, not replaced {left}", flush=True)
 if saver is not None:
     saver.close()

@@ -18,6 +18,9 @@ from pushsum_opt.job import ending, world
 from pushsum_opt.transport import Notice
 
 HOW = sys.argv[1]
+TIME_IS_UP = ("hangs", "hangs and goes on", "hangs and is not closed")
+SHORT = (2.0, 6.0)
+"""Seconds that the two ranks wait for a transfer that hangs."""
 
 
 class Connection(fake_nccl.FakeConnection):
@@ -42,6 +45,8 @@ def one_message(transport, waiter, sent, received):
         tickets = [transport.post(sent, 0, 1, "its message")]
     else:
         tickets = [transport.expect(received, 1, 1, "its message")]
+    while "hangs" in HOW and not nccl.made:  # the deadline is for the transfer
+        transport.poll(0.01)
     waiter.wait(tickets, 0)
 
 
@@ -74,7 +79,7 @@ if HOW == "no NCCL":
     nccl.new_id = lambda: 1 / 0
 sent, received = np.full(100_000, 7, np.uint8), np.zeros(100_000, np.uint8)
 on_gpu = device_bytes(sent), device_bytes(received)
-channel, waiter, _ = opened(comm, timeout=(2.0, 6.0)[comm.rank] if "hangs" in HOW else 30.0)
+channel, waiter, _ = opened(comm, timeout=SHORT[comm.rank] if HOW in TIME_IS_UP else 30.0)
 if HOW == "hangs and fails" and comm.rank == 1:
     fails_while_it_sends()
     sys.exit()
