@@ -16,6 +16,8 @@ from pushsum_opt.collectives import over_push_sum
 from pushsum_opt.errors import CheckpointError, ClosedError, PeerFailed, PeerFinished
 from pushsum_opt.interrupts import held_back
 from pushsum_opt.push_sum import closing, rounds
+from pushsum_opt.transport import waiting
+from pushsum_opt.transport.roll_call import asking
 from pushsum_opt.wrapped import putting_back
 
 # Where it hits a generator that is being thrown away, Python itself drops it.
@@ -60,6 +62,13 @@ def none_comes():
         yield
     finally:
         sys.setprofile(profile)
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    """Ranks that wait for one that has been interrupted soon ask whether it comes."""
+    monkeypatch.setattr(waiting, "LISTEN_AFTER_S", 0.01)
+    monkeypatch.setattr(asking, "ASK_AFTER_S", 0.02)
 
 
 @pytest.fixture(autouse=True)
