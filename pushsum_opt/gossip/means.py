@@ -5,9 +5,8 @@ have reported, and of how many have. It gives its out-peers the share of these t
 quotient of the two parts tends to the mean. Once a value changes, a rank adds the change to its part, so the sums stay
 what they should be (dynamic average consensus: Zhu and Martinez 2010).
 
-Changes are added at the first round of a *window* only. A window has as many rounds as the graph needs to bring the
-ranks together; on a graph that averages exactly in a period, these are whole periods. Therefore all ranks read the same
-mean of values of one moment, and own noise does not stand out in it.
+Changes are added at the first round of a window only (:mod:`.windows`). Therefore all ranks read the same mean of
+values of one moment, and own noise does not stand out in it.
 """
 
 from __future__ import annotations
@@ -16,19 +15,18 @@ import hashlib
 import math
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import ConfigurationError, MismatchError
-from ..graphs import Graph
-from ..graphs.settling import rounds_to_settle
 from ..memory import Sums
 from .sketch import NUMBERS
+from .windows import Window
 from .wire import NO_NUMBERS, NUMBERS_BYTES
 
-__all__ = ["CONSENSUS_DISTANCE", "MASS_HELD", "MASS_IN_FLIGHT", "MOST_NAMES", "Means", "Window", "window_of"]
+__all__ = ["CONSENSUS_DISTANCE", "MASS_HELD", "MASS_IN_FLIGHT", "MOST_NAMES", "Means"]
 
 MOST_NAMES = 16
 CONSENSUS_DISTANCE, MASS_HELD, MASS_IN_FLIGHT = "consensus_distance", "mass_held", "mass_in_flight"
@@ -38,12 +36,6 @@ DISTANCE, MASS = range(len(OWN))
 SKETCH = slice(len(OWN), len(OWN) + NUMBERS)
 USERS = SKETCH.stop
 PLACES = USERS + MOST_NAMES
-SETTLED = 0.05
-"""What is left at the end of a window of what ranks differed by; where a graph averages exactly, nothing is."""
-MOST_STEPS = 128
-"""Of a window: on a graph that mixes more slowly, more is left."""
-ASYNCHRONOUS_WINDOWS = 2
-"""An asynchronous window is so many times as long: ranks are not in step, and give less."""
 SKETCH_OFTEN = 128
 """In so many first rounds there is a sketch for each window."""
 SKETCH_ROUNDS = 16
@@ -60,59 +52,6 @@ assert _HEAD.size + 2 * PLACES * 8 == NUMBERS_BYTES
 ASKED, MEASURES = 1, 2
 HEAD_OF_SUM = 4
 NOTHING = bytes(2 * PLACES * 8)
-
-
-class Window:
-    """In which rounds ranks add what has changed, give, and read.
-
-    Args:
-        rounds: from one change to the next.
-        giving: those of them, counted from 0, in which a rank gives. What it gives is merged before it gives again, so
-            that late messages mix as those of synchronous rounds do.
-    """
-
-    def __init__(self, rounds: int, giving: Iterable[int]) -> None:
-        self.rounds = rounds
-        self.giving = frozenset(giving)
-
-    def begins(self, round: int) -> bool:
-        return round % self.rounds == 0
-
-    def ends(self, round: int) -> bool:
-        return (round + 1) % self.rounds == 0
-
-    def gives(self, round: int) -> bool:
-        return round % self.rounds in self.giving
-
-
-def window_of(graph: Graph, size: int, staleness: int | str) -> Window:
-    """Return the window of a graph; the same on every rank.
-
-    >>> from pushsum_opt.graphs import OnePeerExponential
-    >>> window = window_of(OnePeerExponential(), 16, 1)
-    >>> window.rounds, sorted(window.giving)
-    (9, [0, 2, 5, 7])
-    """
-    period = graph.period(size)
-    steps = max(1, rounds_to_settle(graph, size, SETTLED, MOST_STEPS))
-    if period is not None and period <= MOST_STEPS:
-        steps = period * -(-steps // period)
-    if staleness == "unbounded":
-        return _every(1, ASYNCHRONOUS_WINDOWS * steps)
-    apart = int(staleness) + 1
-    if period is None or period > MOST_STEPS:
-        return _every(apart, steps)
-    in_order = _every(1 + period * -(-(apart - 1) // period), steps)
-    if graph.symmetry(size) is None and in_order.rounds <= MOST_STEPS:
-        return in_order
-    # Of shifts the order does not matter. Where the same would come again before all have come, a round is left out.
-    again = math.gcd(apart, period)
-    giving = [apart * step + (step * again // period if again > 1 else 0) for step in range(steps)]
-    return Window(giving[-1] + apart, giving)
-
-
-def _every(apart: int, steps: int) -> Window:
-    return Window(apart * steps, range(0, apart * steps, apart))
 
 
 class Means:

@@ -12,10 +12,11 @@ from ..arguments import GraphLike
 from ..channel.agreement import normalised_data_weight
 from ..errors import RanksLost
 from ..faults import Account, Settlement
-from ..gossip.means import Means, window_of
+from ..gossip.means import Means
 from ..gossip.merging import Merger
 from ..gossip.protocol import Exchange, Mode
 from ..gossip.sketch import Sketch
+from ..gossip.windows import window_of
 from ..gossip.wire import Header
 from ..hosts import Participant
 from ..observe.events import Events

@@ -11,8 +11,9 @@ from support.problems import Irregular
 
 import pushsum_opt as ps
 from pushsum_opt.errors import ConfigurationError, MismatchError, PeerFailed
-from pushsum_opt.gossip.means import Means, window_of
+from pushsum_opt.gossip.means import Means
 from pushsum_opt.gossip.sketch import Sketch
+from pushsum_opt.gossip.windows import window_of
 from pushsum_opt.gossip.wire import HEADER_BYTES
 from pushsum_opt.graphs import BaseK, Complete, OnePeerExponential, Ring
 from pushsum_opt.transport.loopback.world import EAGER_BYTES
