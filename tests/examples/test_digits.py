@@ -28,11 +28,6 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-def reached(output: str) -> float:
-    """Return the best of the last three epochs: without a bound, or where a rank dies, runs differ by 0.3 points."""
-    return max(accuracies(output)[-3:])
-
-
 def accuracies(output: str) -> list[float]:
     return [float(text) for text in re.findall(r"test accuracy ([\d.]+)%", output)]
 
@@ -42,7 +37,7 @@ def test_four_ranks_reach_97_percent(staleness, tmp_path):
     checkpoint = tmp_path / "digits.pt"
     words = [str(EXAMPLE), "--staleness", staleness, "--checkpoint", str(checkpoint), "--state", str(tmp_path)]
     output = run(sys.executable, "-m", "pushsum_opt", "run", "-np", "4", *warm_python(*FOR_EXAMPLES), *words)
-    assert reached(output) >= 97.0
+    assert accuracies(output)[-1] >= 97.0
     assert "4 ranks on 1 host" in output
     saved = torch.load(checkpoint, weights_only=True)
     assert saved["optimizer"]["push_sum"]["size"] == 4
@@ -56,7 +51,7 @@ def test_three_ranks_reach_97_percent_when_the_fourth_is_killed_in_epoch_3(stale
     output = run(sys.executable, "-m", "pushsum_opt", "run", "--survive", "-np", "4", *words)
     assert re.search(r"rank 2 is lost, and the others go on from round (49|5\d):", output)
     assert len(accuracies(output)) == 15
-    assert reached(output) >= 97.0
+    assert accuracies(output)[-1] >= 97.0
 
 
 def test_a_spare_takes_the_place_of_a_rank_that_is_killed_in_epoch_3_and_four_ranks_reach_97_percent(tmp_path):
@@ -66,7 +61,7 @@ def test_a_spare_takes_the_place_of_a_rank_that_is_killed_in_epoch_3_and_four_ra
     assert re.search(r"rank 2 is lost, and the others go on from round (49|5\d):", output)
     assert re.search(r"a spare has taken the place of rank 2, from round \d+: 4 ranks train now", output)
     assert len(accuracies(output)) == 15
-    assert reached(output) >= 97.0
+    assert accuracies(output)[-1] >= 97.0
 
 
 def test_one_rank_needs_no_launcher():

@@ -64,10 +64,10 @@ def each_rank(
     size: int, program: str, *arguments: str, limit: float = 120.0, warm: bool | None = None, **variables: str
 ):
     """Run as :func:`mpirun` does; the output is mpirun's own, then that of rank 0, of rank 1, and so on."""
-    return apart(["-np", str(size)], script(program, *arguments, warm=warm), limit, **variables)
+    return run_apart(["-np", str(size)], script(program, *arguments, warm=warm), limit, **variables)
 
 
-def apart(options: list[str], command: list[str], limit: float, **variables: str):
+def run_apart(options: list[str], command: list[str], limit: float, **variables: str):
     """Run a command by mpirun with options of its own; the output is mpirun's, then that of each rank by itself.
 
     What ranks print at the same time may be cut anywhere, also within a line, where mpirun puts it together.
@@ -128,7 +128,7 @@ def fault_tolerant(size: int, program: str, *arguments: str, limit: float = 120.
     """
     variables |= {"PUSHSUM_SPARES": str(spares)} if spares else {}
     options = ["--with-ft", "ulfm", "-np", str(size + spares)]
-    return apart(options, script(program, *arguments), limit, **variables)
+    return run_apart(options, script(program, *arguments), limit, **variables)
 
 
 def finished(command: list[str], limit: float, folder: Path | None = None, **variables: str):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from mpi.launch import HERE, apart, succeeds
+from mpi.launch import HERE, run_apart, succeeds
 from mpi.needs import needs_fault_tolerance
 from warm.python import warm_python
 
@@ -38,7 +38,7 @@ def under_pytest(*more, options=()):
     words = ["-q", "--color=no", "-p", "no:cacheprovider", "-c", "/dev/null", *more]
     pytest_runs = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
     program = str(HERE / "programs" / "under_pytest.py")
-    return apart([*options, "-np", "2"], [*warm_python(), "-c", pytest_runs, *words, program], 150.0)
+    return run_apart([*options, "-np", "2"], [*warm_python(), "-c", pytest_runs, *words, program], 150.0)
 
 
 def test_test_that_fails_on_one_rank_fails_on_all_and_the_next_one_is_sound():

@@ -13,7 +13,7 @@ def test_the_timelines_of_ranks_whose_clocks_differ_make_one_trace(tmp_path):
     succeeds(3, "timeline.py", str(tmp_path))
     trace = trace_of(tmp_path)
     assert len(trace.arrows) == 3 * 12
-    assert trace.about["clock_error_us"] < 1e6  # the clocks themselves are 300 s apart
+    assert trace.about["clock_error_us"] < 1e5  # the clocks themselves are 300 s apart
     assert len(trace.named("forward")) == 3 * 12
 
 

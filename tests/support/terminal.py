@@ -20,10 +20,11 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 class AtTerminal:
-    """Run a command as the first of a session, in the foreground of a new terminal; all it shows is read at once.
+    """Run a command as the leader of a session, in the foreground of a new terminal. All it shows is read at once.
 
-    ``pty.fork()`` would do the same by a fork of the test's process: its child has none of the threads that may hold a
-    lock at that moment, and then waits for ever. This command is started by a Python that has only just begun.
+    ``pty.fork()`` is not used, because it forks the test's process. Where another thread holds a lock at that moment,
+    the child has the lock but not the thread, and may wait for ever. Here a new Python takes the terminal, and becomes
+    the command.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
